@@ -1,0 +1,59 @@
+"""Kamerton finds out, with evidence, which way of adapting a language model is best for your examples.
+
+    import kamerton as kt
+    result = kt.compare("examples/dates.yaml")
+    adapted = kt.tune("examples/dates.yaml", "lora")
+
+Names are imported when they are first used, so that `import kamerton` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "compare": "kamerton.comparison.run",
+    "Comparison": "kamerton.comparison.run",
+    "tune": "kamerton.api",
+    "evaluate": "kamerton.api",
+    "load": "kamerton.api",
+    "Evaluation": "kamerton.api",
+    "load_base": "kamerton.base",
+    "Base": "kamerton.base",
+    "load_task": "kamerton.tasks",
+    "Task": "kamerton.tasks.example",
+    "Example": "kamerton.tasks.example",
+    "Message": "kamerton.tasks.example",
+    "Budget": "kamerton.training",
+    "Sampling": "kamerton.inference",
+    "Answer": "kamerton.inference",
+    "Adapted": "kamerton.methods.method",
+    "KamertonError": "kamerton.errors",
+}
+
+if TYPE_CHECKING:
+    from kamerton.api import Evaluation, evaluate, load, tune
+    from kamerton.base import Base, load_base
+    from kamerton.comparison.run import Comparison, compare
+    from kamerton.errors import KamertonError
+    from kamerton.inference import Answer, Sampling
+    from kamerton.methods.method import Adapted
+    from kamerton.tasks import load_task
+    from kamerton.tasks.example import Example, Message, Task
+    from kamerton.training import Budget
+
+__all__ = [
+    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "KamertonError", "Message",
+    "Sampling", "Task", "compare", "evaluate", "load", "load_base", "load_task", "tune",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'kamerton' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

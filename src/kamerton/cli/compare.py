@@ -1,0 +1,45 @@
+"""`kamerton compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(
+        epilog="Examples:\n\n"
+        "kamerton compare examples/dates.yaml\n\n"
+        "kamerton compare examples/banking77.yaml --data ~/data/banking77 --output runs/banking\n\n"
+        "kamerton compare examples/dates.yaml --set seeds=5 --set budget.epochs=2"
+    )
+    def compare(
+        recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).", show_default=False)],
+        output: Annotated[Path | None, typer.Option(help="Folder for results; default: the recipe's.")] = None,
+        data: Annotated[Path | None, typer.Option(help="A local copy of the task's data: a folder or file.")] = None,
+        workers: Annotated[int | None, typer.Option(min=1, help="Processes at a time.")] = None,
+        set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: budget.epochs=2.")] = None,
+    ) -> None:
+        """Compare methods on one task under one budget, and write a report.
+
+        Stopped at any moment, the same command goes on from what is finished.
+        """
+        from rich.console import Console
+
+        from kamerton.cli.display import Bars
+        from kamerton.comparison.run import compare as run
+        from kamerton.recipe import load_recipe
+
+        result = run(load_recipe(recipe, data=data, overrides=set_ or []), output=output, workers=workers, watcher=Bars())
+        console = Console()
+        console.print()
+        console.print(str(result), highlight=False, markup=False, soft_wrap=True)
+        console.print(result.sentence, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"\nreport: {result.report}", highlight=False, markup=False, soft_wrap=True)
+        if result.failed:
+            console.print(f"{len(result.failed)} cells failed; run the same command to try them again", highlight=False)
+            raise typer.Exit(1)

@@ -1,0 +1,47 @@
+"""The `kamerton` command. One file a command group; here they are gathered, and errors become one line.
+
+A mistake of the user's is one line on standard error and exit status 2; Ctrl-C is exit status 130, and what was done
+is kept. Nothing heavy is imported before a command needs it, so `kamerton --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from kamerton.cli import chat, compare, evaluate, methods, recipe, tune
+from kamerton.errors import KamertonError
+
+app = typer.Typer(
+    name="kamerton", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    help="Find out, with evidence, which way of adapting a language model is best for your examples.",
+    epilog="Start with: **kamerton compare examples/dates.yaml**",
+)  # fmt: skip
+compare.register(app)
+tune.register(app)
+evaluate.register(app)
+chat.register(app)
+methods.register(app)
+app.add_typer(recipe.app, name="recipe")
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from kamerton.comparison.machine import kamerton_version
+
+        typer.echo(f"kamerton {kamerton_version()}")
+        raise typer.Exit
+
+
+def run() -> None:
+    """Entry point of the command."""
+    try:
+        app()
+    except KamertonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
+        sys.exit(130)

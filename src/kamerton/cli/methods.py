@@ -1,0 +1,43 @@
+"""`kamerton methods`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(epilog="Examples:\n\nkamerton methods\n\nkamerton methods lora")
+    def methods(
+        name: Annotated[str | None, typer.Argument(help="One method, with all its options.")] = None,
+    ) -> None:
+        """List the methods: what each trains and costs; or one method's options and defaults."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from kamerton.methods import METHODS, get_method
+        from kamerton.methods.costs import cost_line
+
+        console = Console()
+        if name is None:
+            table = Table("method", "what it does", "trains", "cost", box=None, pad_edge=False, header_style="bold")
+            for known in METHODS:
+                method = get_method(known)
+                table.add_row(known, method.summary, method.trains, cost_line(method))
+            console.print(table)
+            console.print("\none method's options: kamerton methods NAME", highlight=False)
+            return
+        method = get_method(name)
+        console.print(f"{name}: {method.summary}\ntrains {method.trains}\npaper {method.paper}", highlight=False)
+        console.print(f"cost {cost_line(method)}", highlight=False)
+        rates = getattr(method, "learning_rates", ())
+        if rates:
+            console.print(f"learning rates tried: {', '.join(f'{r:g}' for r in rates)}", highlight=False)
+        table = Table("option", "default", "meaning", box=None, pad_edge=False, header_style="bold")
+        for option, field in method.options.model_fields.items():
+            table.add_row(option, str(field.default), field.description or "")
+        if method.options.model_fields:
+            console.print(table)

@@ -1,0 +1,60 @@
+"""`kamerton recipe check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Work with recipes.")
+
+
+@app.callback()
+def _group() -> None:
+    """Work with recipes."""
+
+
+@app.command(
+    epilog="Examples:\n\nkamerton recipe check examples/dates.yaml\n\n"
+    "kamerton recipe check examples/sst2.yaml --data ~/data/sst2"
+)
+def check(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="A local copy of the task's data: a folder or file.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="Print so many examples.")] = 2,
+) -> None:
+    """Read a recipe and its data without running anything, and show what a model would be asked."""
+    from rich.console import Console
+
+    from kamerton.comparison.run import check_task
+    from kamerton.methods import resolve
+    from kamerton.recipe import load_recipe
+    from kamerton.tasks import load_task
+    from kamerton.training import Budget
+
+    loaded = load_recipe(recipe, data=data)
+    methods = resolve(loaded)
+    task = load_task(loaded.task)
+    check_task(task)
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"{recipe}: good")
+    say(f"base      {loaded.base.model}")
+    say(f"task      {task.name}: {len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test")
+    say(f"metrics   {', '.join(task.metrics)}")
+    say(f"methods   {', '.join(label for label, *_ in methods)}")
+    say(f"seeds     {', '.join(map(str, loaded.seeds))}")
+    say(f"budget    {Budget(**loaded.budget.model_dump())}")
+    for note in task.notes:
+        say(f"note      {note}")
+    for example in task.train[:show]:
+        say("")
+        for message in example.messages:
+            say(f"{message.role:9} {message.content}")
+        say(f"{'answer':9} {example.answers[0]}")
+        if example.choices:
+            say(f"{'choices':9} {len(example.choices)}: {', '.join(example.choices[:5])} …")

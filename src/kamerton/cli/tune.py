@@ -1,0 +1,64 @@
+"""`kamerton tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(
+        epilog="Examples:\n\n"
+        "kamerton tune examples/dates.yaml lora --output runs/dates-lora\n\n"
+        "kamerton tune examples/dates.yaml lora --output runs/r4 --option rank=4 --option learning_rate=0.001"
+    )
+    def tune(
+        recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).", show_default=False)],
+        method: Annotated[str | None, typer.Argument(help="A method or label; default: the recipe's only one.")] = None,
+        output: Annotated[Path | None, typer.Option(help="Folder; default: runs/<recipe>-<method>.")] = None,
+        data: Annotated[Path | None, typer.Option(help="A local copy of the task's data: a folder or file.")] = None,
+        seed: Annotated[int | None, typer.Option(min=0, help="Seed; default: the recipe's first.")] = None,
+        option: Annotated[list[str] | None, typer.Option(help="An option of the method: rank=4.")] = None,
+        set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: budget.epochs=2.")] = None,
+    ) -> None:
+        """Adapt a base to a task by one method and save the result.
+
+        Stopped at any moment, the same command goes on from the last checkpoint.
+        """
+        import yaml
+        from rich.console import Console
+
+        from kamerton.api import tune as run
+        from kamerton.cli.display import OneBar
+        from kamerton.errors import RecipeError
+        from kamerton.recipe import load_recipe
+
+        loaded = load_recipe(recipe, data=data, overrides=set_ or [])
+        options = {}
+        for text in option or []:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise RecipeError(f"--option {text} has no value", mend="write --option name=value")
+            options[name.strip()] = yaml.safe_load(value)
+        folder = output or Path("runs") / f"{loaded.name}-{method or loaded.methods[0].label}"
+        with OneBar() as bar:
+            adapted = run(loaded, method, output=folder, options=options, seed=seed, report=bar)
+        console, record = Console(), adapted.record
+        for note in record.notes:
+            console.print(note, highlight=False, markup=False)
+        for tried in record.search:
+            console.print(
+                f"learning rate {tried['learning_rate']:g}: validation loss {tried['validation_loss']:.4f}", highlight=False
+            )
+        held_out = [row["validation_loss"] for row in record.curve if "validation_loss" in row]
+        if held_out:
+            console.print(
+                f"validation loss {min(held_out):.4f}, {record.tokens:,} tokens in {record.seconds:.0f} s, "
+                f"{record.trainable_parameters:,} trained parameters", highlight=False,
+            )  # fmt: skip
+        console.print(f"saved: {folder}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"next: kamerton eval {folder} {recipe}    or    kamerton chat {folder}", highlight=False)

@@ -1,0 +1,1 @@
+"""Cells, budget, resumable store, verdict and report."""

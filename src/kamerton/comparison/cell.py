@@ -1,0 +1,125 @@
+"""One cell: adapt, read the test set once, measure, write the record."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kamerton.base.load import Base
+from kamerton.base.work import flops
+from kamerton.comparison.store import Cell, Store
+from kamerton.evaluation.answering import answer, judge, latency, values
+from kamerton.evaluation.forgetting import Reference, bits_per_byte, kl
+from kamerton.evaluation.memory import peak_bytes, reset_peak
+from kamerton.inference import Sampling
+from kamerton.methods import get_method, parse_options
+from kamerton.methods.method import Adapted, Run
+from kamerton.tasks.example import Message, Task
+from kamerton.training import Budget
+
+Report = Callable[[str, float, str], None]
+
+
+def run_cell(
+    store: Store, cell: Cell, base: Base, task: Task, budget: Budget, reference: Reference | None,
+    sampling: dict[str, Any], max_batch_tokens: int, report: Report,
+) -> dict[str, Any]:  # fmt: skip
+    """Run one cell and write its files.
+
+    Returns:
+        The record that was written.
+    """
+    folder = store.cell_folder(cell.label, cell.seed)
+    method = get_method(cell.method)
+    options = parse_options(method, cell.options)
+    gc.collect()
+    can_reset = reset_peak()
+    torch.manual_seed(cell.seed)
+    run = Run(folder / "fit", cell.seed, report, max_batch_tokens)
+    started = time.perf_counter()
+    adapted = method.fit(base, task, budget, options, run)
+    fitted = time.perf_counter()
+
+    model = adapted.engine.model
+    work_before = model.work.copy()
+    plan = Sampling(**sampling, max_tokens=task.max_answer_tokens, seed=cell.seed)
+    answers = answer(
+        adapted, task.test, plan,
+        progress=lambda done, total: report("answering the test set", done / total, f"{done} of {total} questions"),
+    )  # fmt: skip
+    evaluated = time.perf_counter()
+    evaluate_flops = flops(model.work - work_before, model.hf)
+    statistics = judge(answers.texts, task.test, task.metrics)
+    report("measuring", 0.3, "latency and forgetting")
+    delay = latency(adapted, task.test, plan)
+    forgot = _forgetting(adapted, reference)
+
+    adapter = folder / "adapter"
+    partial = folder / ".partial-adapter"
+    shutil.rmtree(partial, ignore_errors=True)
+    adapted.save(partial)
+    shutil.rmtree(adapter, ignore_errors=True)
+    partial.rename(adapter)
+
+    fit = adapted.record
+    n = len(task.test)
+    record = {
+        "label": cell.label, "method": cell.method, "seed": cell.seed, "status": "ok",
+        "fingerprint": cell.fingerprint, "options": adapted.options.model_dump(), "chosen": fit.chosen,
+        "search": fit.search, "metrics": values(statistics, task.test),
+        "seconds": {"fit": fit.seconds or fitted - started, "evaluate": evaluated - fitted},
+        "tokens": {
+            "trained": fit.tokens, "prompt": sum(answers.prompt_tokens),
+            "generated": sum(answers.generated_tokens),
+        },
+        "flops": {"fit": fit.flops, "evaluate": evaluate_flops},
+        "peak_memory_bytes": peak_bytes(), "trainable_parameters": fit.trainable_parameters,
+        "disk_bytes": folder_bytes(adapter),
+        "latency_seconds": delay,
+        "tokens_per_answer": {
+            "prompt": sum(answers.prompt_tokens) / n, "generated": sum(answers.generated_tokens) / n,
+        },
+        "forgetting": forgot, "validation_loss": _best(fit.curve),
+        "notes": [*fit.notes, *([] if can_reset else ["peak memory counts from the start of the process"])],
+    }  # fmt: skip
+    lines = [
+        {"id": e.id, "answer": text, "statistics": {name: rows[i].tolist() for name, rows in statistics.items()}}
+        for i, (e, text) in enumerate(zip(task.test, answers.texts, strict=True))
+    ]
+    store.write_cell(cell, record, lines, fit.curve)
+    shutil.rmtree(folder / "fit", ignore_errors=True)
+    return record
+
+
+def failed_record(cell: Cell, error: str) -> dict[str, Any]:
+    """The record of a cell that failed; it is run again next time."""
+    return {
+        "label": cell.label, "method": cell.method, "seed": cell.seed, "status": "failed",
+        "fingerprint": cell.fingerprint, "options": cell.options, "error": error,
+    }  # fmt: skip
+
+
+def _forgetting(adapted: Adapted, reference: Reference | None) -> dict[str, float] | None:
+    if reference is None:
+        return None
+    asked = [adapted.prepare((Message("user", prompt),)) for prompt in reference.prompts]
+    return {
+        "bits_per_byte": bits_per_byte(adapted.engine, reference.pieces),
+        "bits_per_byte_base": reference.bits_per_byte,
+        "kl": kl(adapted.engine, asked, reference),
+    }
+
+
+def _best(curve: list[dict[str, float]]) -> float | None:
+    return min((row["validation_loss"] for row in curve if "validation_loss" in row), default=None)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

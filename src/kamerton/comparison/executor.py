@@ -1,0 +1,123 @@
+"""Run cells on worker processes of this machine.
+
+Each worker is a process of its own that runs cell after cell. A worker that dies takes one cell with it: the cell is
+marked failed and another worker is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kamerton.comparison.cell import failed_record
+from kamerton.comparison.store import Cell, Store
+
+OnEvent = Callable[[Cell, dict[str, Any]], None]
+
+
+class _Worker:
+    """One process and the thread that reads its events into the common queue."""
+
+    def __init__(
+        self, number: int, store: Store, threads: int, events: queue.Queue[tuple[int, dict[str, Any]]]
+    ) -> None:
+        self.number = number
+        self.cell: Cell | None = None
+        self._log = (store.folder / f"worker-{number}.log").open("ab")
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kamerton.comparison.worker", str(store.folder), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",
+            env=environment, start_new_session=True,  # a Ctrl-C goes to the parent alone, which ends its workers
+        )  # fmt: skip
+        threading.Thread(target=self._read, args=(events,), daemon=True).start()
+
+    def _read(self, events: queue.Queue[tuple[int, dict[str, Any]]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                events.put((self.number, json.loads(line)))
+        events.put((self.number, {"event": "ended", "code": self.process.wait()}))
+
+    def give(self, cell: Cell) -> None:
+        assert self.process.stdin is not None
+        self.cell = cell
+        with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed by its `ended` event
+            self.process.stdin.write(json.dumps(asdict(cell)) + "\n")
+            self.process.stdin.flush()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+        try:
+            self.process.wait(timeout=5 if self.cell is None else 0)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self._log.close()
+
+
+def run_cells(store: Store, cells: Sequence[Cell], *, workers: int, threads: int, on_event: OnEvent) -> None:
+    """Run all cells; returns when each is done or failed.
+
+    Args:
+        workers: processes at a time; `threads`: of each.
+        on_event: told about every event of every cell (progress, done, failed).
+    """
+    waiting = list(cells)
+    events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
+    pool: dict[int, _Worker] = {}
+    number = 0
+    try:
+        while waiting or any(w.cell is not None for w in pool.values()):
+            while waiting and len(pool) < workers:
+                pool[number] = _Worker(number, store, threads, events)
+                pool[number].give(waiting.pop(0))
+                number += 1
+            at, event = events.get()
+            worker = pool.get(at)
+            if worker is None:
+                continue
+            cell = worker.cell
+            if event["event"] == "ended":
+                del pool[at]
+                worker.end()
+                if cell is not None:
+                    error = _death(event["code"], store.folder / f"worker-{at}.log")
+                    store.write_cell(cell, failed_record(cell, error), None, [])
+                    on_event(cell, {"event": "failed", "error": error})
+                continue
+            if cell is None:
+                continue
+            if event["event"] in ("done", "failed"):
+                worker.cell = None
+                on_event(cell, event)
+                if waiting:
+                    worker.give(waiting.pop(0))
+            else:
+                on_event(cell, event)
+    finally:
+        for worker in pool.values():
+            worker.end()
+
+
+def _death(code: int, log: Path) -> str:
+    reason = f"signal {-code}" if code < 0 else f"status {code}"
+    if code == -9:
+        reason += ", perhaps out of memory"
+    return f"its process ended with {reason} (see {log})"

@@ -1,0 +1,205 @@
+"use strict";
+// Filters and pages the answers, switches the cost plots; the state is kept in the address after "#".
+(function () {
+  var PAGE = 10;
+  var holder = document.getElementById("data");
+  if (!holder) return;
+  var data = JSON.parse(holder.textContent);
+  var form = document.getElementById("filters");
+  var fields = ["filter", "method", "group", "seed", "q"];
+  var state = { filter: "all", method: "", group: "", seed: "", q: "", page: 1, cost: "" };
+  var anchors = /^[a-z]+$/;
+
+  // --- what a run says: one column of answers and scores for each method and seed
+  function run(method, seed) {
+    var mine = data.runs.filter(function (r) { return r.m === method; });
+    for (var i = 0; i < mine.length; i++) if (mine[i].seeds.indexOf(seed) >= 0) return mine[i];
+    return null;
+  }
+  function columns() {
+    var seed = Number(state.seed);
+    return data.methods.map(function (_, m) { return run(m, seed); });
+  }
+  function norm(text) { return text.trim().toLowerCase().replace(/\s+/g, " "); }
+  function score(column, i) {
+    if (!column) return null;
+    if (column.s) return column.s[i];
+    var answer = norm(column.a[i]);
+    return data.items[i].r.some(function (r) { return norm(r) === answer; }) ? 1 : 0;
+  }
+
+  function wanted(i, cols, needle) {
+    var item = data.items[i];
+    if (state.group && item.g !== state.group) return false;
+    if (state.filter !== "all") {
+      var right = 0, wrong = 0, seen = 0, mine = null, different = false, first = null;
+      for (var m = 0; m < cols.length; m++) {
+        var s = score(cols[m], i);
+        if (s === null) continue;
+        seen++;
+        if (first === null) first = s; else if (Math.abs(s - first) > 1e-9) different = true;
+        if (s >= 1) right++; else if (s <= 0) wrong++;
+        if (data.methods[m] === state.method) mine = s;
+      }
+      if (state.filter === "disagree" && !different) return false;
+      if (state.filter === "all-right" && right !== seen) return false;
+      if (state.filter === "all-wrong" && right !== 0) return false;
+      if (state.filter === "only-right" && !(mine !== null && mine >= 1 && right === 1)) return false;
+      if (state.filter === "only-wrong" && !(mine !== null && mine < 1 && right === seen - 1)) return false;
+    }
+    if (needle) {
+      var text = item.id + "\n" + item.q + "\n" + item.r.join("\n");
+      if (text.toLowerCase().indexOf(needle) >= 0) return true;
+      return cols.some(function (c) { return c && c.a[i].toLowerCase().indexOf(needle) >= 0; });
+    }
+    return true;
+  }
+
+  // --- showing; text goes in as text, never as markup
+  function add(parent, name, cls, text) {
+    var node = document.createElement(name);
+    if (cls) node.className = cls;
+    if (text !== undefined) node.textContent = text;
+    parent.appendChild(node);
+    return node;
+  }
+  function long(parent, cls, text) {
+    var node = add(parent, "div", cls, text);
+    node.dir = "auto";
+    if (text.length > 600) node.tabIndex = 0; // so that the keyboard can scroll it
+    return node;
+  }
+  function card(i, cols) {
+    var item = data.items[i], box = document.createElement("article");
+    box.className = "card";
+    add(box, "div", "meta", [item.id, item.g].filter(Boolean).join(" · "));
+    var left = add(box, "div");
+    (item.c || []).forEach(function (turn) { long(left, "question empty", turn[0] + ": " + turn[1]); });
+    long(left, "question", item.q);
+    var reference = add(left, "div", "reference");
+    add(reference, "span", "label", item.r.length > 1 ? "References " : "Reference ");
+    var bold = add(reference, "strong", "", item.r.join(" | "));
+    bold.dir = "auto";
+    var right = add(box, "div", "answers");
+    cols.forEach(function (column, m) {
+      var name = add(right, "div", "label", data.methods[m]);
+      name.title = data.methods[m];
+      var s = score(column, i);
+      if (s === null) { add(right, "div", "mark part", ""); add(right, "div", "answer empty", "no result for this seed"); return; }
+      var kind = s >= 1 ? "right" : s <= 0 ? "wrong" : "part";
+      var mark = add(right, "div", "mark " + kind, s >= 1 ? "\u2713" : s <= 0 ? "\u2717" : s.toFixed(2));
+      mark.setAttribute("aria-label", s >= 1 ? "right" : s <= 0 ? "wrong" : "score " + s.toFixed(2));
+      mark.setAttribute("role", "img");
+      if (column.a[i].trim()) long(right, "answer", column.a[i]); else add(right, "div", "answer empty", "(empty)");
+    });
+    return box;
+  }
+
+  var found = [];
+  function search() {
+    var cols = columns(), needle = state.q.toLowerCase();
+    found = [];
+    for (var i = 0; i < data.items.length; i++) if (wanted(i, cols, needle)) found.push(i);
+    return cols;
+  }
+  function show() {
+    var cols = search();
+    var pages = Math.max(1, Math.ceil(found.length / PAGE));
+    state.page = Math.min(Math.max(1, state.page), pages);
+    var cards = document.getElementById("cards");
+    cards.textContent = "";
+    found.slice((state.page - 1) * PAGE, state.page * PAGE).forEach(function (i) { cards.appendChild(card(i, cols)); });
+    document.getElementById("count").textContent =
+      found.length + " of " + data.items.length + " examples" + (data.left_out ? ". " + data.left_out : "");
+    document.getElementById("where").textContent = "page " + state.page + " of " + pages;
+    document.getElementById("previous").disabled = state.page <= 1;
+    document.getElementById("next").disabled = state.page >= pages;
+    form.elements.method.parentNode.hidden = !/^only/.test(state.filter);
+  }
+
+  // --- the address
+  function read() {
+    var hash = location.hash.slice(1);
+    if (anchors.test(hash) || hash === "") return false; // a plain anchor of the page, or nothing
+    var given = new URLSearchParams(hash);
+    fields.concat("cost").forEach(function (key) { if (given.has(key)) state[key] = given.get(key); });
+    state.page = Number(given.get("page")) || 1;
+    return true;
+  }
+  function write() {
+    var kept = new URLSearchParams();
+    fields.concat("cost").forEach(function (key) {
+      if (state[key] && state[key] !== start[key] && (key !== "method" || /^only/.test(state.filter))) kept.set(key, state[key]);
+    });
+    if (state.page > 1) kept.set("page", state.page);
+    history.replaceState(null, "", kept.toString() ? "#" + kept : location.pathname + location.search);
+  }
+  function fill() {
+    fields.forEach(function (key) {
+      var field = form.elements[key];
+      field.value = state[key];
+      if (field.value !== String(state[key])) { state[key] = start[key]; field.value = start[key]; } // unknown in the address
+    });
+  }
+
+  // --- cost plots
+  function plot() {
+    var figures = document.querySelectorAll("figure.quality");
+    if (!figures.length) return;
+    var keys = Array.prototype.map.call(figures, function (f) { return f.dataset.plot; });
+    if (keys.indexOf(state.cost) < 0) state.cost = keys[0];
+    figures.forEach(function (f) { f.hidden = f.dataset.plot !== state.cost; });
+    document.querySelectorAll(".switch button").forEach(function (b) {
+      b.setAttribute("aria-pressed", String(b.dataset.plot === state.cost));
+    });
+  }
+
+  // --- start
+  function options(name, values) {
+    values.forEach(function (value) { add(form.elements[name], "option", "", value).value = value; });
+  }
+  options("method", data.methods);
+  options("group", data.groups);
+  options("seed", data.seeds.map(String));
+  form.elements.group.parentNode.hidden = !data.groups.length;
+  form.elements.seed.parentNode.hidden = data.seeds.length < 2;
+  state.method = data.methods[0];
+  state.seed = String(data.seeds[0]);
+  var start = Object.assign({}, state);
+  if (data.system) {
+    var told = add(document.getElementById("system"), "details");
+    add(told, "summary", "", "System message of all examples");
+    add(told, "pre", "", data.system);
+  }
+  var bar = document.querySelector(".switch");
+  if (bar) bar.hidden = false;
+  var linked = read();
+  fill();
+  plot();
+  start.cost = (document.querySelector("figure.quality") || { dataset: {} }).dataset.plot || "";
+  show();
+  if (linked && /(^|&|#)(filter|group|seed|q|page)=/.test(location.hash)) document.getElementById("answers").scrollIntoView();
+
+  var waiting = 0;
+  function changed() {
+    fields.forEach(function (key) { state[key] = form.elements[key].value; });
+    state.page = 1;
+    show();
+    write();
+  }
+  form.addEventListener("change", changed);
+  form.addEventListener("submit", function (event) { event.preventDefault(); changed(); });
+  form.elements.q.addEventListener("input", function () { clearTimeout(waiting); waiting = setTimeout(changed, 150); });
+  function turn(step) {
+    state.page += step;
+    show();
+    write();
+    document.getElementById("answers").scrollIntoView();
+  }
+  document.getElementById("previous").addEventListener("click", function () { turn(-1); });
+  document.getElementById("next").addEventListener("click", function () { turn(1); });
+  document.querySelectorAll(".switch button").forEach(function (b) {
+    b.addEventListener("click", function () { state.cost = b.dataset.plot; plot(); write(); });
+  });
+  window.addEventListener("hashchange", function () { if (read()) { fill(); plot(); show(); } });
+})();

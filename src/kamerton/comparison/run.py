@@ -1,0 +1,298 @@
+"""`compare`: methods × seeds on one task under one budget, and their verdict.
+
+Plans the cells, runs those that are missing or changed, and writes the report. Stopped at any moment, it goes on from
+its finished cells and checkpoints, and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from kamerton.base import Base, load_base
+from kamerton.comparison.executor import run_cells
+from kamerton.comparison.machine import cores, kamerton_version, machine, versions
+from kamerton.comparison.report import write_report
+from kamerton.comparison.store import Cell, Store
+from kamerton.errors import KamertonError
+from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
+from kamerton.evaluation.metrics import get_metric
+from kamerton.inference import Engine, Sampling
+from kamerton.methods import resolve
+from kamerton.recipe import Recipe, TextSpec, load_recipe
+from kamerton.tasks import Task, load_task
+from kamerton.tasks.example import fingerprint
+from kamerton.training import Budget
+from kamerton.training.files import write_json, write_text
+
+RESULT_VERSION = 1
+"""Raised when a change of the program changes results; cells made before are then run again."""
+
+
+class Watcher:
+    """Told what a comparison does. The default says nothing; the command line draws bars."""
+
+    def line(self, text: str) -> None:
+        """Something worth a line."""
+
+    def start(self, waiting: int, finished: int) -> None:
+        """How many cells there are to run, and how many are finished from before."""
+
+    def event(self, cell: Cell, event: dict[str, Any]) -> None:
+        """A cell's progress, end or failure."""
+
+    def close(self) -> None:
+        """Called once at the end, however it ends."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that ran.
+
+    Attributes:
+        folder: holds everything.
+        results: what is in `results.json`.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in a sentence."""
+        return str(self.results["verdict"]["sentence"])
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Records of the cells that failed."""
+        return [c for c in self.results["cells"] if c["status"] != "ok"]
+
+    def adapter(self, label: str, seed: int | None = None) -> Path:
+        """The folder of what a method trained; default: the seed with the best validation loss."""
+        cells = [c for c in self.results["cells"] if c["label"] == label and c["status"] == "ok"]
+        if seed is not None:
+            cells = [c for c in cells if c["seed"] == seed]
+        if not cells:
+            raise KamertonError(f"no finished cell of '{label}'", where=self.folder, mend="name one of its methods")
+        best = min(cells, key=lambda c: (c.get("validation_loss") is None, c.get("validation_loss") or 0.0, c["seed"]))
+        return Store(self.folder).cell_folder(label, best["seed"]) / "adapter"
+
+    def __str__(self) -> str:
+        return (self.folder / "table.md").read_text(encoding="utf-8")
+
+    def _repr_markdown_(self) -> str:
+        return f"{self.sentence}\n\n{self}"
+
+
+def compare(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    output: str | Path | None = None,
+    data: str | Path | None = None,
+    task: Task | None = None,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Run a comparison and write its report.
+
+    Args:
+        recipe: a recipe's path, its content as a mapping, or a `Recipe`.
+        output: the folder; default: the recipe's `output`, else `runs/<name>`.
+        data: a local copy of the task's data (see `load_recipe`).
+        task: examples made in Python, in place of the recipe's task.
+        workers: processes at a time; default: one for each two cores, as memory allows (one for a GPU).
+        watcher: told about progress.
+
+    Returns:
+        The comparison; failed cells are in it, they do not raise.
+
+    Raises:
+        KamertonError: the recipe, task or base is wrong, or another comparison runs in the folder.
+    """
+    watcher = watcher or Watcher()
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
+    methods = resolve(recipe)
+    budget = Budget(**recipe.budget.model_dump())
+    task = task or load_task(recipe.task)
+    check_task(task)
+    folder = Path(output or recipe.output or Path("runs") / recipe.name)
+    store = Store(folder)
+    lock = store.lock()
+    try:
+        watcher.line(
+            f"task {task.name}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test "
+            f"examples; decided by {task.metrics[0]}"
+        )
+        for note in task.notes:
+            watcher.line(f"  {note}")
+        base_request = base_options(recipe)
+        base = load_base(**base_request)
+        watcher.line(f"base {base.info}")
+        sampling = Sampling(**recipe.evaluation.sampling.model_dump())
+        settings = _settings(recipe, base, task, methods, budget)
+        common = {
+            "version": RESULT_VERSION, "base": base.info.fingerprint, "renderer": base.renderer.fingerprint,
+            "task": task.fingerprint, "budget": asdict(budget), "evaluation": recipe.evaluation.model_dump(),
+            "forgetting": recipe.forgetting.model_dump() if recipe.forgetting else None, "device": base.info.device,
+        }  # fmt: skip
+        cells = []
+        for label, method, options, _ in methods:
+            seeded = method.seeded(options) or sampling.temperature > 0
+            for seed in recipe.seeds:
+                same_as = None if seeded or seed == recipe.seeds[0] else recipe.seeds[0]
+                about = {**common, "method": method.name, "options": options.model_dump(), "seed": seed}
+                cells.append(Cell(label, method.name, dict(options.model_dump()), seed, fingerprint(about), same_as))
+        store.drop_stale(cells)
+        store.write_task(task)
+        if recipe.text:
+            write_text(folder / "recipe.yaml", recipe.text)
+        write_json(folder / "settings.json", settings)
+        todo = [c for c in cells if not store.finished(c)]
+        watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
+        if todo:
+            ref = _reference(recipe, base, store, common, watcher)
+            write_json(folder / "plan.json", {
+                "base": {k: str(v) if isinstance(v, Path) else v for k, v in base_request.items()}
+                | {"dtype": base.info.dtype},
+                "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
+                "sampling": recipe.evaluation.sampling.model_dump(),
+                "max_batch_tokens": recipe.evaluation.max_batch_tokens,
+            })  # fmt: skip
+            count = workers or default_workers(base)
+            base.model.hf.to("meta")  # the workers have their own; its memory is theirs
+            run_cells(
+                store, [c for c in todo if c.same_as is None], workers=count, threads=max(1, cores() // count),
+                on_event=watcher.event,
+            )  # fmt: skip
+            for cell in todo:
+                if cell.same_as is not None:
+                    store.copy_cell(cell)
+        report = write_report(folder)
+        return Comparison(folder, json.loads(report.with_name("results.json").read_text(encoding="utf-8")))
+    finally:
+        watcher.close()
+        lock.release()
+
+
+def check_task(task: Task) -> None:
+    """Refuse a task that cannot be judged: an unknown metric, an empty test set."""
+    if not task.test:
+        raise KamertonError(
+            "the test split is empty", where=task.name, mend="give test examples, or split: {test: 0.2}"
+        )
+    for name in task.metrics:
+        get_metric(name, task.test)
+
+
+def base_options(recipe: Recipe) -> dict[str, Any]:
+    """What `load_base` is asked for, paths resolved."""
+    spec = recipe.base
+    name: str | Path = spec.model
+    resolved = recipe.resolve(spec.model)
+    if spec.model != "demo" and resolved.exists():
+        name = resolved
+    template = recipe.resolve(spec.chat_template) if spec.chat_template else None
+    return {
+        "name": name, "dtype": spec.dtype, "device": spec.device, "trust_remote_code": spec.trust_remote_code,
+        "chat_template": template,
+    }  # fmt: skip
+
+
+def general_text(recipe: Recipe, spec: TextSpec, size: int) -> str:
+    """The text on which forgetting is measured."""
+    if spec.hub is not None:
+        return _hub_text(recipe, spec, size)
+    if spec.path == "embedded":
+        return embedded_text(size)
+    return read_text(recipe.resolve(spec.path), size)
+
+
+def default_workers(base: Base) -> int:
+    """One process for each two cores, as long as each has memory for the base four times over; one for a GPU."""
+    if base.model.device.type != "cpu":
+        return 1
+    each = 2**30 + 16 * base.info.parameters  # weights, gradients and two moments in float32
+    return max(1, min(cores() // 2, int(psutil.virtual_memory().available * 0.8 // each)))
+
+
+def _reference(recipe: Recipe, base: Base, store: Store, common: dict[str, Any], watcher: Watcher) -> Reference | None:
+    """What the base says to general text and prompts; measured once and kept."""
+    spec = recipe.forgetting
+    if spec is None:
+        return None
+    path = store.folder / "reference.json"
+    key = fingerprint({k: common[k] for k in ("version", "base", "renderer", "forgetting")})
+    if path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["key"] == key:
+            return Reference(**saved["reference"])
+    watcher.line("measuring the base on general text and prompts")
+    text = general_text(recipe, spec.text, spec.bytes)
+    engine = Engine(base.model, base.renderer, max_batch_tokens=recipe.evaluation.max_batch_tokens)
+    measured = reference(engine, text, spec.prompts)
+    write_json(path, {"key": key, "reference": measured.to_dict()})
+    return measured
+
+
+def _hub_text(recipe: Recipe, spec: TextSpec, size: int) -> str:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(spec.hub, spec.config, split=spec.split, streaming=True)
+        parts, length = [], 0
+        for row in rows:
+            parts.append(str(row[spec.column]))
+            length += len(parts[-1].encode()) + 2
+            if length >= size:
+                break
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise recipe.error(
+            ("forgetting", "text", "hub"),
+            f"cannot be read ({type(error).__name__}: {first[:150]})",
+            mend="check the id, the column and the network, or use text: embedded",
+        ) from error
+    return "\n\n".join(parts).encode()[:size].decode(errors="ignore")
+
+
+def _settings(
+    recipe: Recipe, base: Base, task: Task, methods: list[tuple[str, Any, Any, int]], budget: Budget
+) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "recipe": recipe.text or recipe.model_dump(mode="json"),
+        "base": {k: v for k, v in asdict(base.info).items() if k != "free_bytes"},
+        "renderer_fingerprint": base.renderer.fingerprint,
+        "task": {
+            "name": task.name, "source": task.source, "metrics": list(task.metrics),
+            "sizes": {s: len(getattr(task, s)) for s in ("train", "validation", "test")}, "notes": list(task.notes),
+            "fingerprint": task.fingerprint, "max_answer_tokens": task.max_answer_tokens,
+        },
+        "methods": [
+            {"label": label, "method": m.name, "options": o.model_dump(), "summary": m.summary} for label, m, o, _ in methods
+        ],
+        "seeds": list(recipe.seeds),
+        "budget": asdict(budget),
+        "evaluation": recipe.evaluation.model_dump(),
+        "forgetting": recipe.forgetting.model_dump() if recipe.forgetting else None,
+        "versions": versions(),
+        "machine": machine(),
+        "kamerton": kamerton_version(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }  # fmt: skip
+
+
+__all__ = ["Comparison", "Watcher", "compare"]

@@ -1,0 +1,144 @@
+"""The folder of a comparison: what is in it, and how a finished cell is told from an unfinished one.
+
+Everything that decides a cell's result goes into its fingerprint; a cell whose `cell.json` has that fingerprint and
+status `ok` is finished and is not run again. Files are written under another name and renamed, `cell.json` last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kamerton.errors import KamertonError
+from kamerton.tasks.example import Example, Message, Task
+from kamerton.training.files import read_jsonl, write_json, write_jsonl
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one seed.
+
+    Attributes:
+        label: names the method's row; `method`, `options`: what it is.
+        seed: of everything random in it.
+        fingerprint: of everything that decides its result.
+        same_as: the seed whose result this one equals, where the seed changes nothing.
+    """
+
+    label: str
+    method: str
+    options: dict[str, Any]
+    seed: int
+    fingerprint: str
+    same_as: int | None = None
+
+
+class Store:
+    """A comparison's folder.
+
+    Args:
+        folder: made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def lock(self) -> FileLock:
+        """A lock that only one running comparison can hold; freed when its process ends, however it ends.
+
+        Raises:
+            KamertonError: another one holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise KamertonError(
+                "another comparison is running in this folder",
+                where=self.folder,
+                mend="wait for it, or name another output",
+            ) from None
+        return lock
+
+    def cell_folder(self, label: str, seed: int) -> Path:
+        return self.folder / "cells" / label / f"seed-{seed}"
+
+    def cell_lock(self, cell: Cell) -> FileLock:
+        """A lock on one cell, waited for."""
+        folder = self.cell_folder(cell.label, cell.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / ".lock")
+
+    def record(self, cell: Cell) -> dict[str, Any] | None:
+        """The record of a cell as it stands, whatever made it; None where there is none that can be read."""
+        try:
+            record: dict[str, Any] = json.loads((self.cell_folder(cell.label, cell.seed) / "cell.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+        return record
+
+    def finished(self, cell: Cell) -> bool:
+        record = self.record(cell)
+        return record is not None and record.get("status") == "ok" and record.get("fingerprint") == cell.fingerprint
+
+    def write_cell(
+        self, cell: Cell, record: dict[str, Any], answers: list[dict[str, Any]] | None, curve: list[dict[str, float]]
+    ) -> None:
+        """Write a cell's files; the record last, so that its presence means that the rest is there."""
+        folder = self.cell_folder(cell.label, cell.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if answers is not None:
+            write_jsonl(folder / "answers.jsonl", answers)
+            write_jsonl(folder / "curve.jsonl", list(curve))
+        write_json(folder / "cell.json", record)
+
+    def copy_cell(self, cell: Cell) -> None:
+        """Give a cell the result of the seed that it equals."""
+        assert cell.same_as is not None
+        source = self.cell_folder(cell.label, cell.same_as)
+        record = json.loads((source / "cell.json").read_text())
+        answers = read_jsonl(source / "answers.jsonl") if record["status"] == "ok" else None
+        record = {**record, "seed": cell.seed, "fingerprint": cell.fingerprint, "same_as_seed": cell.same_as}
+        self.write_cell(cell, record, answers, [])
+
+    def drop_stale(self, cells: Sequence[Cell]) -> None:
+        """Remove what belongs to no cell of this comparison, and what a changed recipe made worthless."""
+        root = self.folder / "cells"
+        wanted = {(c.label, f"seed-{c.seed}"): c for c in cells}
+        for folder in [p for p in root.glob("*/seed-*") if p.is_dir()]:
+            cell = wanted.get((folder.parent.name, folder.name))
+            record = self.record(cell) if cell is not None else None
+            if cell is None or (record is not None and record.get("fingerprint") != cell.fingerprint):
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in [p for p in root.glob("*") if p.is_dir() and not any(p.iterdir())]:
+            folder.rmdir()
+
+    # -- the task -----------------------------------------------------------------------------------------------------
+
+    def write_task(self, task: Task) -> None:
+        """Keep the examples, so that a resumed comparison and its report need nothing else."""
+        for split in SPLITS:
+            write_jsonl(self.folder / f"{split}.jsonl", [asdict(e) for e in getattr(task, split)])
+        about = {k: getattr(task, k) for k in ("name", "metrics", "max_answer_tokens", "notes", "source")}
+        write_json(self.folder / "task.json", about)
+
+    def read_task(self) -> Task:
+        about = json.loads((self.folder / "task.json").read_text())
+        splits = {s: tuple(_example(row) for row in read_jsonl(self.folder / f"{s}.jsonl")) for s in SPLITS}
+        return Task(**{**about, "metrics": tuple(about["metrics"]), "notes": tuple(about["notes"])}, **splits)
+
+
+def _example(row: dict[str, Any]) -> Example:
+    return Example(**{
+        **row, "messages": tuple(Message(**m) for m in row["messages"]), "answers": tuple(row["answers"]),
+        "choices": tuple(row["choices"]),
+    })  # fmt: skip

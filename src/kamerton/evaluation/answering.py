@@ -1,0 +1,95 @@
+"""Run a model over a split: rank closed choices, generate everything else, and judge the answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from kamerton.evaluation.metrics import get_metric
+from kamerton.inference import Answer, Sampling
+from kamerton.tasks.example import Conversation, Example
+
+Watch = Callable[[int, int], None]
+
+
+class Answerer(Protocol):
+    """What evaluation sees of an adapted model."""
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Watch | None = None
+    ) -> list[Answer]: ...
+
+    def score(
+        self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]], *,
+        progress: Watch | None = None,
+    ) -> list[list[float]]: ...  # fmt: skip
+
+    def prompt_tokens(self, conversation: Conversation) -> int: ...
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to a split.
+
+    Attributes:
+        texts: one answer for each example.
+        prompt_tokens: tokens that the model read for each, shots and soft tokens included.
+        generated_tokens: tokens that it wrote (for a choice: the tokens of the choice that won).
+    """
+
+    texts: list[str]
+    prompt_tokens: list[int]
+    generated_tokens: list[int]
+
+
+def answer(
+    model: Answerer, examples: Sequence[Example], sampling: Sampling, *, progress: Watch | None = None
+) -> Answers:
+    """Answer every example: choices are ranked by the log-probability of the whole choice, the rest is generated."""
+    texts = [""] * len(examples)
+    prompts, generated = [0] * len(examples), [0] * len(examples)
+    closed = [i for i, e in enumerate(examples) if e.choices]
+    free = [i for i, e in enumerate(examples) if not e.choices]
+    total = len(examples)
+
+    def tell(offset: int) -> Watch:
+        return lambda done, _: progress(offset + done, total) if progress is not None else None
+
+    if closed:
+        conversations = [examples[i].messages for i in closed]
+        scores = model.score(conversations, [examples[i].choices for i in closed], progress=tell(0))
+        for i, values in zip(closed, scores, strict=True):
+            texts[i] = examples[i].choices[int(np.argmax(values))]
+            prompts[i] = model.prompt_tokens(examples[i].messages)
+    if free:
+        answers = model.generate([examples[i].messages for i in free], sampling, progress=tell(len(closed)))
+        for i, one in zip(free, answers, strict=True):
+            texts[i], prompts[i], generated[i] = one.text, one.prompt_tokens, len(one.tokens)
+    return Answers(texts, prompts, generated)
+
+
+def judge(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    """Per metric the statistics of each answer, (N, S)."""
+    return {name: get_metric(name, examples).statistics(texts, examples) for name in metrics}
+
+
+def values(statistics: dict[str, np.ndarray], examples: Sequence[Example]) -> dict[str, float]:
+    """Per metric its value over all answers."""
+    return {
+        name: float(get_metric(name, examples).aggregate(rows.sum(axis=0), len(rows)))
+        for name, rows in statistics.items()
+    }
+
+
+def latency(model: Answerer, examples: Sequence[Example], sampling: Sampling, count: int = 5) -> float:
+    """Median seconds for one question answered alone, over the first `count` examples after one that warms up."""
+    times = []
+    for example in [examples[0], *examples[:count]]:
+        start = time.perf_counter()
+        answer(model, [example], sampling)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))

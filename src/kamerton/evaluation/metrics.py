@@ -1,0 +1,290 @@
+"""Metrics: linear statistics of each example, and an aggregate of their sum.
+
+Every metric here is `aggregate(sum of statistics, count)`. So the value on any resample of the examples is one weighted
+sum away, and bootstraps and permutation tests are exact and vectorised even for corpus metrics (BLEU, macro F1).
+Spearman's correlation is left out: ranks depend on the whole sample, so it has no such statistics; use `pearson`.
+
+`accuracy`, `exact-match`, `macro-f1`, `matthews` and functions of the user's own are in this file, metrics that compare
+texts in `text_metrics.py`, metrics that read a value out of the answer (numbers, JSON, dates) in `value_metrics.py`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from kamerton.errors import KamertonError, TaskError
+from kamerton.functions import import_function, is_function
+from kamerton.recipe import TaskSpec
+from kamerton.recipe_errors import closest
+from kamerton.tasks.example import Example, Task
+
+
+class Metric(Protocol):
+    """What judges answers.
+
+    Attributes:
+        name: as recipes write it.
+        higher_is_better: whether more is better.
+        range: lowest and highest value.
+    """
+
+    name: str
+    higher_is_better: bool
+    range: tuple[float, float]
+
+    def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        """Sufficient statistics of each example. (N answers, N examples) -> (N, S) float64."""
+        ...
+
+    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:
+        """The value of the metric from summed statistics and the number of examples. (..., S), (...) -> (...)."""
+        ...
+
+
+def evaluate(metric: Metric, answers: Sequence[str], examples: Sequence[Example]) -> float:
+    """The value of a metric on some answers.
+
+    Raises:
+        ValueError: there are no examples, or not one answer for each.
+    """
+    if len(answers) != len(examples) or not examples:
+        raise ValueError(f"{len(answers)} answers for {len(examples)} examples")
+    return float(metric.aggregate(metric.statistics(answers, examples).sum(0), float(len(examples))))
+
+
+def normalise(text: str) -> str:
+    """A text as exact match compares it: Unicode NFKC, case folded, spaces collapsed, ends stripped."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def class_name(text: str) -> str:
+    """A text as a class: normalised, without quotes around it and a full stop after it."""
+    return normalise(text).strip("\"'`«»“”‘’*").rstrip(".").strip()
+
+
+class MeanMetric:
+    """A metric that is the mean of a score between 0 and 1 for each example. S = 1."""
+
+    higher_is_better = True
+    range = (0.0, 1.0)
+
+    def __init__(self, name: str, score: Callable[[str, Example], float]) -> None:
+        self.name = name
+        self._score = score
+
+    def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        """(N, 1): the score of each answer."""
+        scores = [float(self._score(answer, example)) for answer, example in zip(answers, examples, strict=True)]
+        return np.array(scores, dtype=np.float64).reshape(-1, 1)
+
+    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:
+        """The mean."""
+        return np.asarray(sums)[..., 0] / count
+
+
+def best_of(score: Callable[[str, str], float]) -> Callable[[str, Example], float]:
+    """A score of (answer, reference) as one of (answer, example): the best over the accepted answers."""
+    return lambda answer, example: max(score(answer, reference) for reference in example.answers)
+
+
+def exact_match(answer: str, example: Example) -> float:
+    """1 where the answer equals an accepted one after `normalise`, else 0."""
+    return float(normalise(answer) in {normalise(reference) for reference in example.answers})
+
+
+def accuracy(answer: str, example: Example) -> float:
+    """1 where the answer is an accepted class after `class_name`, else 0."""
+    return float(class_name(answer) in {class_name(reference) for reference in example.answers})
+
+
+class _ClassMetric:
+    """A metric over classes: what the examples' choices and accepted answers are. Answers outside are no class."""
+
+    higher_is_better = True
+
+    def __init__(self, name: str, examples: Sequence[Example] | None) -> None:
+        self.name = name
+        self._classes = self._collect(examples) if examples else None
+
+    @staticmethod
+    def _collect(examples: Sequence[Example]) -> dict[str, int]:
+        names = {class_name(example.answers[0]) for example in examples}
+        if len({example.choices for example in examples}) == 1:  # one closed set for all: classes never seen count too
+            names |= {class_name(choice) for choice in examples[0].choices}
+        return {name: index for index, name in enumerate(sorted(names))}
+
+    def _indices(self, answers: Sequence[str], examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray, int]:
+        """True and predicted class of each example, (N,) each; C, the number of classes, stands for none of them."""
+        classes = self._classes if self._classes is not None else self._collect(examples)
+        true, predicted = [], []
+        for answer, example in zip(answers, examples, strict=True):
+            name = class_name(answer)
+            accepted = [class_name(reference) for reference in example.answers]
+            if accepted[0] not in classes:
+                message = f"class {accepted[0]!r} is unknown to {self.name}"
+                raise TaskError(message, where=example.id, mend="pass all examples to get_metric")
+            predicted.append(classes.get(name, len(classes)))
+            true.append(classes[name if name in accepted and name in classes else accepted[0]])
+        return np.array(true, dtype=np.int64), np.array(predicted, dtype=np.int64), len(classes)
+
+
+class MacroF1(_ClassMetric):
+    """Mean F1 over the classes that occur as truth or as answer. S = 3C: true positives, false positives, misses.
+
+    As scikit-learn's `f1_score(average="macro")`, except that answers outside the classes count as misses of the true
+    class and make no class of their own.
+    """
+
+    range = (0.0, 1.0)
+
+    def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        """(N, 3C)."""
+        true, predicted, classes = self._indices(answers, examples)
+        table = np.zeros((len(true), 3, classes + 1))
+        rows = np.arange(len(true))
+        right = true == predicted
+        table[rows[right], 0, true[right]] = 1
+        table[rows[~right], 1, predicted[~right]] = 1
+        table[rows[~right], 2, true[~right]] = 1
+        return table[:, :, :classes].reshape(len(true), 3 * classes)
+
+    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:  # noqa: ARG002 (contract)
+        """2 tp / (2 tp + fp + fn), averaged over the classes that occur; 0 where none does."""
+        sums = np.asarray(sums)
+        hits, false, missed = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+        size = 2 * hits + false + missed
+        f1 = np.divide(2 * hits, size, out=np.zeros_like(size, dtype=np.float64), where=size > 0)
+        return f1.sum(-1) / np.maximum((size > 0).sum(-1), 1)
+
+
+class Matthews(_ClassMetric):
+    """Matthews correlation, for two classes or more (Gorodkin 2004). S = 1 + 2C + 1.
+
+    Needs only the number of right answers and how often each class is true and answered. 0 where it is not defined.
+    """
+
+    range = (-1.0, 1.0)
+
+    def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        """(N, 1 + C + C + 1): right, true class, answered class or none."""
+        true, predicted, classes = self._indices(answers, examples)
+        right = (true == predicted).astype(np.float64)[:, None]
+        return np.concatenate([right, np.eye(classes)[true], np.eye(classes + 1)[predicted]], axis=1)
+
+    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:
+        """(right·N - Σ p t) / sqrt((N² - Σ p²)(N² - Σ t²))."""
+        sums, total = np.asarray(sums, dtype=np.float64), np.asarray(count, dtype=np.float64)
+        classes = (sums.shape[-1] - 2) // 2
+        true, predicted = sums[..., 1 : 1 + classes], sums[..., 1 + classes :]
+        covariance = sums[..., 0] * total - (true * predicted[..., :classes]).sum(-1)
+        spread = (total**2 - (predicted**2).sum(-1)) * (total**2 - (true**2).sum(-1))
+        safe = spread > 1e-12 * total**4
+        return np.where(safe, covariance / np.sqrt(np.where(safe, spread, 1.0)), 0.0)
+
+
+class FunctionMetric:
+    """A function of the user's own: (answer, example) -> float, or -> list of floats with an `aggregate` of its own.
+
+    The function may carry attributes: `higher_is_better` (True), `range` ((0, 1)), and, needed for lists,
+    `aggregate(sums, count)` with the shapes of `Metric.aggregate`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._function = import_function(name)
+        self.higher_is_better = bool(getattr(self._function, "higher_is_better", True))
+        low, high = getattr(self._function, "range", (0.0, 1.0))
+        self.range = (float(low), float(high))
+
+    def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        """(N, S): what the function returns for each answer."""
+        rows: list[np.ndarray] = []
+        for answer, example in zip(answers, examples, strict=True):
+            try:
+                row = np.atleast_1d(np.asarray(self._function(answer, example), dtype=np.float64))
+            except KamertonError:
+                raise
+            except Exception as error:  # the user's code can raise anything
+                message = f"fails on example {example.id}: {type(error).__name__}: {error}"
+                raise TaskError(message, where=self.name, mend="mend the function") from error
+            if row.ndim != 1 or not np.isfinite(row).all() or (rows and row.shape != rows[0].shape):
+                message = f"returns {row.tolist()!r} for example {example.id}"
+                raise TaskError(message, where=self.name, mend="return one number, or always as many finite ones")
+            rows.append(row)
+        if rows and rows[0].size > 1 and not hasattr(self._function, "aggregate"):
+            mend = "give it an attribute: function.aggregate = lambda sums, count: …"
+            raise TaskError("returns a list and has no aggregate", where=self.name, mend=mend)
+        return np.stack(rows) if rows else np.zeros((0, 1))
+
+    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:
+        """The function's own aggregate, or the mean."""
+        own: Any = getattr(self._function, "aggregate", None)
+        return np.asarray(own(sums, count)) if own is not None else np.asarray(sums)[..., 0] / count
+
+
+def metric_names() -> list[str]:
+    """The names of the metrics that are built in."""
+    from kamerton.evaluation import text_metrics, value_metrics
+
+    own = ["accuracy", "exact-match", "macro-f1", "matthews"]
+    return sorted([*own, *text_metrics.METRICS, *value_metrics.METRICS])
+
+
+def get_metric(name: str, examples: Sequence[Example] | None = None) -> Metric:
+    """A metric by name.
+
+    Args:
+        name: a built-in one; one with a parameter, such as `numeric:0.01` (tolerance) or `bleu:zh` (sacrebleu's
+            tokenizer); or a function, `package.module:function` or `file.py:function`.
+        examples: those that will be judged. Metrics over classes take their classes from them, `pearson` its centre;
+            without them, from the examples of each call.
+
+    Raises:
+        TaskError: there is no such metric (the closest name is given), or its parameter is wrong.
+    """
+    from kamerton.evaluation import text_metrics, value_metrics
+
+    plain: dict[str, Callable[[], Metric]] = {
+        "accuracy": lambda: MeanMetric("accuracy", accuracy),
+        "exact-match": lambda: MeanMetric("exact-match", exact_match),
+        "macro-f1": lambda: MacroF1("macro-f1", examples),
+        "matthews": lambda: Matthews("matthews", examples),
+    }
+    base, _, parameter = name.partition(":")
+    if name in plain:
+        return plain[name]()
+    for module in (text_metrics, value_metrics):
+        if base in module.METRICS:
+            return module.METRICS[base](name, parameter, examples)
+    if is_function(name) and base not in plain:
+        return FunctionMetric(name)
+    if base == "spearman":
+        mend = "use pearson"
+        raise TaskError("spearman needs the ranks of the whole sample and is not offered", where="metrics", mend=mend)
+    raise TaskError(f"unknown metric {name!r}", where="metrics", mend=closest(name, metric_names()))
+
+
+def task_metrics(task: Task, spec: TaskSpec | None = None) -> list[Metric]:
+    """The metrics of a task, made for its test examples; an unknown one is an error at its line of the recipe.
+
+    Args:
+        task: the task.
+        spec: the `task` of the recipe, where there is one.
+
+    Raises:
+        TaskError: there is no such metric.
+    """
+    metrics = []
+    for index, name in enumerate(task.metrics):
+        try:
+            metrics.append(get_metric(name, task.test))
+        except TaskError as error:
+            if spec is None or index >= len(spec.metrics):
+                raise
+            message = error.message if error.where in (None, "metrics") else f"{error.where}: {error.message}"
+            raise spec.error(("metrics", index), message, mend=error.mend) from error
+    return metrics

@@ -1,0 +1,278 @@
+"""What the other rooms call: `Engine` generates answers to conversations and scores continuations of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kamerton.base import CausalModel
+from kamerton.errors import KamertonError
+from kamerton.inference.generate import Decoder, Row
+from kamerton.inference.sampling import Sampling
+from kamerton.inference.score import Scorer, Tree, tree_of
+from kamerton.rendering import Renderer
+from kamerton.tasks.example import Conversation
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: what the model said, without its end token and cut before a stop string.
+        tokens: the sampled tokens, end token included.
+        logprobs: of each token, in nats, under the model at temperature 1 without filters.
+        finish: "stop" at an end token or a stop string, "length" where the room was used up.
+        prompt_tokens: tokens that the model read for it, soft tokens included.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+
+
+@dataclass
+class Usage:
+    """What an engine did since it was made. Sharing is the difference between asked and computed.
+
+    Attributes:
+        asked_tokens: tokens that would have gone through the layers without sharing: a prompt once for each sample or
+            continuation, each continuation, and generated tokens but for an answer's last.
+        computed_tokens: tokens that went through the layers, soft and generated ones included.
+        generated_tokens: tokens of answers.
+        outputs: positions that went through the output layer.
+        seconds: time spent in calls.
+    """
+
+    asked_tokens: int = 0
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    outputs: int = 0
+    seconds: float = 0.0
+
+
+class Engine:
+    """Generates and scores with one model.
+
+    Args:
+        model: the model, with its adapter and front if it has any.
+        renderer: its renderer.
+        max_batch_tokens: bound on memory: tokens whose keys and values are kept at once beside the shared prefix.
+    """
+
+    def __init__(self, model: CausalModel, renderer: Renderer, *, max_batch_tokens: int = 8192) -> None:
+        if max_batch_tokens < 1:
+            raise KamertonError(f"max_batch_tokens is {max_batch_tokens}", mend="use a whole number from 1 up")
+        self.model, self.renderer, self.max_batch_tokens = model, renderer, max_batch_tokens
+        self.usage = Usage()
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        *,
+        progress: Progress | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Sample `sampling.n` answers to each conversation.
+
+        Args:
+            conversations: the conversations, each up to the model's turn.
+            sampling: how to sample.
+            progress: called with the answers finished and their number.
+            on_token: called with the number of the answer and the token id, for each token as it is sampled.
+
+        Returns:
+            len(conversations) × n answers, conversation by conversation, in the order given.
+
+        Raises:
+            KamertonError: a prompt fills the model's positions.
+        """
+        total, done = len(conversations) * sampling.n, 0
+        rows: list[Row | None] = [None] * total
+        prompts = [self.renderer.prompt(c) for c in conversations]
+        for step in self._decode(prompts, sampling):
+            for row in step:
+                if on_token is not None:
+                    on_token(row.index, row.tokens[-1])
+                if row.finish:
+                    rows[row.index] = row
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+        front = len(self.model.front())
+        return [self._answer(row, sampling, front) for row in rows if row is not None]
+
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
+        """Sample one answer and give its text in pieces as it grows, each whole characters.
+
+        The pieces joined are the text that `generate` gives. `sampling.n` is taken as 1.
+        """
+        given = ""
+        for step in self._decode([self.renderer.prompt(conversation)], sampling, samples=1):
+            (row,) = step
+            text = self._text(row, sampling)
+            safe = len(text) if row.finish else _safe_length(text, sampling.stop)
+            if safe > len(given):
+                yield text[len(given) : safe]
+                given = text[:safe]
+
+    # -- log-probabilities ------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        continuations: Sequence[Sequence[str]],
+        *,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """Log-probability in nats of each continuation of each conversation, its end token included.
+
+        Args:
+            conversations: the conversations, each up to the model's turn.
+            continuations: for each conversation the answers to be scored.
+            progress: called with the conversations done and their number.
+
+        Raises:
+            KamertonError: a prompt with a continuation does not fit into the model's positions.
+            ValueError: not one sequence of continuations for each conversation.
+        """
+        if len(conversations) != len(continuations):
+            raise ValueError(f"{len(conversations)} conversations, {len(continuations)} sequences of continuations")
+        prompts = [self.renderer.prompt(c) for c in conversations]
+        known: dict[str, tuple[int, ...]] = {}
+
+        def encode(text: str) -> tuple[int, ...]:
+            if text not in known:
+                known[text] = tuple(self.renderer.answer(text))
+            return known[text]
+
+        trees = [tree_of(tuple(encode(text) for text in texts)) for texts in continuations]
+        edges = self._edges(prompts, trees, progress)
+        return [tree.totals(values) for tree, values in zip(trees, edges, strict=True)]
+
+    def token_log_probs(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Log-probability in nats of each token of each continuation.
+
+        Args:
+            prompts: token ids, each at least one; the model's front is added.
+            continuations: token ids, one continuation for each prompt; those of equal prompts share it.
+
+        Returns:
+            For each continuation a float32 tensor as long as it, on the CPU.
+        """
+        if len(prompts) != len(continuations):
+            raise ValueError(f"{len(prompts)} prompts, {len(continuations)} continuations")
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError("a prompt without tokens: the model has nothing to predict the first token from")
+            groups.setdefault(tuple(prompt), []).append(i)
+        trees = [Tree([continuations[i] for i in members]) for members in groups.values()]
+        out: list[Tensor] = [torch.empty(0)] * len(prompts)
+        edges = self._edges(list(groups), trees, None)
+        for members, tree, values in zip(groups.values(), trees, edges, strict=True):
+            for i, path in zip(members, tree.paths, strict=True):
+                out[i] = values[path]
+        return out
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.usage.seconds += time.perf_counter() - start
+
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, samples: int | None = None) -> Iterator[list[Row]]:
+        if not prompts:
+            return
+        room = [min(sampling.max_tokens, self._room(i, prompt)) for i, prompt in enumerate(prompts)]
+        longest = max((len(s.encode()) for s in sampling.stop), default=0) + 8
+
+        def stopped(tokens: list[int]) -> bool:
+            # a stop string of n bytes spans at most n tokens; eight more keep it off the window's edge
+            tail = self.renderer.decode(tokens[-longest:])
+            return any(s in tail for s in sampling.stop)
+
+        if samples is not None:
+            sampling = replace(sampling, n=samples)
+        decoder = Decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens)
+        with self._timed():
+            try:
+                for step in decoder.run(prompts, room):
+                    self.usage.generated_tokens += len(step)
+                    yield step
+            finally:
+                self._count(decoder)
+
+    def _edges(
+        self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
+    ) -> list[Tensor]:
+        for i, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
+            self._room(i, prompt, max(map(len, tree.paths), default=0))
+        scorer = Scorer(self.model, self.max_batch_tokens, progress)
+        with self._timed():
+            edges = scorer.edges(prompts, trees)
+        self._count(scorer)
+        return edges
+
+    def _count(self, worker: Decoder | Scorer) -> None:
+        self.usage.asked_tokens += worker.asked
+        self.usage.computed_tokens += worker.computed
+        self.usage.outputs += worker.outputs
+
+    def _room(self, number: int, prompt: Sequence[int], need: int = 1) -> int:
+        """Positions that are left behind a prompt; refuses where fewer than `need` are."""
+        limit = self.model.max_length
+        if limit is None:
+            return 2**31
+        room = limit - len(self.model.front()) - len(prompt)
+        if room < need:
+            raise KamertonError(
+                f"its prompt has {len(prompt)} tokens and its answer needs {need}; the model has {limit} positions",
+                where=f"conversation {number}", mend="shorten it, or take fewer shots",
+            )  # fmt: skip
+        return room
+
+    def _text(self, row: Row, sampling: Sampling) -> str:
+        tokens = row.tokens[:-1] if row.tokens[-1] in self.renderer.end_ids else row.tokens
+        text = self.renderer.decode(tokens)
+        cuts = [text.find(s) for s in sampling.stop if s in text]
+        return text[: min(cuts)] if cuts else text
+
+    def _answer(self, row: Row, sampling: Sampling, front: int) -> Answer:
+        return Answer(
+            text=self._text(row, sampling),
+            tokens=tuple(row.tokens),
+            logprobs=tuple(row.logprobs),
+            finish="stop" if row.finish == "stop" else "length",
+            prompt_tokens=len(row.prompt.tokens) + front,
+        )
+
+
+def _safe_length(text: str, stop: Sequence[str]) -> int:
+    """How much of a text cannot change any more: no unfinished character, no beginning of a stop string."""
+    length = len(text.rstrip("\ufffd"))
+    for s in stop:
+        for size in range(min(len(s) - 1, length), 0, -1):
+            if text[:length].endswith(s[:size]):
+                length -= size
+                break
+    return length

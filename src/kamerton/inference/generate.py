@@ -1,0 +1,224 @@
+"""Sample answers: continuous batching over a preallocated cache.
+
+Each distinct prompt goes through the model once. Its keys and values are copied for further samples of it, or, where
+there is only one prompt, shared by all of them. Decoding takes one token of every live row at a time; a row that is
+finished leaves, the last row moves into its slot, and waiting prompts refill what is free.
+
+What it leaves out: speculative decoding and paging (every row has columns for its longest possible answer).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kamerton.base import CausalModel
+from kamerton.base.attention import RowCache
+from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
+from kamerton.inference.sampling import Sampling, next_tokens, stream_key
+
+PREFILL_TOKENS = 4096
+"""Prompt tokens that go through the model at once: enough to fill any matrix unit, little enough to stay in memory."""
+
+
+@dataclass(eq=False, slots=True)
+class Prompt:
+    """A prompt and its answers.
+
+    Attributes:
+        tokens: token ids, without the model's front.
+        room: the longest answer in tokens.
+        samples: the answers, finished or not.
+        hidden: (H,) hidden state of the last token once the prompt went through the model.
+        own: tokens of it that stand in its rows' own columns.
+        waiting: samples that have no slot yet.
+    """
+
+    tokens: Sequence[int]
+    room: int
+    samples: list[Row] = field(default_factory=list)
+    hidden: Tensor | None = None
+    own: Sequence[int] = ()
+    waiting: deque[Row] = field(default_factory=deque)
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One answer in the making: sampled tokens, their log-probabilities, and why it ended ("" while it has not)."""
+
+    prompt: Prompt
+    index: int
+    key: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: str = ""
+
+
+class Decoder:
+    """Decodes the answers of many prompts.
+
+    Args:
+        model: the model.
+        sampling: how to sample.
+        end_ids: tokens that end an answer.
+        stopped: whether the text of these tokens holds a stop string; asked after each token when there are stop strings.
+        max_tokens: cache columns of all rows together, and prompt tokens of one pass.
+    """
+
+    def __init__(
+        self, model: CausalModel, sampling: Sampling, end_ids: Sequence[int], stopped: Callable[[list[int]], bool], max_tokens: int
+    ) -> None:
+        self.model, self.sampling, self.end_ids, self.stopped = model, sampling, frozenset(end_ids), stopped
+        self.max_tokens = max_tokens
+        self.asked = self.computed = self.outputs = 0
+
+    @torch.no_grad()
+    def run(self, prompts: Sequence[Sequence[int]], room: Sequence[int]) -> Iterator[list[Row]]:
+        """Sample `sampling.n` answers to each prompt.
+
+        Args:
+            prompts: token ids, each at least one.
+            room: the longest answer to each prompt, in tokens.
+
+        Yields:
+            After each step the rows that got a token in it. Rows are numbered prompt by prompt.
+        """
+        seen: dict[tuple[int, ...], int] = {}
+        items = []
+        for i, (tokens, limit) in enumerate(zip(prompts, room, strict=True)):
+            item = Prompt(tokens, limit)
+            first = seen.get(tuple(tokens), 0)  # a prompt that comes twice goes on in its own stream of samples
+            seen[tuple(tokens)] = first + self.sampling.n
+            for n in range(self.sampling.n):
+                key = stream_key(self.sampling.seed, tokens, first + n)
+                item.samples.append(Row(item, i * self.sampling.n + n, key))
+            item.waiting.extend(item.samples)
+            items.append(item)
+        single = len(seen) == 1
+        prefix = SharedPrefix(self.model, prompts[0] if single else prompts[0][: common_prefix(prompts)])
+        length = len(prompts[0]) if single else common_prefix(prompts)
+        front = prefix.length - length
+        for item in items:
+            item.own = item.tokens[length:]
+            self.asked += (len(item.tokens) + front) * self.sampling.n
+            if single:
+                item.hidden = prefix.last()
+        items.sort(key=lambda item: -(len(item.own) + item.room))
+        for cohort in self._cohorts(items):
+            yield from self._decode(cohort, prefix)
+        self.computed += prefix.computed
+
+    def _cohorts(self, items: list[Prompt]) -> Iterator[list[Prompt]]:
+        """Prompts, longest first, that share a cache: where not all fit at once, none takes under half its columns."""
+        start = 0
+        while start < len(items):
+            columns = len(items[start].own) + items[start].room
+            left = len(items) - start
+            if left * self.sampling.n * columns <= self.max_tokens:
+                end = len(items)
+            else:
+                end = start + 1
+                while end < len(items) and 2 * (len(items[end].own) + items[end].room) > columns:
+                    end += 1
+            yield items[start:end]
+            start = end
+
+    def _decode(self, items: list[Prompt], prefix: SharedPrefix) -> Iterator[list[Row]]:
+        columns = max(len(item.own) + item.room for item in items)
+        rows = len(items) * self.sampling.n
+        state = _Slots(self, prefix, RowCache(max(1, min(rows, self.max_tokens // columns)), columns), deque(items))
+        while True:
+            state.admit()
+            fresh = [slot for slot, row in enumerate(state.rows) if not row.tokens]
+            if fresh:
+                hidden = [state.rows[slot].prompt.hidden for slot in fresh]
+                yield self._advance([state.rows[slot] for slot in fresh], torch.stack(hidden))  # type: ignore[arg-type]
+                state.release()
+                continue
+            if not state.rows:
+                return
+            self.asked += len(state.rows)
+            step = prefix.forward([[row.tokens[-1]] for row in state.rows], cache=state.cache)
+            yield self._advance(state.rows, step.rows)
+            state.release()
+
+    def _advance(self, rows: list[Row], hidden: Tensor) -> list[Row]:
+        """Sample one token for each row from (B, H) hidden states; returns the rows."""
+        self.outputs += len(rows)
+        tokens, logprobs = next_tokens(
+            self.model.output(hidden), self.sampling, [row.key for row in rows], [len(row.tokens) for row in rows]
+        )
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            if token in self.end_ids or (self.sampling.stop and self.stopped(row.tokens)):
+                row.finish = "stop"
+            elif len(row.tokens) >= row.prompt.room:
+                row.finish = "length"
+        return list(rows)
+
+
+class _Slots:
+    """The rows that are being decoded, row i in slot i of the cache."""
+
+    def __init__(self, decoder: Decoder, prefix: SharedPrefix, cache: RowCache, waiting: deque[Prompt]) -> None:
+        self.decoder, self.prefix, self.cache, self.waiting = decoder, prefix, cache, waiting
+        self.rows: list[Row] = []
+
+    def admit(self) -> None:
+        """Fill free slots: first with further samples of prompts that are in the cache, then with waiting prompts."""
+        for slot, row in enumerate(list(self.rows)):
+            while row.prompt.waiting and len(self.rows) < self.cache.capacity:
+                self._copy(row.prompt, slot)
+        free = self.cache.capacity - len(self.rows)
+        # a pass costs as much as a step of decoding, so it waits until an eighth of the slots is free
+        if not self.waiting or free < max(1, self.cache.capacity // 8 if self.rows else 1):
+            return
+        taken: list[Prompt] = []
+        while self.waiting and free > 0:
+            taken.append(self.waiting.popleft())
+            free -= min(free, len(taken[-1].waiting))
+        taken.sort(key=lambda item: -len(item.own))
+        for batch in fill([len(item.own) for item in taken], min(PREFILL_TOKENS, self.decoder.max_tokens)):
+            self._prefill([taken[i] for i in batch])
+        for item in taken:
+            slot = next(i for i, row in enumerate(self.rows) if row.prompt is item)
+            while item.waiting and len(self.rows) < self.cache.capacity:
+                self._copy(item, slot)
+
+    def _prefill(self, items: list[Prompt]) -> None:
+        slots = range(len(self.rows), len(self.rows) + len(items))
+        self.cache.lengths[slots.start : slots.stop] = 0
+        if items[0].own:
+            hidden = self.prefix.forward([item.own for item in items], cache=self.cache, slots=slots)
+            last = hidden.last()
+            for i, item in enumerate(items):
+                item.hidden = last[i]
+        self.rows.extend(item.waiting.popleft() for item in items)
+
+    def _copy(self, prompt: Prompt, slot: int) -> None:
+        """A further sample of the prompt whose keys and values stand in `slot`."""
+        target = len(self.rows)
+        self.cache.lengths[target] = len(prompt.own)
+        self.cache.copy(slot, target, len(prompt.own))
+        self.rows.append(prompt.waiting.popleft())
+
+    def release(self) -> None:
+        """Finished rows leave; a waiting sample of the same prompt starts in place, else the last row moves in."""
+        for slot in range(len(self.rows) - 1, -1, -1):
+            row = self.rows[slot]
+            if not row.finish:
+                continue
+            if row.prompt.waiting:
+                self.rows[slot] = row.prompt.waiting.popleft()
+                self.cache.lengths[slot] = len(row.prompt.own)
+                continue
+            last = len(self.rows) - 1
+            if slot != last:
+                self.cache.move(last, slot)
+                self.rows[slot] = self.rows[last]
+            self.rows.pop()

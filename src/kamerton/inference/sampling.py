@@ -1,0 +1,179 @@
+"""From logits to the next token: filters, and noise that belongs to an answer and not to its place in a batch.
+
+The filters and their order are those of transformers (temperature, top-k, top-p, min-p), so that settings found
+elsewhere mean the same here. Each answer draws its random numbers from a SplitMix64 stream of its own (Steele, Lea and
+Flood 2014), keyed by the seed, the prompt's tokens and the number of the sample: an answer is the same whether it is
+sampled alone, beside others, or in another order.
+
+What it leaves out: repetition penalties, beam search and grammars.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kamerton.errors import KamertonError
+
+_NUCLEUS = 256
+"""Tokens that are sorted first for top-p; where they hold too little probability, the whole vocabulary is sorted."""
+_BLOCK = 256
+"""Probabilities that are summed into one number for the first of two steps of inverse-CDF sampling."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled.
+
+    Attributes:
+        max_tokens: the longest answer, in tokens, its end token included.
+        temperature: 0 takes the likeliest token each time (greedy).
+        top_k: keep the k likeliest tokens.
+        top_p: keep the smallest set of likeliest tokens that holds this much probability.
+        min_p: keep tokens at least this fraction as likely as the likeliest one.
+        stop: the answer ends before the first of these strings.
+        n: answers for each conversation.
+        seed: the same seed gives the same answers, whatever the batch.
+
+    Raises:
+        KamertonError: a value outside its range.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, need: str) -> None:
+            if not ok:
+                raise KamertonError(f"{name} is {getattr(self, name)!r}", where="sampling", mend=f"use {need}")
+
+        def number(value: object) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+        def whole(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool)
+
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        elif isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        check(whole(self.max_tokens) and self.max_tokens >= 1, "max_tokens", "a whole number from 1 up")
+        check(number(self.temperature) and self.temperature >= 0, "temperature", "a number from 0 (greedy) up")
+        check(self.top_k is None or (whole(self.top_k) and self.top_k >= 1), "top_k", "a whole number from 1 up")
+        check(self.top_p is None or (number(self.top_p) and 0 < self.top_p <= 1), "top_p", "a number in (0, 1]")
+        check(self.min_p is None or (number(self.min_p) and 0 <= self.min_p <= 1), "min_p", "a number in [0, 1]")
+        strings = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)
+        check(strings, "stop", "a list of strings that are not empty")
+        check(whole(self.n) and self.n >= 1, "n", "a whole number from 1 up")
+        check(whole(self.seed), "seed", "a whole number")
+
+
+def stream_key(seed: int, prompt: Sequence[int], sample: int) -> int:
+    """The 64-bit key of one answer's random numbers: from the seed, the prompt's tokens and the sample's number."""
+    digest = hashlib.blake2b(f"{seed}:{sample}:".encode() + np.asarray(prompt, dtype="<i8").tobytes(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def uniforms(keys: NDArray[np.uint64], steps: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Number `steps[i]` of the SplitMix64 stream `keys[i]`: (B,) floats in [0, 1) with 53 random bits."""
+    z = keys + (steps + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Temperature and filters: (B, V) float32 logits → (B, V), −inf where a token was filtered out.
+
+    Raises:
+        ValueError: the temperature is 0; greedy decoding takes no filters.
+    """
+    if sampling.temperature == 0:
+        raise ValueError("greedy decoding takes no filters")
+    logits = logits / sampling.temperature
+    size = logits.shape[-1]
+    if sampling.top_k is not None and sampling.top_k < size:
+        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        logits = _nucleus(logits, sampling.top_p)
+    if sampling.min_p:
+        # p ≥ min_p · p_max, in logits
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(sampling.min_p), -torch.inf)
+    return logits
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Keep the likeliest tokens until they hold `top_p`; the token that crosses it stays."""
+    size = logits.shape[-1]
+    total = torch.logsumexp(logits, -1, keepdim=True)
+    width = min(_NUCLEUS, size)
+    values, index = logits.topk(width, dim=-1)
+    mass = (values - total).exp().cumsum(-1)
+    if width < size and bool((mass[:, -1] < top_p).any()):
+        values, index = logits.sort(dim=-1, descending=True)
+        mass = (values - total).exp().cumsum(-1)
+    # mass before a token decides: the first token stays whatever top_p is
+    kept = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1) < top_p
+    out = torch.full_like(logits, -torch.inf)
+    return out.scatter_(1, index, values.masked_fill(~kept, -torch.inf))
+
+
+def draw(logits: Tensor, noise: NDArray[np.float64]) -> Tensor:
+    """One token a row by inverse CDF: (B, V) filtered logits and (B,) uniform numbers → (B,) token ids.
+
+    The vocabulary is summed in blocks first and only the block that holds the number is searched: exact sums in float64
+    at the price of one pass over the logits.
+    """
+    b, v = logits.shape
+    top, best = logits.max(-1, keepdim=True)
+    p = (logits - top).exp()
+    if v % _BLOCK:
+        p = torch.nn.functional.pad(p, (0, _BLOCK - v % _BLOCK))
+    blocks = p.view(b, -1, _BLOCK)
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, V / block)
+    target = torch.as_tensor(noise, device=logits.device)[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)  # (B, 1)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_(min=0)), 0.0)
+    chosen = blocks.gather(1, block[:, :, None].expand(b, 1, _BLOCK))[:, 0].double()
+    inside = chosen.cumsum(-1)
+    place = torch.searchsorted(inside, target - before, right=True).clamp_(max=_BLOCK - 1)
+    token = block * _BLOCK + place
+    # rounding can point one past the last token with probability; the likeliest token stands in for it
+    dead = chosen.gather(1, place) == 0
+    return torch.where(dead, best, token)[:, 0]
+
+
+def next_tokens(logits: Tensor, sampling: Sampling, keys: Sequence[int], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Choose one token a row.
+
+    Args:
+        logits: (B, V) of the next token.
+        sampling: how to choose.
+        keys: the rows' `stream_key`s; not used for greedy.
+        steps: how many tokens each row has so far.
+
+    Returns:
+        (B,) token ids and (B,) float32 log-probabilities under the unfiltered distribution at temperature 1.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        noise = uniforms(np.array(keys, dtype=np.uint64), np.array(steps, dtype=np.uint64))
+        tokens = draw(filter_logits(logits, sampling), noise)
+    return tokens, logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)

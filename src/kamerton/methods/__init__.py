@@ -1,0 +1,124 @@
+"""Every method by name. A new method is one file and one line in the table below."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kamerton.errors import ModelError, RecipeError
+
+if TYPE_CHECKING:
+    from kamerton.base import Base
+    from kamerton.methods.method import Adapted, Method
+    from kamerton.recipe import Recipe
+    from kamerton.tuning.parameterisation import Options
+
+METHODS: dict[str, str] = {
+    "zero-shot": "kamerton.methods.zero_shot:ZeroShot",
+    "few-shot": "kamerton.methods.few_shot:FewShot",
+    "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
+    "lora": "kamerton.methods.lora:LoraMethod",
+    "full": "kamerton.methods.full:FullMethod",
+}
+
+
+def get_method(name: str) -> Method:
+    """A method by name.
+
+    Raises:
+        RecipeError: there is none of that name; the closest one is named.
+    """
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        mend = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(METHODS)}"
+        raise RecipeError(f"unknown method '{name}'", mend=mend)
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(module), attribute)()
+
+
+def parse_options(method: Method, options: dict[str, Any]) -> Options:
+    """Validate a method's options.
+
+    Raises:
+        OptionError: an unknown option or a value that does not fit; `option` names it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return method.options(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        known = list(method.options.model_fields)
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, known, n=1)
+            mend = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(known) or 'no option'}"
+            raise OptionError(f"{method.name} has no option '{name}'", option=name, mend=mend) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise OptionError(
+            f"{method.name}.{name}: {message[0].lower()}{message[1:]}, not {first['input']!r}", option=name,
+            mend=f"see: kamerton methods {method.name}",
+        ) from None
+
+
+class OptionError(RecipeError):
+    """An option that a method does not have or cannot take."""
+
+    def __init__(self, message: str, *, option: str, mend: str) -> None:
+        super().__init__(message, mend=mend)
+        self.option = option
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (RecipeError, (str(self),))
+
+
+def resolve(recipe: Recipe) -> list[tuple[str, Method, Options, int]]:
+    """The methods of a recipe as (label, method, options, place in the recipe), every mistake at its line."""
+    out = []
+    for i, spec in enumerate(recipe.methods):
+        try:
+            method = get_method(spec.name)
+            options = parse_options(method, dict(spec.options))
+        except OptionError as error:
+            raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
+        except RecipeError as error:
+            raise recipe.error(spec.path, error.message, mend=error.mend) from None
+        out.append((spec.label, method, options, i))
+    return out
+
+
+def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
+    """Load what `Adapted.save` wrote.
+
+    Args:
+        folder: the folder with `kamerton.json`.
+        base: the base, if it is loaded already; default: the one named in the folder.
+
+    Raises:
+        ModelError: not such a folder, or it was made for another base or another renderer.
+    """
+    from kamerton.base import load_base
+
+    folder = Path(folder)
+    path = folder / "kamerton.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        method = get_method(about["method"])
+    except FileNotFoundError:
+        raise ModelError("no kamerton.json here", where=folder, mend="give the folder that tune or compare wrote") from None
+    except (json.JSONDecodeError, KeyError, OSError) as error:
+        raise ModelError(f"cannot be read ({error})", where=path, mend="tune the method again") from None
+    base = base or load_base(**about["base"])
+    for name, own, saved in (
+        ("renderer", base.renderer.fingerprint, about["renderer_fingerprint"]),
+        ("base", base.info.fingerprint, about["base_fingerprint"]),
+    ):
+        if own != saved:
+            raise ModelError(
+                f"it was made for another {name} (fingerprint {saved[:12]}, this one has {own[:12]})", where=path,
+                mend="use the base, template and data type that it was made with, or tune it again",
+            )
+    return method.load(base, folder, about)

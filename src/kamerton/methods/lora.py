@@ -1,0 +1,22 @@
+"""`lora`: LoRA matrices × supervised loss (Hu et al. 2021, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.tuning.lora import Lora, LoraOptions
+
+
+class LoraMethodOptions(TrainingOptions, LoraOptions):
+    """Options of the method `lora`."""
+
+
+class LoraMethod(TrainedMethod):
+    """Low-rank matrices on all linear layers."""
+
+    name = "lora"
+    summary = "low-rank matrices beside frozen weights"
+    trains = "two matrices of rank r for each linear layer"
+    paper = "Hu et al. 2021, arXiv 2106.09685"
+    options = LoraMethodOptions
+    parameterisation = Lora
+    learning_rates = (1e-3, 3e-4, 3e-3)

@@ -1,0 +1,165 @@
+"""What a method is, and what it returns: `Method.fit` turns a base and a task into an `Adapted`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from kamerton.base.load import Base
+from kamerton.base.model import CausalModel
+from kamerton.inference import Answer, Engine, Sampling
+from kamerton.rendering import Renderer
+from kamerton.tasks.example import Conversation, Task
+from kamerton.training import Budget
+from kamerton.tuning.parameterisation import Options, Tuned
+
+Prepare = Callable[[Conversation], Conversation]
+Report = Callable[[str, float, str], None]
+"""Called with a stage's name, its share done (0 … 1) and a few words."""
+
+
+@dataclass
+class Run:
+    """Where and how one fit happens.
+
+    Attributes:
+        folder: for checkpoints; a fit that was stopped goes on from there.
+        seed: of everything random.
+        report: told about progress.
+        max_batch_tokens: bound on tokens held at once.
+        trackers: names of accelerate's trackers.
+    """
+
+    folder: Path
+    seed: int = 0
+    report: Report = lambda stage, share, text: None
+    max_batch_tokens: int = 8192
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass
+class FitRecord:
+    """What a fit did and cost.
+
+    Attributes:
+        chosen: hyperparameters that validation chose; `search`: what was tried.
+        seconds, tokens, flops: spent on training, the search included.
+        curve: learning curve of the run that was kept.
+        trainable_parameters: numbers that were trained.
+        notes: what the user should know.
+    """
+
+    chosen: dict[str, Any] = field(default_factory=dict)
+    search: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    trainable_parameters: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class Adapted:
+    """An adapted model: what evaluation, chat and serving see. Also the untouched base.
+
+    Args:
+        base: the base it was made from.
+        model: the model with whatever is attached to it.
+        method, options: what made it.
+        prepare: what the method does to a conversation before it is asked (adds shots).
+        tuned: the trained parameters, None for methods that train nothing.
+        state: what `load` needs beside trained parameters, as JSON.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        model: CausalModel,
+        *,
+        method: str,
+        options: Options,
+        prepare: Prepare | None = None,
+        tuned: Tuned | None = None,
+        state: dict[str, Any] | None = None,
+        record: FitRecord | None = None,
+        max_batch_tokens: int = 8192,
+    ) -> None:
+        self.base, self.method, self.options = base, method, options
+        self.engine = Engine(model, base.renderer, max_batch_tokens=max_batch_tokens)
+        self.prepare: Prepare = prepare or (lambda conversation: conversation)
+        self.tuned, self.state = tuned, state or {}
+        self.record = record or FitRecord()
+
+    @property
+    def renderer(self) -> Renderer:
+        return self.engine.renderer
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Sample `sampling.n` answers to each conversation, in the order given."""
+        return self.engine.generate([self.prepare(c) for c in conversations], sampling, progress=progress)
+
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        continuations: Sequence[Sequence[str]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[float]]:
+        """Log-probability in nats of each continuation of each conversation, its end token included."""
+        return self.engine.score([self.prepare(c) for c in conversations], continuations, progress=progress)
+
+    def prompt_tokens(self, conversation: Conversation) -> int:
+        """Tokens that the model reads for a conversation, shots and soft tokens included."""
+        return len(self.renderer.prompt(self.prepare(conversation))) + len(self.engine.model.front())
+
+    def save(self, folder: Path) -> None:
+        """Write everything that `kamerton.methods.load_adapted` needs: `kamerton.json` and the trained weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.tuned is not None:
+            self.tuned.save(folder)
+        request = {k: str(v) if isinstance(v, Path) else v for k, v in self.base.request.items()}
+        about = {
+            "method": self.method,
+            "options": self.options.model_dump(),
+            "state": self.state,
+            "base": request,
+            "base_fingerprint": self.base.info.fingerprint,
+            "renderer_fingerprint": self.renderer.fingerprint,
+        }
+        (folder / "kamerton.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+class Method(Protocol):
+    """One named way of adapting a base to a task."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    trains: ClassVar[str]
+    paper: ClassVar[str]
+    options: ClassVar[type[Options]]
+
+    def seeded(self, options: Any) -> bool:
+        """Whether the seed changes anything; without, one run stands for all seeds (when decoding is greedy)."""
+        ...
+
+    def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
+        """Adapt the base to the task within the budget."""
+        ...
+
+    def load(self, base: Base, folder: Path, about: dict[str, Any]) -> Adapted:
+        """Read what `Adapted.save` wrote."""
+        ...
+
+
+def record_dict(record: FitRecord) -> dict[str, Any]:
+    """A fit's record as plain values."""
+    return asdict(record)

@@ -1,0 +1,1 @@
+"""Prompting: what is put in front of a question, and how."""

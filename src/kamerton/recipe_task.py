@@ -1,0 +1,204 @@
+"""The part of a recipe that describes the task: where the examples are, how they are laid out, asked and judged.
+
+Field names are Kamerton's own, plain ones; `columns` maps them to what a file calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from kamerton.errors import TaskError
+from kamerton.yaml_source import FieldPath, Source
+
+
+def not_bool(value: object) -> object:
+    """Refuse `true` where a number is meant; pydantic would read it as 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false; write the number")
+    return value
+
+
+def _text(value: object) -> object:
+    """Numbers written without quotes where text is meant: a column index, a label."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _labels(value: object) -> object:
+    if value != "auto" and not isinstance(value, (Mapping, list, tuple)):
+        raise ValueError("must be auto, a list of labels, or a mapping; write labels: {value: readable name}")
+    return value
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, (str, int, float, Mapping)) and not isinstance(value, bool) else value
+
+
+Count = Annotated[int, BeforeValidator(not_bool), Field(gt=0)]
+Seed = Annotated[int, BeforeValidator(not_bool), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(not_bool), Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
+
+
+class Part(BaseModel):
+    """A piece of a recipe: unknown fields are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    @staticmethod
+    def _short(data: object, name: str) -> object:
+        """The short form: a bare value stands for a mapping with one field."""
+        return {name: data} if isinstance(data, (str, int)) and not isinstance(data, bool) else data
+
+
+class Column(Part):
+    """Where a field's value comes from in the file.
+
+    `source` (written `from`) is one column, or several, which makes a list. `pattern` keeps the first group of a
+    regular expression (or its whole match), `remove` deletes what matches, `split` cuts the text into a list.
+    """
+
+    source: Names = Field(alias="from")
+    pattern: str | None = None
+    remove: str | None = None
+    split: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object) -> object:
+        return {"from": data} if isinstance(data, (str, int, list)) and not isinstance(data, bool) else data
+
+
+class SplitSpec(Part):
+    """How splits that are not given are cut: fractions below 1, or counts; `by` names a column that stays together."""
+
+    validation: Annotated[float, BeforeValidator(not_bool), Field(gt=0)] = 0.1
+    test: Annotated[float, BeforeValidator(not_bool), Field(gt=0)] = 0.1
+    seed: Seed = 0
+    by: Name | None = None
+
+
+class LimitSpec(Part):
+    """At most this many examples of each split, sampled deterministically."""
+
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+
+
+class Layout(Part):
+    """How the records of a data set are laid out, which may differ between the hub and local copies of the same set."""
+
+    format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "lines"] = "auto"
+    reader: Name | None = None
+    field: str | None = None
+    columns: dict[str, Column] = Field(default_factory=dict)
+    header: bool = True
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    quotes: bool | None = None
+    encoding: str = "utf-8"
+    pattern: str | None = None
+    labels: Annotated[Literal["auto"] | dict[str, Name] | tuple[Name, ...], BeforeValidator(_labels)] = "auto"
+
+
+class LocalSpec(Layout):
+    """A local copy of a hub data set: files relative to the folder given with `--data`, and what differs in them."""
+
+    path: Names = ()
+    train: Names = ()
+    validation: Names = ()
+    test: Names = ()
+
+
+class DataSpec(Part):
+    """Where the examples are: a file for each split, one file to cut, or a hub id."""
+
+    path: Names = ()
+    train: Names = ()
+    validation: Names = ()
+    test: Names = ()
+    hub: Name | None = None
+    config: Name | None = None
+    revision: Name | None = None
+    splits: dict[Literal["train", "validation", "test"], Name] = Field(default_factory=dict)
+    local: LocalSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object) -> object:
+        return cls._short(data, "path")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        ways = [bool(self.path), bool(self.train or self.validation or self.test), self.hub is not None]
+        if sum(ways) != 1:
+            raise ValueError("needs exactly one of: path (one file to cut), train/validation/test (files), hub (an id)")
+        if not self.hub and (self.config or self.revision or self.splits):
+            raise ValueError("config, revision and splits belong to a hub id; name it with hub:")
+        if (self.validation or self.test) and not self.train:
+            raise ValueError("train is missing; name the training file with train:")
+        return self
+
+
+class TaskSpec(Layout):
+    """The task: an embedded one by name, or examples with how they are asked and judged."""
+
+    name: Name | None = None
+    embedded: Name | None = None
+    data: DataSpec | None = None
+    shape: Literal["instruction", "prompt", "messages", "label", "question", "choice"] | None = None
+    template: str | None = None
+    instruction: str | None = None
+    instruct_in: Literal["system", "user"] = "system"
+    choices: bool = True
+    first_choice: Annotated[int, BeforeValidator(not_bool), Field(ge=0)] = 0
+    empty_answer: Name | None = None
+    merge_answers: bool = False
+    metrics: Names = ()
+    split: SplitSpec = SplitSpec()
+    limit: LimitSpec = LimitSpec()
+    seed: Seed = 0
+    max_answer_tokens: Count | None = None
+
+    _source: Source = PrivateAttr(default_factory=Source)
+    _root: FieldPath = PrivateAttr(default=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object) -> object:
+        if isinstance(data, str):
+            # a file name has a suffix or a folder; the name of an embedded task has neither
+            return {"data": {"path": data}} if "/" in data or "." in data else {"embedded": data}
+        return data
+
+    @model_validator(mode="after")
+    def _embedded_or_data(self) -> Self:
+        if (self.embedded is None) == (self.data is None):
+            raise ValueError("needs exactly one of: embedded (the name of an embedded task), data (files or a hub id)")
+        if self.embedded is not None:
+            allowed = {"name", "embedded", "metrics", "limit", "seed", "max_answer_tokens"}
+            for field in sorted(self.model_fields_set - allowed):
+                raise ValueError(f"an embedded task takes no {field}; it takes {', '.join(sorted(allowed))}")
+        return self
+
+    def error(self, path: FieldPath, message: str, *, mend: str | None = None) -> TaskError:
+        """An error at a field of the task (`path` is relative to the task), to be raised by who reads it."""
+        return TaskError(message, where=self._source.where((*self._root, *path)), mend=mend)
+
+    def resolve(self, path: str) -> Path:
+        """A path of the task as `Recipe.resolve` does it."""
+        return resolve(path, self._source)
+
+
+def resolve(path: str, source: Source) -> Path:
+    """A path of a recipe as an absolute one, by the rule that `Recipe.resolve` states."""
+    given = Path(path).expanduser()
+    if given.is_absolute():
+        return given
+    beside = source.folder / given
+    here = Path.cwd() / given
+    return here if here.exists() and not beside.exists() else beside

@@ -1,0 +1,95 @@
+"""The plain records that every other room speaks of: messages, examples, tasks.
+
+A task is examples in three splits, how they are asked (already written into their messages) and the metrics that judge
+answers. Nothing here knows a model or a tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with its accepted answers.
+
+    Attributes:
+        id: unique within its task, stable between runs.
+        messages: the conversation up to the model's turn.
+        answers: accepted answers; the first one is trained on.
+        choices: a closed set: answers are ranked; empty: answers are generated.
+        reasoning: a worked solution, for chain-of-thought methods.
+        group: what kind of example this is (a format, a label, a source), for reports; "" where there is none.
+    """
+
+    id: str
+    messages: Conversation
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    reasoning: str | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Examples in three splits, and the metrics that judge answers to them.
+
+    Attributes:
+        name: a short name for reports.
+        train, validation, test: the splits; validation chooses, test is read once per cell.
+        metrics: names of metrics, the first one decides.
+        max_answer_tokens: the longest answer that is generated, in tokens.
+        notes: one line for everything that was cut, removed or found while reading (duplicates, limits, …).
+        source: where the examples came from (a path, a hub id, `embedded:dates`).
+    """
+
+    name: str
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    metrics: tuple[str, ...]
+    max_answer_tokens: int = 64
+    notes: tuple[str, ...] = field(default=())
+    source: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that can change a result: all examples of all splits, and the metrics."""
+        return fingerprint(
+            {
+                "train": [asdict(e) for e in self.train],
+                "validation": [asdict(e) for e in self.validation],
+                "test": [asdict(e) for e in self.test],
+                "metrics": self.metrics,
+                "max_answer_tokens": self.max_answer_tokens,
+            }
+        )
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 (hex, 64 characters) of a value that JSON can hold, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def conversation(turns: Iterable[tuple[Role, str]]) -> Conversation:
+    """A conversation from (role, content) pairs."""
+    return tuple(Message(role, content) for role, content in turns)

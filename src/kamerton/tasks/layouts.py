@@ -1,0 +1,86 @@
+"""Layouts of well-known data sets that nest their records: each a short function from text to plain records.
+
+Target of the slot-filling layouts: one flat JSON object, `{"intent": …, slot: value, …}` in the order of the text, with
+a list where a slot occurs twice. Flat, because every field then counts the same in field-level F1, and it is short.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kamerton.errors import TaskError
+from kamerton.recipe import TaskSpec
+
+
+def squad(text: str) -> list[dict[str, Any]]:
+    """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): one record a question, with every accepted answer once.
+
+    Unanswerable questions have no answers: set `empty_answer` to the text that stands for that.
+    """
+    records = []
+    for article in json.loads(text)["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                answers = [answer["text"] for answer in question.get("answers", [])]
+                records.append(
+                    {
+                        "id": question["id"],
+                        "title": article.get("title", ""),
+                        "context": paragraph["context"],
+                        "question": question["question"],
+                        "answers": list(dict.fromkeys(answers)),
+                    }
+                )
+    return records
+
+
+def snips(text: str) -> list[dict[str, Any]]:
+    """The SNIPS NLU benchmark (Coucke et al. 2018): `{intent: [{"data": [{"text", "entity"?}, …]}, …]}`."""
+    records = []
+    for intent, utterances in json.loads(text).items():
+        for utterance in utterances:
+            parts = utterance["data"]
+            sentence = " ".join("".join(part["text"] for part in parts).split())
+            slots = [(part["entity"], " ".join(part["text"].split())) for part in parts if "entity" in part]
+            records.append({"prompt": sentence, "completion": slot_json(intent, slots), "intent": intent})
+    return records
+
+
+def slot_json(intent: str, slots: Iterable[tuple[str, str]]) -> str:
+    """An intent and its (slot, value) pairs as one flat JSON object."""
+    fields: dict[str, Any] = {"intent": intent}
+    for name, value in slots:
+        if name not in fields:
+            fields[name] = value
+        else:
+            fields[name] = [*(fields[name] if isinstance(fields[name], list) else [fields[name]]), value]
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def bio_record(spec: TaskSpec, values: dict[str, Any], place: str) -> dict[str, Any]:
+    """Tokens with B-/I-/O tags and an intent (`columns: {tokens, tags, intent}`) as prompt and completion."""
+    names = {key: spec.columns[key].source[0] if key in spec.columns else key for key in ("tokens", "tags", "intent")}
+    missing = [name for name in names.values() if name not in values]
+    if missing:
+        mend = f"map it in columns; the record has: {', '.join(values)}"
+        raise TaskError(f"no column {missing[0]!r}", where=place, mend=mend)
+    cells = (values[names["tokens"]], values[names["tags"]])
+    tokens, tags = ([str(item) for item in cell] if isinstance(cell, list) else str(cell).split() for cell in cells)
+    if len(tokens) != len(tags):
+        message = f"has {len(tokens)} tokens and {len(tags)} tags"
+        raise TaskError(message, where=place, mend="give each token one tag")
+    slots: list[tuple[str, str]] = []
+    previous = "O"
+    for token, tag in zip(tokens, tags, strict=True):
+        name = tag[2:]
+        if tag.startswith("I-") and previous[2:] == name:
+            slots[-1] = (name, f"{slots[-1][1]} {token}")
+        elif tag != "O":
+            slots.append((name, token))
+        previous = tag
+    return {"prompt": " ".join(tokens), "completion": slot_json(str(values[names["intent"]]), slots)}
+
+
+LAYOUTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {"squad": squad, "snips": snips}

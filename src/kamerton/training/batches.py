@@ -1,0 +1,113 @@
+"""Batches without padding: rows that share a prefix, and the positions that carry loss.
+
+A step's examples are sorted by length and cut into microbatches by tokens, not rows. What all rows of a microbatch have
+in common at their start (template, instruction, shots) goes through the model once; the gradient is the same as if
+every row had its own copy, because it is the same computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kamerton.rendering import Rendered
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A microbatch of rows behind one shared prefix.
+
+    Attributes:
+        prefix: P token ids that all rows share.
+        rows: own token ids of each row, B lists.
+        positions: (N,) places of the tokens *before* each target, in the rows written one after another.
+        targets: (N,) token ids that carry loss.
+        weights: (N,) their loss weights.
+        tokens: tokens of all rows with the prefix counted in each.
+    """
+
+    prefix: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
+    positions: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    tokens: int
+
+    @property
+    def count(self) -> float:
+        """The sum of loss weights: what a summed loss is divided by."""
+        return float(self.weights.sum())
+
+    @property
+    def examples(self) -> int:
+        return len(self.rows)
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common start of all rows."""
+    first, last = min(rows), max(rows)  # in lexicographic order everything else lies between these two
+    for i, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(last))
+
+
+def make_batch(rendered: Sequence[Rendered], *, share: bool = True) -> Batch:
+    """One microbatch from rendered examples; `share=False` gives every row its own copy of the prefix."""
+    shared = 0
+    if share and len(rendered) > 1:
+        # every row keeps at least one prompt token, so that all targets have their predecessor in the row
+        shared = min(common_prefix([r.tokens for r in rendered]), *(r.prompt_length - 1 for r in rendered))
+        shared = max(shared, 0)
+    positions, targets, weights, start = [], [], [], 0
+    for r in rendered:
+        w = np.asarray(r.weights, dtype=np.float64)
+        places = np.flatnonzero(w)
+        places = places[places > shared]
+        positions.append(start + places - shared - 1)
+        targets.append(np.asarray(r.tokens)[places])
+        weights.append(w[places])
+        start += len(r.tokens) - shared
+    return Batch(
+        prefix=tuple(rendered[0].tokens[:shared]),
+        rows=tuple(tuple(r.tokens[shared:]) for r in rendered),
+        positions=np.concatenate(positions),
+        targets=np.concatenate(targets),
+        weights=np.concatenate(weights),
+        tokens=sum(len(r.tokens) for r in rendered),
+    )
+
+
+def microbatches(
+    rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 1, share: bool = True
+) -> list[Batch]:
+    """Cut examples into microbatches of at most `max_tokens` tokens (one example may exceed it), at least `parts`.
+
+    Sorted by length, so that rows of one microbatch are about equally long.
+    """
+    ordered = sorted(rendered, key=lambda r: (len(r.tokens), r.tokens))
+    limit = -(-len(ordered) // parts)
+    groups: list[list[Rendered]] = []
+    used = 0
+    for r in ordered:
+        if not groups or used + len(r.tokens) > max_tokens or len(groups[-1]) >= limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(r)
+        used += len(r.tokens)
+    return [make_batch(group, share=share) for group in groups]
+
+
+def order(step: int, batch_size: int, size: int, seed: int) -> list[int]:
+    """The examples of one step: passes over the data, each in its own random order, cut into steps without a gap.
+
+    A pure function of the step, so the position in the data needs no state of its own.
+    """
+    picked = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        epoch, within = divmod(place, size)
+        picked.append((epoch, within))
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(size) for epoch in {e for e, _ in picked}}
+    return [int(orders[epoch][within]) for epoch, within in picked]

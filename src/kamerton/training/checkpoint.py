@@ -1,0 +1,137 @@
+"""Checkpoints: trained weights, optimiser state and position, written atomically, as safetensors and JSON.
+
+A checkpoint is a folder `step-000120/` with `weights.safetensors` (what is trained), `optimiser.safetensors` and
+`state.json` (position, best loss, learning curve, and a checksum of both files). It is written under another name and
+renamed, so a folder with the final name is whole; if a file in it was damaged since, the checksum tells, and the
+checkpoint before it is used. There is no random state to keep: every step seeds its generators from (seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kamerton.errors import ModelError
+
+KEEP = 2
+"""Checkpoints that are kept: the last one, and one before it in case the last one is damaged."""
+
+
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that require gradient, by name."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write the trained parameters to one safetensors file, atomically."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    save_file({k: v.contiguous().cpu() for k, v in trained_weights(module).items()}, partial)
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Read trained parameters back into a module of the same shape."""
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the weights cannot be read ({error})", where=path, mend="delete the cell and run again") from error
+    own = trained_weights(module)
+    if saved.keys() != own.keys() or any(saved[k].shape != own[k].shape for k in own):
+        raise ModelError("the weights belong to another parameterisation", where=path, mend="delete the cell and run again")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(saved[name])
+
+
+def save_checkpoint(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint and drop all but the newest `KEEP`.
+
+    Args:
+        folder: holds the checkpoints of one run.
+        state: what JSON can hold; `state["step"]` names the checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state['step']:06d}"
+    partial = folder / f".partial-{os.getpid()}-{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    moments: dict[str, Tensor] = {}
+    for parameter, values in optimiser.state.items():
+        for key, value in values.items():
+            moments[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).contiguous().cpu()
+    save_file({k: v.contiguous().cpu() for k, v in trained_weights(module).items()}, partial / "weights.safetensors")
+    save_file(moments, partial / "optimiser.safetensors")
+    sums = {name: _checksum(partial / name) for name in ("weights.safetensors", "optimiser.safetensors")}
+    (partial / "state.json").write_text(json.dumps({**state, "checksums": sums}))
+    for file in partial.iterdir():
+        _sync(file)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(partial, target)
+    for old in checkpoints(folder)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, newest first."""
+    return sorted((p for p in folder.glob("step-*") if (p / "state.json").is_file()), reverse=True)
+
+
+def load_checkpoint(
+    folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, *, key: str
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Restore the newest whole checkpoint that belongs to this run.
+
+    Args:
+        key: fingerprint of the run; checkpoints of another run are left alone.
+
+    Returns:
+        The state, or None where there is no checkpoint, and a note for each damaged one that was passed over.
+    """
+    notes = []
+    for path in checkpoints(folder):
+        try:
+            state = json.loads((path / "state.json").read_text())
+            if state.get("key") != key:
+                continue
+            if any(_checksum(path / name) != value for name, value in state["checksums"].items()):
+                raise ValueError("its checksum does not match")
+            load_weights(path / "weights.safetensors", module)
+            _load_optimiser(load_file(path / "optimiser.safetensors"), module, optimiser)
+        except (OSError, ValueError, KeyError, SafetensorError, ModelError) as error:
+            notes.append(f"checkpoint {path.name} is damaged ({error}); the one before it was used")
+            continue
+        return state, notes
+    return None, notes
+
+
+def _load_optimiser(saved: Mapping[str, Tensor], module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    parameters = dict(module.named_parameters())
+    for name, value in saved.items():
+        key, _, parameter = name.partition("/")
+        target = parameters[parameter]
+        on_cpu = key == "step"  # AdamW keeps its step counter on the CPU unless fused on a GPU
+        optimiser.state[target][key] = value.clone() if on_cpu else value.to(target.device)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

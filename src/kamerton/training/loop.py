@@ -1,0 +1,344 @@
+"""The one training loop.
+
+It owns accumulation (a step's summed losses are divided by the global count of targets, so neither accumulation nor the
+number of processes changes the loss), clipping, the schedule, mixed precision, validation with early stopping,
+checkpoints, the budget, progress and trackers. It knows neither what is trained nor what is optimised.
+
+Built on accelerate: the objective's loss is computed inside one module's `forward`, which accelerate wraps for mixed
+precision and data parallelism.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kamerton.base.model import CausalModel
+from kamerton.base.work import Work
+from kamerton.errors import BudgetError, KamertonError
+from kamerton.training.budget import Budget
+from kamerton.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, trained_weights
+from kamerton.training.objective import Loss, Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run is optimised.
+
+    Attributes:
+        learning_rate: the peak.
+        warmup: share of the budget over which the learning rate rises from 0; it falls along a half cosine after.
+        floor: the learning rate at the end, as a share of the peak.
+        weight_decay, betas: of AdamW.
+        clip: largest norm of the gradient.
+        validations: how many times validation loss is measured over the whole budget.
+        patience: validations without improvement after which training stops early.
+        bfloat16: compute in bfloat16 with trained weights and their optimiser in float32.
+        checkpoint_seconds: least time between checkpoints; writing one never takes more than a twentieth of the time.
+        trackers: names of accelerate's trackers (tensorboard, wandb, …).
+        seed: of everything random in a step.
+    """
+
+    learning_rate: float
+    warmup: float = 0.1
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    validations: int = 10
+    patience: int = 4
+    bfloat16: bool = False
+    checkpoint_seconds: float = 30.0
+    trackers: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """What the loop tells whoever watches it."""
+
+    share: float
+    step: int
+    loss: float
+    validation_loss: float | None
+    tokens_per_second: float
+    seconds_left: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+Watcher = Callable[[Progress], None]
+
+
+@dataclass
+class State:
+    """Position and history of a run; everything in it is in the checkpoint."""
+
+    step: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = -1
+    behind: int = 0
+    validated: int = 0
+    stopped_early: bool = False
+    work: dict[str, int] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """How a run ended.
+
+    Attributes:
+        state: position and learning curve.
+        validation_loss: of the weights that were kept (the best ones), inf where nothing was validated.
+        notes: what the user should know (early stop, damaged checkpoints).
+        finished: whether the budget or early stopping ended it (False: it was paused by `until`).
+    """
+
+    state: State
+    validation_loss: float
+    notes: list[str]
+    finished: bool
+
+
+class _Step(nn.Module):
+    """One module whose forward is the loss, so that wrappers (mixed precision, data parallelism) see every call."""
+
+    def __init__(self, module: nn.Module, model: CausalModel, objective: Objective) -> None:
+        super().__init__()
+        self.module = module
+        self._call = lambda batch: objective.loss(model, batch)
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        loss: Loss = self._call(batch)
+        return loss.total, dict(loss.metrics)
+
+
+def fit(
+    model: CausalModel,
+    module: nn.Module,
+    objective: Objective,
+    settings: Settings,
+    budget: Budget,
+    folder: Path,
+    *,
+    key: str = "",
+    until: float = 1.0,
+    watch: Watcher | None = None,
+    stop_after: int | None = None,
+) -> Result:
+    """Train the parameters of `module` that require gradient.
+
+    Args:
+        model: the causal model that the objective calls; `module` holds its trained parameters.
+        objective: gives batches and the loss.
+        budget: whichever limit is reached first ends the run.
+        folder: checkpoints and the best weights live here; a run that was stopped goes on from there.
+        key: fingerprint of the run; a checkpoint with another key is not resumed.
+        until: pause when this share of the budget is spent (the schedule still spans the whole budget).
+        watch: called after every step.
+        stop_after: return after this step, as if the process had been stopped there (tests).
+
+    Returns:
+        The result; the module holds the best weights by validation loss (the last ones where nothing was validated).
+
+    Raises:
+        BudgetError: no limit at all, or nothing to train.
+        KamertonError: the loss is not a number; the last good checkpoint is kept.
+    """
+    if budget.unlimited:
+        raise BudgetError("the budget has no limit", mend="set examples, tokens, steps, seconds or epochs")
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise BudgetError("the method has nothing to train", mend="choose other targets")
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = _accelerator(model, settings)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+    saved, notes = load_checkpoint(folder, module, optimiser, key=key)
+    state = State(**saved["run"]) if saved else State()
+    work_before = Work(**state.work) - model.work
+    wrapped = accelerator.prepare_model(_Step(module, model, objective), device_placement=False)
+    best_path = folder / "best.safetensors"
+    started, last_save, save_cost = time.perf_counter() - state.seconds, time.perf_counter(), 0.0
+    held_out: Sequence[Any] | None = None
+    module.train()
+
+    def share() -> float:
+        return budget.share(
+            examples=state.examples, tokens=state.tokens, steps=state.step, seconds=state.seconds,
+            epoch_examples=objective.epoch_examples,
+        )
+
+    def save() -> None:
+        nonlocal last_save, save_cost
+        begin = time.perf_counter()
+        state.work = asdict(work_before + model.work)
+        if accelerator.is_main_process:
+            save_checkpoint(folder, module, optimiser, {"step": state.step, "key": key, "run": asdict(state)})
+        last_save = time.perf_counter()
+        save_cost = last_save - begin
+
+    def validate() -> None:
+        nonlocal held_out
+        if held_out is None:
+            held_out = objective.validation()
+        if not held_out:
+            return
+        value = _validation_loss(wrapped, module, held_out)
+        if state.curve:
+            state.curve[-1]["validation_loss"] = value
+        if value < state.best_loss:
+            state.best_loss, state.best_step, state.behind = value, state.step, 0
+            if accelerator.is_main_process:
+                save_weights(best_path, module)
+        else:
+            state.behind += 1
+            state.stopped_early = state.behind >= settings.patience
+
+    done = share()
+    while done < until and not state.stopped_early:
+        torch.manual_seed(_step_seed(settings.seed, state.step))
+        batches = objective.batches(state.step, model)
+        rate = _learning_rate(settings, done)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss, metrics, norm = _step(accelerator, wrapped, batches, parameters, optimiser, settings)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            kept = f"the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
+            raise KamertonError(
+                f"the loss is not a number at step {state.step} (learning rate {rate:.2g}); {kept}".rstrip("; "),
+                mend="lower the learning rate or compute in float32",
+            )
+        state.step += 1
+        state.examples += _total(accelerator, sum(b.examples for b in batches))
+        state.tokens += _total(accelerator, sum(b.tokens for b in batches))
+        state.seconds = time.perf_counter() - started
+        state.curve.append({
+            "step": state.step, "tokens": state.tokens, "seconds": state.seconds, "loss": loss,
+            "learning_rate": rate, "gradient_norm": norm, **metrics,
+        })
+        done = share()
+        due = math.floor(done * settings.validations + 1e-9)
+        if due > state.validated or done >= 1:
+            state.validated = max(due, state.validated)
+            validate()
+            # a validation's time counts as spent: it is part of what the method costs
+            state.seconds = time.perf_counter() - started
+            done = share()
+        accelerator.log({k: v for k, v in state.curve[-1].items() if k != "step"}, step=state.step)
+        if watch is not None:
+            speed = state.tokens / max(state.seconds, 1e-9)
+            left = state.seconds / max(done, 1e-9) * max(until - done, 0)
+            watch(Progress(done, state.step, loss, state.curve[-1].get("validation_loss"), speed, left, metrics))
+        if stop_after is not None and state.step >= stop_after:
+            save()
+            return Result(state, state.best_loss, notes, finished=False)
+        if time.perf_counter() - last_save > max(settings.checkpoint_seconds, 20 * save_cost):
+            save()
+
+    finished = done >= 1 or state.stopped_early
+    if not finished and state.curve and "validation_loss" not in state.curve[-1]:
+        validate()  # paused: whoever paused it wants to know how good it is here
+        state.seconds = time.perf_counter() - started
+    save()
+    accelerator.end_training()
+    if finished and state.best_step >= 0:
+        load_weights(best_path, module)
+        if state.stopped_early:
+            notes.append(
+                f"stopped early at step {state.step}: validation loss had not improved for {settings.patience} "
+                f"validations; the weights of step {state.best_step} were kept"
+            )
+    module.eval()
+    return Result(state, state.best_loss, notes, finished)
+
+
+def _step(
+    accelerator: Any, wrapped: nn.Module, batches: Sequence[Any], parameters: list[nn.Parameter],
+    optimiser: torch.optim.Optimizer, settings: Settings,
+) -> tuple[float, dict[str, float], float]:
+    """One optimiser step over all microbatches: (mean loss, mean metrics, gradient norm before clipping)."""
+    count = _total(accelerator, sum(b.count for b in batches))
+    scale = accelerator.num_processes / count  # data parallelism averages gradients over processes
+    total, sums = 0.0, dict[str, float]()
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        with _maybe_no_sync(accelerator, wrapped, sync=last):
+            loss, metrics = wrapped(batch)
+            accelerator.backward(loss * scale)
+        total += float(loss.detach())
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    norm = float(accelerator.clip_grad_norm_(parameters, settings.clip))
+    mean = _total(accelerator, total) / count
+    if math.isfinite(mean) and math.isfinite(norm):
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return mean, {name: _total(accelerator, value) / count for name, value in sums.items()}, norm
+
+
+@torch.no_grad()
+def _validation_loss(wrapped: nn.Module, module: nn.Module, batches: Sequence[Any]) -> float:
+    """Mean loss over the validation set, computed alike on every process."""
+    module.eval()
+    total = sum(float(wrapped(batch)[0]) for batch in batches)
+    module.train()
+    return total / sum(b.count for b in batches)
+
+
+def _maybe_no_sync(accelerator: Any, wrapped: nn.Module, *, sync: bool) -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext() if sync else accelerator.no_sync(wrapped)
+
+
+def _total(accelerator: Any, value: float) -> Any:
+    """The sum of a number over all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    summed = accelerator.reduce(torch.tensor(float(value), device=accelerator.device), reduction="sum").item()
+    return type(value)(summed)
+
+
+def _learning_rate(settings: Settings, share: float) -> float:
+    """Linear warm-up, then a half cosine down to the floor, by the share of the budget that is spent."""
+    if share < settings.warmup:
+        # the first step is not wasted on a rate of zero
+        return settings.learning_rate * max(share / settings.warmup, 0.05)
+    rest = min((share - settings.warmup) / max(1 - settings.warmup, 1e-9), 1.0)
+    return settings.learning_rate * (settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * rest)))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step * 7_919 + 12_345) % 2**63
+
+
+def _accelerator(model: CausalModel, settings: Settings) -> Any:
+    from accelerate import Accelerator
+
+    from accelerate.state import AcceleratorState
+
+    precision = "bf16" if settings.bfloat16 else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # one process may train several methods, each with its own precision
+    accelerator = Accelerator(
+        cpu=model.device.type == "cpu", mixed_precision=precision, log_with=list(settings.trackers) or None,
+        project_dir="." if settings.trackers else None,
+    )
+    if settings.trackers:
+        accelerator.init_trackers("kamerton", config={k: v for k, v in asdict(settings).items() if k != "betas"})
+    return accelerator
+
+
+__all__ = ["Budget", "Progress", "Result", "Settings", "State", "fit", "trained_weights"]

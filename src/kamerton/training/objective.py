@@ -1,0 +1,58 @@
+"""What the training loop asks of an objective, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from kamerton.base.model import CausalModel
+
+
+@dataclass
+class Loss:
+    """A summed loss with what it is a sum over.
+
+    Attributes:
+        total: () the sum over targets (or pairs, or whatever the batch counts), with gradient.
+        metrics: sums to report, divided by the count like the loss.
+    """
+
+    total: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class AnyBatch(Protocol):
+    """What the loop needs to know of a microbatch."""
+
+    @property
+    def count(self) -> float: ...
+    @property
+    def examples(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+class Objective(Protocol):
+    """What is optimised. Knows neither the parameterisation nor the loop."""
+
+    name: str
+
+    @property
+    def epoch_examples(self) -> int:
+        """Training examples in one epoch."""
+        ...
+
+    def batches(self, step: int, model: CausalModel) -> Sequence[Any]:
+        """The microbatches of an optimiser step: from data, or from rollouts of the model as it is now."""
+        ...
+
+    def validation(self) -> Sequence[Any]:
+        """Microbatches of the validation set; empty where there is none."""
+        ...
+
+    def loss(self, model: CausalModel, batch: Any) -> Loss:
+        """The summed loss of a microbatch."""
+        ...

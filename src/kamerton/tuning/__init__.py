@@ -1,0 +1,25 @@
+"""Parameterisations: what is trained. Each is one short file and one line in the table below."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from kamerton.errors import RecipeError
+from kamerton.tuning.parameterisation import Options, Parameterisation, Tuned
+
+PARAMETERISATIONS: dict[str, str] = {
+    "lora": "kamerton.tuning.lora:Lora",
+    "prompt-tuning": "kamerton.tuning.prompt:PromptTuning",
+    "full": "kamerton.tuning.full:Full",
+}
+
+
+def get_parameterisation(name: str) -> type[Parameterisation]:
+    """A parameterisation by name."""
+    if name not in PARAMETERISATIONS:
+        raise RecipeError(f"unknown parameterisation '{name}'", mend=f"use one of: {', '.join(PARAMETERISATIONS)}")
+    module, _, attribute = PARAMETERISATIONS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+__all__ = ["PARAMETERISATIONS", "Options", "Parameterisation", "Tuned", "get_parameterisation"]

@@ -1,0 +1,376 @@
+"""Planted faults: whatever a person gets wrong is one line with file, place and mend, and no traceback.
+
+A fault is a row of `FAULTS`: files to write, the recipe (its task or the whole of it), and what the line must say. To
+add one of another room, append a row; `check` says how far the recipe is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kamerton.errors import KamertonError
+from kamerton.evaluation.metrics import task_metrics
+from kamerton.recipe import load_recipe
+from kamerton.tasks import load_task
+
+CSV = "text,label\n" + "".join(f"message {n},{'ab'[n % 2]}\n" for n in range(40))
+JSONL = "".join(f'{{"prompt": "p {n}", "completion": "c {n}"}}\n' for n in range(40))
+
+
+def read_task(path: Path) -> None:
+    """As far as the rooms recipe, tasks and evaluation go: the recipe, its examples, its metrics on the test set."""
+    recipe = load_recipe(path)
+    task = load_task(recipe.task)
+    for metric in task_metrics(task, recipe.task):
+        metric.statistics([example.answers[0] for example in task.test], task.test)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One planted fault.
+
+    Attributes:
+        name: what is wrong.
+        place: a regular expression that the start of the line must match; {d} is the folder.
+        says: a regular expression that what is wrong must match.
+        mend: a regular expression that the mend, after the last semicolon, must match.
+        task: the recipe's task, indented below `task:`.
+        recipe: the whole recipe, where the fault is not in the task.
+        files: what is in the folder besides.
+        check: what reads it.
+    """
+
+    name: str
+    place: str
+    says: str
+    mend: str
+    task: str = ""
+    recipe: str = ""
+    files: dict[str, str | bytes] = field(default_factory=dict)
+    check: Callable[[Path], None] = read_task
+
+
+FAULTS = [
+    # the recipe
+    Fault("no such recipe", r"{d}/r\.yaml: ", "no such file", "check the path", recipe="-"),
+    Fault("empty recipe", r"{d}/r\.yaml: ", "is empty", "task, methods", recipe="\n"),
+    Fault("a list", r"{d}/r\.yaml: ", "not a mapping", "field: value", recipe="- task\n"),
+    Fault("bad YAML", r"{d}/r\.yaml:2: ", "is not YAML", "quotes", recipe="task: dates\nmethods: [lora\n"),
+    Fault("a tab", r"{d}/r\.yaml:3: ", "tab", "spaces", recipe="task: dates\nmethods:\n\t- lora\n"),
+    Fault(
+        "not UTF-8", r"{d}/r\.yaml:2: ", "not UTF-8", "save",
+        recipe="-", files={"r.yaml": b"task: dates\nname: \xff\n"},
+    ),
+    Fault(
+        "a key twice", r"{d}/r\.yaml:3: task: ", "twice .first on line 1.", "keep one",
+        recipe="task: dates\nmethods: [lora]\ntask: dates\n",
+    ),
+    Fault(
+        "unknown field", r"{d}/r\.yaml:3: bugdet: ", "unknown field 'bugdet'", "did you mean budget",
+        recipe="task: dates\nmethods: [lora]\nbugdet: {tokens: 5}\n",
+    ),
+    Fault(
+        "unknown inner field", r"{d}/r\.yaml:4: budget\.token: ", "unknown field 'token'", "did you mean tokens",
+        recipe="task: dates\nmethods: [lora]\nbudget:\n  token: 5\n",
+    ),
+    Fault("no task", r"{d}/r\.yaml:1: task: ", "is missing", "add task:", recipe="methods: [lora]\n"),
+    Fault(
+        "no methods", r"{d}/r\.yaml:2: methods: ", "is empty", "at least one", recipe="task: dates\nmethods: []\n"
+    ),
+    Fault(
+        "negative budget", r"{d}/r\.yaml:3: budget\.tokens: ", "greater than 0, not -5", "change",
+        recipe="task: dates\nmethods: [lora]\nbudget: {tokens: -5}\n",
+    ),
+    Fault(
+        "budget in words", r"{d}/r\.yaml:3: budget\.seconds: ", "must be a number, not 'ten minutes'", "write a number",
+        recipe="task: dates\nmethods: [lora]\nbudget: {seconds: ten minutes}\n",
+    ),
+    Fault(
+        "endless budget", r"{d}/r\.yaml:3: budget\.seconds: ", "finite", "leave the field out",
+        recipe="task: dates\nmethods: [lora]\nbudget: {seconds: .inf}\n",
+    ),
+    Fault(
+        "no seeds", r"{d}/r\.yaml:3: seeds: ", "at least 1, not 0", "seeds: 3",
+        recipe="task: dates\nmethods: [lora]\nseeds: 0\n",
+    ),
+    Fault(
+        "a seed twice", r"{d}/r\.yaml:3: seeds: ", "twice", "different",
+        recipe="task: dates\nmethods: [lora]\nseeds: [1, 1]\n",
+    ),
+    Fault(
+        "a label twice", r"{d}/r\.yaml:4: methods\.1\.lora: ", "'lora' is taken by methods.0", "label: lora-2",
+        recipe="task: dates\nmethods:\n  - lora\n  - lora: {rank: 2}\n",
+    ),
+    Fault(
+        "a label outside its folder", r"{d}/r\.yaml:3: methods\.0\.lora\.label: ", "cannot name a folder", "letters",
+        recipe="task: dates\nmethods:\n  - lora: {label: ../../x}\n",
+    ),
+    Fault(
+        "options beside the method", r"{d}/r\.yaml:3: methods\.0: ", "has 2 names", "indent",
+        recipe="task: dates\nmethods:\n  - lora:\n    rank: 8\n",
+    ),
+    Fault(
+        "unknown dtype", r"{d}/r\.yaml:2: base\.dtype: ", "'float31' is not known", "did you mean float32",
+        recipe="task: dates\nbase: {dtype: float31}\nmethods: [lora]\n",
+    ),
+    Fault(
+        "top-p above one", r"{d}/r\.yaml:3: evaluation\.sampling\.top_p: ", "at most 1, not 2", "change",
+        recipe="task: dates\nmethods: [lora]\nevaluation: {sampling: {top_p: 2}}\n",
+    ),
+    # the task's part
+    Fault("unknown task", r"{d}/r\.yaml:2: task\.embedded: ", "'datse'", "mean dates", task="embedded: datse"),
+    Fault("task of nothing", r"{d}/r\.yaml:1: task: ", "exactly one of", "examples", task="name: x"),
+    Fault(
+        "hub and file", r"{d}/r\.yaml:2: task\.data: ", "exactly one of", "examples",
+        task="data: {hub: a/b, path: a.csv}",
+    ),
+    Fault(
+        "missing file", r"{d}/r\.yaml:2: task\.data\.path: ", "no such file: {d}/a.csv", "did you mean b.csv",
+        task="data: a.csv", files={"b.csv": CSV},
+    ),
+    Fault(
+        "a folder", r"{d}/r\.yaml:2: task\.data\.path: ", "is a folder", r"x/\*\.jsonl",
+        task="data: x", files={"x/b.csv": CSV},
+    ),
+    Fault(
+        "no match", r"{d}/r\.yaml:2: task\.data\.train: ", r"no file matches \*\.json", "pattern",
+        task="data: {train: '*.json'}",
+    ),
+    Fault(
+        "unknown suffix", r"{d}/r\.yaml:1: task\.format: ", "not known by its suffix", "set format",
+        task="data: a.xls", files={"a.xls": CSV},
+    ),
+    Fault(
+        "wrong column", r"{d}/r\.yaml:3: task\.columns\.text: ", "no column 'sentence'", "the file has: text, label",
+        task="data: a.csv\n  columns: {text: sentence}", files={"a.csv": CSV},
+    ),
+    Fault(
+        "unknown field in columns", r"{d}/r\.yaml:3: task\.columns\.lable: ", "unknown field", "did you mean label",
+        task="data: a.csv\n  columns: {lable: label}", files={"a.csv": CSV},
+    ),
+    Fault(
+        "wrong delimiter", r"{d}/r\.yaml:3: task\.columns\.text: ", "no column 'text'", "set delimiter",
+        task="data: a.csv\n  columns: {text: text}", files={"a.csv": CSV.replace(",", ";")},
+    ),
+    Fault(
+        "columns without meaning", r"{d}/r\.yaml:1: task\.columns: ", "cannot tell", "the file has: x, y",
+        task="data: a.csv", files={"a.csv": CSV.replace("text,label", "x,y")},
+    ),
+    Fault(
+        "unknown column in a template", r"{d}/r\.yaml:3: task\.template: ", "no column 'premise'", "the file has",
+        task="data: a.csv\n  template: '{premise}'", files={"a.csv": CSV},
+    ),
+    Fault(
+        "bad pattern", r"{d}/r\.yaml:3: task\.columns\.text\.pattern: ", "not a regular expression", "mend",
+        task="data: a.csv\n  columns: {text: {from: text, pattern: '('}}", files={"a.csv": CSV},
+    ),
+    Fault(
+        "unknown encoding", r"{d}/r\.yaml:3: task\.encoding: ", "unknown encoding 'utf-9'", "utf-8",
+        task="data: a.csv\n  encoding: utf-9", files={"a.csv": CSV},
+    ),
+    Fault(
+        "unknown reader", r"{d}/r\.yaml:3: task\.reader: ", "unknown reader 'squda'", "did you mean squad",
+        task="data: a.json\n  reader: squda", files={"a.json": "{}"},
+    ),
+    Fault(
+        "labels wanted and absent", r"{d}/r\.yaml:3: task\.instruction: ", "the task has none", "write",
+        task="data: a.jsonl\n  instruction: 'One of {labels}'", files={"a.jsonl": JSONL},
+    ),
+    Fault(
+        "splits that take everything", r"{d}/r\.yaml:3: task\.split: ", "no training examples", "smaller",
+        task="data: a.jsonl\n  split: {test: 35, validation: 5}", files={"a.jsonl": JSONL},
+    ),
+    Fault(
+        "unknown metric", r"{d}/r\.yaml:3: task\.metrics\.1: ", "unknown metric 'rogue-l'", "did you mean rouge-l",
+        task="data: a.jsonl\n  metrics: [exact-match, rogue-l]", files={"a.jsonl": JSONL},
+    ),
+    Fault(
+        "a metric's file that is not there", r"{d}/r\.yaml:3: task\.metrics\.0: ", r"own\.py: no such file", "path",
+        task="data: a.jsonl\n  metrics: 'own.py:score'", files={"a.jsonl": JSONL},
+    ),
+    # the data
+    Fault(
+        "broken JSON at line 7", r"{d}/a\.jsonl:7: ", "broken JSON at column", "one complete JSON object",
+        task="data: a.jsonl", files={"a.jsonl": JSONL.replace('"p 6", "completion"', '"p 6" "completion"')},
+    ),
+    Fault(
+        "broken JSON file", r"{d}/a\.json:3: ", "broken JSON", "comma",
+        task="data: a.json", files={"a.json": '[\n{"prompt": "a", "completion": "b"}\n{"prompt": "c"}]'},
+    ),
+    Fault(
+        "nested records", r"{d}/a\.json: ", "an object, not a list", "set field: rows",
+        task="data: a.json", files={"a.json": '{"rows": [{"prompt": "a", "completion": "b"}]}'},
+    ),
+    Fault(
+        "a record that is a list", r"{d}/a\.jsonl:2: ", "a list, not an object", "write each record",
+        task="data: a.jsonl", files={"a.jsonl": '{"prompt": "a", "completion": "b"}\n["c", "d"]\n'},
+    ),
+    Fault(
+        "label outside the choices", r"{d}/a\.csv:5: ", "label 'b' is not among", "use one of them",
+        task="data: a.csv\n  labels: [a, c]", files={"a.csv": "text,label\none,a\n\"t\nwo\",a\nthree,b\n"},
+    ),
+    Fault(
+        "one label", r"{d}/r\.yaml:1: task\.labels: ", "at least two labels, found a", "check",
+        task="data: a.csv", files={"a.csv": CSV.replace(",b", ",a")},
+    ),
+    Fault(
+        "a row too long", r"{d}/a\.csv:4: ", "has 3 columns where the header has 2", "quote",
+        task="data: a.csv", files={"a.csv": CSV.replace("message 2,", "message, 2,")},
+    ),
+    Fault(
+        "an open quote", r"{d}/a\.csv:4: ", "broken CSV", "quotes: false",
+        task="data: a.csv", files={"a.csv": CSV.replace("message 2,", '"message 2,')},
+    ),
+    Fault(
+        "a column twice", r"{d}/a\.csv:1: ", "'text' is there twice", "rename",
+        task="data: a.csv", files={"a.csv": CSV.replace("text,label", "text,text")},
+    ),
+    Fault(
+        "not UTF-8 at line 3", r"{d}/a\.csv:3: ", "is not utf-8", "encoding",
+        task="data: a.csv", files={"a.csv": CSV.encode().replace(b"message 1,", b"m\xe4ssage 1,")},
+    ),
+    Fault(
+        "empty file", r"{d}/a\.csv: ", "no records", "check the file", task="data: a.csv", files={"a.csv": ""}
+    ),
+    Fault(
+        "empty split", r"{d}/t\.csv: ", "no records", "check the file",
+        task="data: {train: a.csv, test: t.csv}", files={"a.csv": CSV, "t.csv": "text,label\n"},
+    ),
+    Fault(
+        "train that is all in test", r"{d}/r\.yaml:2: task\.data\.train: ", "train has no examples", "give it",
+        task="data: {train: a.csv, validation: v.csv, test: a.csv}",
+        files={"a.csv": CSV, "v.csv": "text,label\nx,a\n"},
+    ),
+    Fault(
+        "an empty answer", r"{d}/a\.jsonl:4: ", "the answer is empty", "empty_answer",
+        task="data: a.jsonl", files={"a.jsonl": JSONL.replace("c 3\"", "\"")},
+    ),
+    Fault(
+        "an empty question", r"{d}/a\.jsonl:4: ", "the question is empty", "remove",
+        task="data: a.jsonl", files={"a.jsonl": JSONL.replace("p 3\"", " \"")},
+    ),
+    Fault(
+        "a list for text", r"{d}/a\.jsonl:4: ", "prompt is an object", "inner field",
+        task="data: a.jsonl", files={"a.jsonl": JSONL.replace('"p 3"', '{"x": 1}')},
+    ),
+    Fault(
+        "no assistant turn", r"{d}/a\.jsonl:1: ", "the last turn is the user's", "assistant",
+        task="data: a.jsonl", files={"a.jsonl": '{"messages": [{"role": "user", "content": "a"}]}\n'},
+    ),
+    Fault(
+        "unknown role", r"{d}/a\.jsonl:1: ", "role 'tool' is not known", "use one of",
+        task="data: a.jsonl", files={"a.jsonl": '{"messages": [{"role": "tool", "content": "a"}]}\n'},
+    ),
+    Fault(
+        "an answer beyond the choices", r"{d}/a\.jsonl:1: ", "answer 2 is none of the 2 choices", "first_choice: 1",
+        task="data: a.jsonl", files={"a.jsonl": '{"question": "q", "choices": ["a", "b"], "answer": 2}\n'},
+    ),
+    Fault(
+        "not Parquet", r"{d}/a\.parquet: ", "is not Parquet", "write",
+        task="data: a.parquet", files={"a.parquet": "PAR1 no"},
+    ),
+    Fault(
+        "not gzip", r"{d}/a\.jsonl\.gz: ", "cannot be read", "check",
+        task="data: a.jsonl.gz", files={"a.jsonl.gz": b"\x1f\x8b\x08\x00broken"},
+    ),
+    Fault(
+        "a line without the pattern", r"{d}/a\.txt:2: ", "does not match the pattern", "mend",
+        task="data: a.txt\n  format: lines\n  pattern: '(?P<label>[ab]) (?P<text>.*)'",
+        files={"a.txt": "a one\nc two\nb three\n"},
+    ),
+    Fault(
+        "an answer that is not JSON", r"a\.jsonl:\d+: ", "is not JSON", "mend",
+        task="data: a.jsonl\n  metrics: json-f1", files={"a.jsonl": JSONL},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_a_fault_is_one_line(fault: Fault, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    if fault.recipe != "-":
+        path.write_text(fault.recipe or f"task:\n  {fault.task}\nmethods: [zero-shot]\n")
+    for name, content in fault.files.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(KamertonError) as caught:
+        fault.check(path)
+    line = str(caught.value)
+    folder = re.escape(str(tmp_path))
+    assert "\n" not in line
+    assert re.match(fault.place.replace("{d}", folder), line), line
+    said, semicolon, mend = line.partition("; ")
+    assert semicolon, line
+    assert re.search(fault.says.replace("{d}", folder), said), line
+    assert re.search(fault.mend, mend), line
+    assert len(line) - line.count(str(tmp_path)) * len(str(tmp_path)) < 320, "a line is to be read at a glance"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text('ab []{}"', max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "text", "label", "user"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+ODD = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.lists(
+            st.fixed_dictionaries({"role": st.sampled_from(["user", "system", None]), "content": inner}), max_size=3
+        )
+        | st.fixed_dictionaries({"text": st.lists(inner, min_size=2, max_size=3), "label": inner})
+    ),
+    max_leaves=6,
+)
+GOOD: list[dict[str, object]] = [
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    {"question": "q", "choices": ["a", "b"], "answer": 0},
+    {"text": "t", "label": "a"},
+    {"prompt": "p", "completion": "c"},
+    {"question": "q", "answers": ["a"], "context": "c"},
+    {"instruction": "i", "input": "x", "output": "o"},
+]
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(GOOD), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), ODD), max_size=4))
+def test_odd_values_are_a_task_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, good: dict[str, object], odd: list[tuple[int, int, object]]
+) -> None:
+    """Records of every shape with some values replaced by what nobody expects there."""
+    rows = [
+        {key: f"{value} {n}" if key in ("text", "prompt") else value for key, value in good.items()} for n in range(6)
+    ]
+    for row, column, value in odd:
+        rows[row][list(good)[column % len(good)]] = value
+    folder = tmp_path_factory.mktemp("t")
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "r.yaml").write_text("task:\n  data: a.jsonl\n  split: {test: 1, validation: 1}\nmethods: [a]\n")
+    with contextlib.suppress(KamertonError):
+        read_task(folder / "r.yaml")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=80), st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.csv.gz"]))
+def test_any_bytes_are_a_task_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str) -> None:
+    folder = tmp_path_factory.mktemp("t")
+    (folder / name).write_bytes(content)
+    (folder / "r.yaml").write_text(f"task:\n  data: {name}\nmethods: [a]\n")
+    with contextlib.suppress(KamertonError):
+        read_task(folder / "r.yaml")
+
+
+def test_there_are_at_least_thirty() -> None:
+    assert len({fault.name for fault in FAULTS}) >= 30

@@ -4,7 +4,7 @@ Scores are simulated with a probit model whose expectation over new examples and
 
     y[method, seed, example] = 1 if base[method] + b[example] + g[method, example] + a[method, seed] + noise > 0
 
-Run: `python benchmarks/coverage.py` (a few minutes; `--trials 200` for a quick look). It prints the Markdown tables
+Run: `python benchmarks/coverage.py` (ten minutes; `--trials 200` for a quick look). It prints the Markdown tables
 that docs/statistics.md shows.
 """
 
@@ -145,7 +145,7 @@ def run(setting: Setting, trials: int, resamples: int, seed: int = 0) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--resamples", type=int, default=600)
     parser.add_argument("--only", default="", help="settings whose name contains this")
     options = parser.parse_args()
     print("| setting | difference: interval holds the truth | one method: interval holds the truth | mean width |")

@@ -158,6 +158,10 @@ FAULTS = [
         task="data: a.csv\n  columns: {lable: label}", files={"a.csv": CSV},
     ),
     Fault(
+        "misspelt and so missing", r"{d}/r\.yaml:3: task\.columns\.text\.fro: ", "unknown field", "did you mean from",
+        task="data: a.csv\n  columns: {text: {fro: text}}", files={"a.csv": CSV},
+    ),
+    Fault(
         "wrong delimiter", r"{d}/r\.yaml:3: task\.columns\.text: ", "no column 'text'", "set delimiter",
         task="data: a.csv\n  columns: {text: text}", files={"a.csv": CSV.replace(",", ";")},
     ),

@@ -247,6 +247,11 @@ def test_json_lists_and_micro_average() -> None:
     assert evaluate(get_metric("json-exact"), given_answers, e) == 0
 
 
+def test_json_takes_the_closest_of_several_references() -> None:
+    e = [example('{"a": 1, "b": 2, "c": 3}', '{"a": 1}', '{"z": 1}')]
+    assert evaluate(get_metric("json-f1"), ['{"a": 1, "x": 0}'], e) == pytest.approx(2 / 3)
+
+
 def test_exact_match_and_accuracy() -> None:
     for answer, em, acc in (("  PARIS ", 1, 1), ("Ｐaris", 1, 1), ("Paris.", 0, 1), ('"paris"', 0, 1), ("Pari", 0, 0)):
         assert evaluate(get_metric("exact-match"), [answer], [example("Rome", "Paris")]) == em

@@ -88,6 +88,8 @@ def test_a_record_over_several_lines_keeps_its_first_line(tmp_path: Path) -> Non
     file.write_text('text,label\n"one\ntwo\nthree",a\n"four",zz\n')
     with pytest.raises(TaskError, match=r"a\.csv:5: label 'zz'"):
         load_task(spec(data={"path": str(file)}, labels=["a", "b"]))
+    with pytest.raises(TaskError, match=r"a\.csv:2: label 'a'"):
+        load_task(spec(data={"path": str(file)}, labels=["zz", "b"]))
 
 
 def test_surrogate_pairs_of_old_programs_can_be_read(tmp_path: Path) -> None:
@@ -283,6 +285,12 @@ def test_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         assert [e.messages for e in getattr(first, name)] == [e.messages for e in getattr(second, name)]
     assert load(tmp_path, ROWS, limit={"train": 20}).fingerprint == first.fingerprint
+    given = []
+    for rows in (ROWS, shuffled):  # and neither does it where every split is given
+        names = {"train": rows, "validation": [{"text": "v", "label": "a"}], "test": [{"text": "t", "label": "a"}]}
+        data = {name: str(write(tmp_path / f"{name}.jsonl", part)) for name, part in names.items()}
+        given.append([e.messages for e in load_task(spec(data=data, limit={"train": 20})).train])
+    assert given[0] == given[1]
     other = load(tmp_path, ROWS, split={"seed": 1})
     assert {e.messages for e in other.test} != {e.messages for e in first.test}
 

@@ -91,7 +91,20 @@ class LimitSpec(Part):
 
 
 class Layout(Part):
-    """How the records of a data set are laid out, which may differ between the hub and local copies of the same set."""
+    """How the records of a data set are laid out, which may differ between the hub and local copies of the same set.
+
+    Attributes:
+        format: of the files; `auto` goes by the suffix, and `.gz` may follow it. `lines` needs `pattern`.
+        reader: a layout by name (`squad`, `snips`, `bio`), or a function `file.py:function` (path → dictionaries).
+        field: where the records are nested in a JSON file, dotted.
+        columns: Kamerton's field → the file's column, its 0-based number where `header` is false, or a `Column`.
+        header: whether the first row of a table names its columns.
+        delimiter, quotes: of a table; by default `,` with quotes for CSV, a tab without quotes for TSV.
+        encoding: as Python names it, or `cesu-8`.
+        pattern: for `lines`: a regular expression that matches a whole line and names its columns by groups.
+        labels: raw label → readable name; a list of the labels; or `auto`, which takes those that the data have and
+            reads `_` and `-` as spaces.
+    """
 
     format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "lines"] = "auto"
     reader: Name | None = None
@@ -145,7 +158,23 @@ class DataSpec(Part):
 
 
 class TaskSpec(Layout):
-    """The task: an embedded one by name, or examples with how they are asked and judged."""
+    """The task: an embedded one by name, or examples with how they are asked and judged.
+
+    Attributes:
+        name: for reports; by default that of the embedded task, the file or the hub id.
+        embedded: the name of an embedded task.
+        data: where the examples are.
+        shape: what the columns make; found from them where it is not stated.
+        template: writes the question: `{name}` is a field or a column, `{choices}` the lettered choices of the example.
+        instruction: what to do; `{labels}` becomes the readable labels. Goes where `instruct_in` says.
+        choices: whether labels and choices are ranked (true), or the answer is generated (false).
+        first_choice: the number of the first choice, where answers are numbers.
+        empty_answer: the text that stands for "no answer"; without it an empty answer is an error.
+        merge_answers: in validation and test, rows with the same question are one example with several answers.
+        metrics: names, the first one decides; by default those of the shape.
+        split, limit, seed: how splits are cut, how many examples of each are sampled, and the seed of the sample.
+        max_answer_tokens: the longest answer that is generated, in tokens; 64 by default.
+    """
 
     name: Name | None = None
     embedded: Name | None = None

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from kamerton.base import fused
+
 NAME = "kamerton"
 """The name under which the attention function is registered with transformers."""
 
@@ -107,6 +109,9 @@ class Layout:
     _masks: dict[Any, Tensor | None] = field(default_factory=dict)
     _index: tuple[Tensor, Tensor] | None = None
     _slots: Tensor | None = None
+    _cached: Tensor | None = None
+    _columns: int = 0
+    _even: int | None = None
 
     @property
     def rows(self) -> int:
@@ -157,26 +162,57 @@ class Layout:
             self._masks[key] = _causal(query, keys, window)
         return self._masks[key]
 
-    def row_mask(self, window: int | None) -> Tensor:
-        """(B, 1, S, K) booleans, K = shared + prefix + cached columns + S."""
-        key = ("rows", window)
-        mask = self._masks.get(key)
-        if mask is not None:
-            return mask
+    def cached(self) -> Tensor:
+        """(B,) tokens that the rows' cache slots held before this pass."""
+        if self._cached is None:
+            assert self.cache is not None
+            lengths = self.cache.lengths[: self.rows] if self.slots is None else self.cache.lengths[list(self.slots)]
+            self._even = int(lengths[0]) if bool((lengths == lengths[0]).all()) else None
+            self._columns = int(lengths.max())
+            self._cached = lengths.to(self.positions.device)
+        return self._cached
+
+    @property
+    def cached_columns(self) -> int:
+        """The longest of `cached`."""
+        self.cached()
+        return self._columns
+
+    @property
+    def even(self) -> int | None:
+        """The tokens in every row's slot where they are as many, else None."""
+        self.cached()
+        return self._even
+
+    def front_mask(self, window: int | None) -> Tensor | None:
+        """(T − P, shared + prefix) booleans: what the rows' tokens see of the front; None for all of it."""
+        if window is None:
+            return None
+        key = ("front", window)
+        if key not in self._masks:
+            keys = torch.arange(self.shared_length + self.prefix, device=self.positions.device)
+            mask = _causal(self.positions[self.prefix :, None], keys[None, :], window)
+            self._masks[key] = None if bool(mask.all()) else mask
+        return self._masks[key]
+
+    def own_mask(self, window: int | None) -> Tensor | None:
+        """(B, S, cached columns + S) booleans: what a row's tokens see of their own row; None for plain causal."""
+        key = ("own", window)
+        if key in self._masks:
+            return self._masks[key]
         device, b, s = self.positions.device, self.rows, self.longest
-        index, _ = self.index()
-        query = self.positions[self.prefix :][index].view(b, s)  # (B, S)
-        front = self.shared_length + self.prefix
+        columns = self.cached_columns if self.cache is not None else 0
+        if self.tree is None and not columns and (window is None or s <= window):
+            self._masks[key] = None
+            return None
+        query = self.positions[self.prefix :][self.index()[0]].view(b, s)  # (B, S)
         parts = []
-        if front:
-            keys = torch.arange(front, device=device)
-            parts.append(_causal(query[:, :, None], keys[None, None, :], window).expand(b, s, front))
-        if self.cache is not None:
-            lengths = self.cache.lengths.to(device)[self.slot_index()]  # (B,)
-            columns = torch.arange(int(lengths.max()), device=device)
-            seen = (columns[None, :] < lengths[:, None])[:, None, :].expand(b, s, len(columns))
+        if columns:
+            places = torch.arange(columns, device=device)
+            seen = (places[None, :] < self.cached()[:, None])[:, None, :].expand(b, s, columns)
             if window is not None:
-                seen = seen & (query[:, :, None] - (front + columns)[None, None, :] < window)
+                front = self.shared_length + self.prefix
+                seen = seen & (query[:, :, None] - (front + places)[None, None, :] < window)
             parts.append(seen)
         if self.tree is None:
             places = torch.arange(s, device=device)
@@ -186,28 +222,60 @@ class Layout:
         if window is not None:
             own = own & (query[:, :, None] - query[:, None, :] < window)
         parts.append(own)
-        mask = torch.cat(parts, dim=2)[:, None]
-        self._masks[key] = mask
-        return mask
+        self._masks[key] = torch.cat(parts, dim=2) if len(parts) > 1 else own
+        return self._masks[key]
 
-    def decode_mask(self, window: int | None) -> Tensor:
-        """(B, shared + columns) booleans for a decoding step, the new token already in its column."""
-        key = ("decode", window)
+    def row_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(B, 1, S, K) to be added to scores, K = shared + prefix + cached columns + S."""
+        key = ("rows", window, dtype)
         mask = self._masks.get(key)
         if mask is None:
-            assert self.cache is not None
-            device, front = self.positions.device, self.shared_length
-            slots = self.slot_index()
-            lengths = self.cache.lengths.to(device)[slots] + 1
-            columns = torch.arange(int(lengths.max()), device=device)
-            mask = columns[None, :] < lengths[:, None]
+            b, s = self.rows, self.longest
+            own = self.own_mask(window)
+            if own is None:
+                places = torch.arange(s, device=self.positions.device)
+                own = (places[None, :] <= places[:, None]).expand(b, s, s)
+            front = self.shared_length + self.prefix
             if front:
-                mask = torch.cat([mask.new_ones(self.rows, front), mask], dim=1)
-            if window is not None:
-                keys = torch.arange(front + len(columns), device=device)
-                mask = mask & (self.positions[:, None] - keys[None, :] < window)
-            self._masks[key] = mask
+                seen = self.front_mask(window)
+                if seen is None:
+                    before = own.new_ones(1, 1, 1).expand(b, s, front)
+                else:
+                    before = seen[self.index()[0]].view(b, s, front)
+                own = torch.cat([before, own], dim=2)
+            mask = self._masks[key] = additive(own[:, None], dtype)
         return mask
+
+    def decode_mask(self, window: int | None) -> Tensor | None:
+        """(B, columns) booleans for a decoding step, the new token in its column; None where all columns are seen."""
+        key = ("decode", window)
+        if key not in self._masks:
+            lengths, columns = self.cached() + 1, self.cached_columns + 1
+            if self.even is not None and (window is None or self.shared_length + columns <= window):
+                self._masks[key] = None
+            else:
+                places = torch.arange(columns, device=self.positions.device)
+                mask = places[None, :] < lengths[:, None]
+                if window is not None:
+                    mask = mask & (self.positions[:, None] - (self.shared_length + places)[None, :] < window)
+                self._masks[key] = mask
+        return self._masks[key]
+
+    def added(self, name: str, window: int | None, dtype: torch.dtype, repeat: int = 1) -> Tensor | None:
+        """The mask `name` (`prefix`, `front`, `own` or `decode`) as numbers to be added, its rows repeated."""
+        key = ("added", name, window, dtype)
+        if key not in self._masks:
+            mask = getattr(self, f"{name}_mask")(window)
+            if mask is not None:
+                mask = additive(mask, dtype)
+                mask = mask.repeat_interleave(repeat, dim=0) if repeat > 1 else mask
+            self._masks[key] = mask
+        return self._masks[key]
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Booleans → 0 where true, the lowest finite number where false (finite, so that a row of them gives no NaN)."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _causal(query: Tensor, keys: Tensor, window: int | None) -> Tensor:
@@ -218,7 +286,7 @@ def _causal(query: Tensor, keys: Tensor, window: int | None) -> Tensor:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, dropout: float
 ) -> Tensor:
-    """(B, H, S, D) × (B, H_kv, K, D) → (B, H, S, D). No mask: causal."""
+    """(B, H, S, D) × (B, H_kv, K, D) → (B, H, S, D). The mask is added to the scores; no mask: causal."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -229,33 +297,36 @@ def _attend(
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype), dropout)
-    return torch.matmul(weights, value)
+        mask = additive(scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril(), scores.dtype)
+    weights = torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(F.dropout(weights, dropout), value)
+
+
+def _append(key: Tensor, value: Tensor, layout: Layout, layer: int) -> tuple[Tensor, Tensor]:
+    """Write one new (B, H_kv, D) key and value a row into the cache; the rows' (B, H_kv, columns, D) with them."""
+    assert layout.cache is not None
+    keys, values = layout.cache.layer(layer, key)
+    b, columns = key.shape[0], layout.cached_columns + 1
+    if layout.slots is None and layout.even is not None:
+        keys[:b, :, layout.even] = key
+        values[:b, :, layout.even] = value
+    else:
+        slots, lengths = layout.slot_index(), layout.cached()
+        keys[slots, :, lengths] = key
+        values[slots, :, lengths] = value
+    if layout.slots is None:
+        return keys[:b, :, :columns], values[:b, :, :columns]
+    return keys[layout.slot_index(), :, :columns], values[layout.slot_index(), :, :columns]
 
 
 def _decode(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, layer: int, scaling: float, softcap: float | None,
-    window: int | None,
-) -> Tensor:
+    query: Tensor, row_keys: Tensor, row_values: Tensor, layout: Layout, layer: int, scaling: float,
+    softcap: float | None, window: int | None,
+) -> Tensor:  # fmt: skip
     """One token a row: (B, H, D) queries against the shared prefix, read once for all rows, and the rows' columns."""
-    assert layout.cache is not None
-    cache = layout.cache
     b, h, d = query.shape
-    hk = key.shape[1]
-    keys, values = cache.layer(layer, key)
-    slots = layout.slot_index()
-    lengths = cache.lengths.to(query.device)[slots]
-    keys[slots, :, lengths] = key
-    values[slots, :, lengths] = value
-    mask = layout.decode_mask(window)
+    hk = row_keys.shape[1]
     front = layout.shared_length
-    columns = mask.shape[1] - front
-    if layout.slots is None:
-        row_keys, row_values = keys[:b, :, :columns], values[:b, :, :columns]
-    else:
-        row_keys, row_values = keys[slots, :, :columns], values[slots, :, :columns]
     grouped = query.view(b, hk, h // hk, d)
     scores = torch.matmul(grouped, row_keys.transpose(2, 3))  # (B, H_kv, G, C)
     if front:
@@ -267,7 +338,11 @@ def _decode(
     scores = scores * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+    mask, seen = layout.added("decode", window, scores.dtype), layout.added("front", window, scores.dtype)
+    if mask is not None:
+        scores[..., front:] += mask[:, None, None, :]
+    if front and seen is not None:
+        scores[..., :front] += seen[:, None, None, :]
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     out = torch.matmul(weights[..., front:], row_values)
     if front:
@@ -300,8 +375,12 @@ def packed_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D), a view of what the projections gave
+    fast = fused.usable(query, softcap, dropout)
     if layout.decoding:
-        return _decode(q, k, v, layout, layer, scaling, softcap, sliding_window)[None], None
+        row_k, row_v = _append(k, v, layout, layer)
+        if fast:
+            return fused.decode(q, row_k, row_v, layout, layer, scaling, sliding_window)[None], None
+        return _decode(q, row_k, row_v, layout, layer, scaling, softcap, sliding_window)[None], None
 
     p = layout.prefix
     out = []
@@ -313,7 +392,7 @@ def packed_attention(
         front_v = own_v if shared_v is None else torch.cat([shared_v, own_v], dim=1)
         if layout.record is not None:
             layout.record.append((front_k, front_v))
-        mask = layout.prefix_mask(sliding_window)
+        mask = layout.added("prefix", sliding_window, q.dtype)
         attended = _attend(
             q[:p].transpose(0, 1)[None], front_k[None], front_v[None], mask, scaling, softcap, dropout
         )
@@ -330,15 +409,13 @@ def packed_attention(
 
         row_q, row_k, row_v = pad(q), pad(k), pad(v)
         keys, values = [], []
-        if front_k is not None and front_v is not None:
+        if front_k is not None and front_v is not None and not fast:
             keys.append(front_k[None].expand(b, -1, -1, -1))
             values.append(front_v[None].expand(b, -1, -1, -1))
-        mask = layout.row_mask(sliding_window)
         if layout.cache is not None:
             cache_k, cache_v = layout.cache.layer(layer, k)
             slots = layout.slot_index()
-            lengths = layout.cache.lengths.to(q.device)[slots]
-            columns = mask.shape[-1] - s - (front_k.shape[1] if front_k is not None else 0)
+            lengths, columns = layout.cached(), layout.cached_columns
             if columns:
                 keys.append(cache_k[slots, :, :columns])
                 values.append(cache_v[slots, :, :columns])
@@ -347,14 +424,21 @@ def packed_attention(
             cache_v[slots[:, None], :, places] = row_v.transpose(1, 2)
         keys.append(row_k)
         values.append(row_v)
-        attended = _attend(
-            row_q,
-            torch.cat(keys, dim=2) if len(keys) > 1 else row_k,
-            torch.cat(values, dim=2) if len(values) > 1 else row_v,
-            mask, scaling, softcap, dropout,
-        )  # (B, H, S, D)
+        all_k = torch.cat(keys, dim=2) if len(keys) > 1 else row_k
+        all_v = torch.cat(values, dim=2) if len(values) > 1 else row_v
+        if fast:
+            attended, norms = fused.attend(row_q, all_k, all_v, layout.added("own", sliding_window, q.dtype), scaling)
+        else:
+            mask = layout.row_mask(sliding_window, q.dtype)
+            attended = _attend(row_q, all_k, all_v, mask, scaling, softcap, dropout)  # (B, H, S, D)
         flat = attended.transpose(1, 2).reshape(b * s, *q.shape[1:])
-        out.append(_Untake.apply(flat, inverse) if ragged else flat)
+        flat = _Untake.apply(flat, inverse) if ragged else flat
+        if fast and front_k is not None and front_v is not None:
+            own_norms = norms.transpose(1, 2).reshape(b * s, -1)
+            own_norms = own_norms.index_select(0, inverse) if ragged else own_norms
+            flat = fused.join_front(q[p:], front_k, front_v, layout.added("front", sliding_window, q.dtype), scaling,
+                                    flat, own_norms)  # fmt: skip
+        out.append(flat)
     return (torch.cat(out) if len(out) > 1 else out[0])[None], None
 
 

@@ -227,6 +227,8 @@ def choose_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float32, "safe on this device"
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.float32, "this processor has no bfloat16 instructions"
+    if torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "this processor has matrix tiles for it (AMX)"
     gain = _bfloat16_gain()
     if gain > 1.5:
         return torch.bfloat16, f"measured {gain:.1f}× faster than float32 on this processor"

@@ -9,7 +9,7 @@ work and nearly all of the memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
+from kamerton.base.linears import PackedLinears
 from kamerton.base.work import Work
 
 OUTPUT_CHUNK = 512
@@ -95,6 +96,8 @@ class CausalModel:
         self.config = hf.config.get_text_config()
         self._front = front
         self.work = Work()
+        self._linears: PackedLinears | None = None
+        self._inferring = 0
 
     @property
     def device(self) -> torch.device:
@@ -124,6 +127,21 @@ class CausalModel:
         finally:
             for c, name in zip(configs, before, strict=True):
                 c._attn_implementation_internal = name
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Many passes without gradient and with weights that do not change: linear layers may be prepared once."""
+        if self._linears is None:
+            self._linears = PackedLinears(self.hf)
+        self._linears.refresh()
+        self._inferring += 1
+        try:
+            yield
+        finally:
+            self._inferring -= 1
+
+    def _prepared(self) -> AbstractContextManager[None]:
+        return self._linears.active() if self._inferring and self._linears is not None else nullcontext()
 
     def _backbone(self) -> nn.Module:
         decoder = self.hf.get_decoder()
@@ -183,7 +201,7 @@ class CausalModel:
         embeds = self.hf.get_input_embeddings()(ids)
         if soft is not None:
             embeds = torch.cat([soft.to(embeds.dtype), embeds])
-        with self._attention():
+        with self._attention(), self._prepared():
             out = self._backbone()(
                 inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, layout=layout
             )
@@ -211,7 +229,8 @@ class CausalModel:
         config = self.config
         self.work.add(outputs=hidden.shape[0], grad=hidden.requires_grad)
         multiplier = getattr(config, "lm_head_multiplier", None)
-        logits = self.hf.get_output_embeddings()(hidden)
+        with self._prepared():
+            logits = self.hf.get_output_embeddings()(hidden)
         if multiplier is not None:
             logits = logits * multiplier
         scale = getattr(config, "logit_scale", None)

@@ -76,18 +76,20 @@ class Comparison:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """Records of the cells that failed."""
-        return [c for c in self.results["cells"] if c["status"] != "ok"]
+        """The cells that failed, each with its error."""
+        return list(self.results["failed"])
 
     def adapter(self, label: str, seed: int | None = None) -> Path:
         """The folder of what a method trained; default: the seed with the best validation loss."""
-        cells = [c for c in self.results["cells"] if c["label"] == label and c["status"] == "ok"]
-        if seed is not None:
-            cells = [c for c in cells if c["seed"] == seed]
-        if not cells:
+        store = Store(self.folder)
+        records = [json.loads(p.read_text()) for p in sorted((self.folder / "cells" / label).glob("seed-*/cell.json"))]
+        records = [r for r in records if r["status"] == "ok" and (seed is None or r["seed"] == seed)]
+        # a seed whose result was copied has no folder of its own
+        records = [r for r in records if (store.cell_folder(label, r["seed"]) / "adapter").is_dir()]
+        if not records:
             raise KamertonError(f"no finished cell of '{label}'", where=self.folder, mend="name one of its methods")
-        best = min(cells, key=lambda c: (c.get("validation_loss") is None, c.get("validation_loss") or 0.0, c["seed"]))
-        return Store(self.folder).cell_folder(label, best["seed"]) / "adapter"
+        best = min(records, key=lambda r: (r["validation_loss"] is None, r["validation_loss"] or 0.0, r["seed"]))
+        return store.cell_folder(label, best["seed"]) / "adapter"
 
     def __str__(self) -> str:
         return (self.folder / "table.md").read_text(encoding="utf-8")
@@ -139,7 +141,7 @@ def compare(
         for note in task.notes:
             watcher.line(f"  {note}")
         base_request = base_options(recipe)
-        base = load_base(**base_request)
+        base = load_base(**{**base_request, "dtype": _dtype_before(store, base_request)})
         watcher.line(f"base {base.info}")
         sampling = Sampling(**recipe.evaluation.sampling.model_dump())
         settings = _settings(recipe, base, task, methods, budget)
@@ -165,8 +167,7 @@ def compare(
         if todo:
             ref = _reference(recipe, base, store, common, watcher)
             write_json(folder / "plan.json", {
-                "base": {k: str(v) if isinstance(v, Path) else v for k, v in base_request.items()}
-                | {"dtype": base.info.dtype},
+                "base": {**_plain(base_request), "dtype": base.info.dtype}, "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
                 "sampling": recipe.evaluation.sampling.model_dump(),
                 "max_batch_tokens": recipe.evaluation.max_batch_tokens,
@@ -185,6 +186,21 @@ def compare(
     finally:
         watcher.close()
         lock.release()
+
+
+def _plain(request: dict[str, Any]) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in request.items()}
+
+
+def _dtype_before(store: Store, request: dict[str, Any]) -> str:
+    """The data type that this comparison was begun with: `auto` must not choose again between two runs of one folder."""
+    try:
+        plan = json.loads((store.folder / "plan.json").read_text(encoding="utf-8"))
+        if plan["asked"] == _plain(request):
+            return str(plan["base"]["dtype"])
+    except (OSError, json.JSONDecodeError, KeyError):
+        pass
+    return str(request["dtype"])
 
 
 def check_task(task: Task) -> None:
@@ -274,7 +290,7 @@ def _settings(
     return {
         "name": recipe.name,
         "recipe": recipe.text or recipe.model_dump(mode="json"),
-        "base": {k: v for k, v in asdict(base.info).items() if k != "free_bytes"},
+        "base": {k: v for k, v in asdict(base.info).items() if k not in ("free_bytes", "reason")},
         "renderer_fingerprint": base.renderer.fingerprint,
         "task": {
             "name": task.name, "source": task.source, "metrics": list(task.metrics),

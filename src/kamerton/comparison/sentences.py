@@ -43,13 +43,17 @@ def sentences(
     if len(rows) == 1:
         return [f"Only {top.label} has been scored ({interval}); there is nothing to compare it with."]
     said: list[str] = []
+    contenders = [row for row in leaders if row.label not in doubtful]
     if len(leaders) == 1:
         said.append(_single_lead(rows, pairs, interval))
         said.append(_for_less(rows, scale))
     else:
-        said.append(_shared_lead(rows, leaders, scale))
-        said.append(_what_would_decide(leaders, pairs, scale, examples))
-        said.append(_probably_behind(leaders, pairs, doubtful))
+        if len(contenders) == 1:
+            said.append(_probable_lead(leaders, pairs, interval, doubtful))
+        else:
+            said.append(_shared_lead(rows, contenders, pairs, scale, doubtful))
+        others = contenders[1:] or [row for row in leaders if row.label in doubtful]
+        said.append(_what_would_decide(top, others, len(leaders) == 2, pairs, scale, examples))
     said.append(_cost_and_forgetting(leaders, doubtful, answers, cheapest, faithful))
     if all(row.conditional for row in rows):
         seed = rows[0].seeds[0]
@@ -70,7 +74,7 @@ def _cost_and_forgetting(
     cost = f"({spent} for fitting and {answers:,} answers)"
     kl = next((row.kl for row in leaders if row.label in faithful), None)
     moved = f"KL to the base {kl:.2g} nats a token on general prompts" if kl else "not at all on general prompts"
-    if len(leaders) == 1:
+    if len(leaders) - len(doubtful) == 1:
         if kl is None:
             return ""
         return f"It moved away from the base: {moved}." if kl else "It forgets nothing: the base is as it was."
@@ -97,30 +101,52 @@ def _single_lead(rows: Sequence[Row], pairs: Sequence[Pair], interval: str) -> s
     rest = [row.label for row in rows[1:] if row.label not in beaten]
     if rest:  # "better than" need not carry over: the rest lost to another method only
         return f"{top} leads ({interval}), but these data do not tell it apart from {listing(rest, 'or')}."
-    others = rows[1].label if len(rows) == 2 else f"all {len(rows) - 1} others"
+    others = rows[1].label if len(rows) == 2 else "both others" if len(rows) == 3 else f"all {len(rows) - 1} others"
     return f"{top} is best ({interval}): significantly better than {others}."
 
 
-def _shared_lead(rows: Sequence[Row], leaders: Sequence[Row], scale: Scale) -> str:
-    if len(leaders) <= 4:
-        named = listing([f"{row.label} ({scale.score(row.value)})" for row in leaders])
-    else:
-        ends = [f"{row.label} ({scale.score(row.value)})" for row in (leaders[0], leaders[-1])]
-        named = f"{len(leaders)} methods, from {ends[0]} to {ends[1]},"
-    if len(leaders) == len(rows):
-        return f"No method can be called best: in {scale.name}, {named} are not told apart by these data."
-    others = len(rows) - len(leaders)
-    behind = f"{rows[-1].label} is behind" if others == 1 else f"the other {others} are behind"
-    return f"No single method can be called best: in {scale.name}, {named} share the lead; {behind}."
+def _named(rows: Sequence[Row], scale: Scale) -> str:
+    shown = [f"{row.label} ({scale.score(row.value)})" for row in rows]
+    return listing(shown) if len(rows) <= 4 else f"{len(rows)} methods, from {shown[0]} to {shown[-1]},"
 
 
-def _what_would_decide(leaders: Sequence[Row], pairs: Sequence[Pair], scale: Scale, examples: int) -> str:
-    """For the first two of the leading group that differ at all."""
-    first, second = leaders[0].label, leaders[1].label
+def _compared(pairs: Sequence[Pair]) -> str:
+    return f"{len(pairs)} comparisons" if len(pairs) > 1 else "one comparison"
+
+
+def _probable_lead(leaders: Sequence[Row], pairs: Sequence[Pair], interval: str, doubtful: Sequence[str]) -> str:
+    """All other leaders are beaten before, but not after, the correction for many comparisons."""
+    shown = listing(doubtful) if len(doubtful) <= 4 else f"{len(doubtful)} methods"
+    return (
+        f"{leaders[0].label} is probably best ({interval}), but its lead over {shown} is not beyond doubt after the "
+        f"correction for {_compared(pairs)}."
+    )
+
+
+def _shared_lead(
+    rows: Sequence[Row], contenders: Sequence[Row], pairs: Sequence[Pair], scale: Scale, doubtful: Sequence[str]
+) -> str:
+    said = f"No single method can be called best: in {scale.name}, {_named(contenders, scale)} are not told apart"
+    behind = [row for row in rows if row.rank > 1]
+    if doubtful:
+        verb = "is" if len(doubtful) == 1 else "are"
+        maybe = _named([row for row in rows if row.label in doubtful], scale)
+        said += f"; {maybe} {verb} probably behind, but not beyond doubt after the correction for {_compared(pairs)}"
+    if behind:
+        who = f"{behind[0].label} is" if len(behind) == 1 else f"the other {len(behind)} are"
+        said += f"; {who} behind"
+    return f"{said}."
+
+
+def _what_would_decide(
+    top: Row, others: Sequence[Row], two: bool, pairs: Sequence[Pair], scale: Scale, examples: int
+) -> str:
+    """For the best and the first of those that it is not told apart from."""
+    first, second = top.label, others[0].label
     pair = next((p for p in pairs if {p.first, p.second} == {first, second}), None)
     if pair is None:
         return f"{first} and {second} have no seed in common and were not compared."
-    name, start = ("the two", "The two") if len(leaders) == 2 else (f"{first} and {second}",) * 2
+    name, start = ("the two", "The two") if two else (f"{first} and {second}",) * 2
     if pair.difference == 0:
         return f"{start} have the same score."
     gap = scale.points(abs(pair.difference)).lstrip("+")
@@ -139,19 +165,6 @@ def _plan(pair: Pair, now: int) -> str:
     examples, seeds = pair.plan or (0, 0)
     more = f" and about {round_up(examples):,} test examples" if examples > now else ""
     return f"about {seeds} seeds for each method{more}"
-
-
-def _probably_behind(leaders: Sequence[Row], pairs: Sequence[Pair], names: Sequence[str]) -> str:
-    """Leaders that the highest mean beats before, but not after, the correction for many comparisons."""
-    if not names:
-        return ""
-    top = leaders[0].label
-    shown = listing(names) if len(names) <= 4 else f"{len(names)} methods, {names[0]} to {names[-1]},"
-    verb = "is" if len(names) == 1 else "are"
-    theirs = [p for p in pairs if top in (p.first, p.second) and {p.first, p.second} & set(names)]
-    remedy = " More seeds would settle it." if any(p.more_examples is None for p in theirs) else ""
-    compared = f"{len(pairs)} comparisons" if len(pairs) > 1 else "one comparison"
-    return f"{shown} {verb} probably behind {top}, but not beyond doubt after the correction for {compared}.{remedy}"
 
 
 def round_up(count: int) -> int:

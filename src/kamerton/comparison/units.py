@@ -104,7 +104,7 @@ def plain(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """41 ms, 8.2 s, 3 min 20 s, 2 h 5 min."""
+    """41 ms, 8.20 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None:
         return "–"
     space = "\N{NO-BREAK SPACE}"
@@ -112,7 +112,7 @@ def duration(seconds: float | None) -> str:
         return f"0{space}s"
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g}{space}ms"
-    if seconds < 99.5:
+    if seconds < 59.5:
         return f"{seconds:.3g}{space}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

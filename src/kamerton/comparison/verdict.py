@@ -36,7 +36,7 @@ RULES = {
     "forgets least": "Of the contenders, the smallest divergence (KL) from the base on general prompts.",
     "Pareto front": f"No other method has a higher mean score for fewer FLOPs (fitting and {ANSWERS:,} answers).",
     "interval": "95%, over new test examples and new seeds; methods are paired by example.",
-    "more examples": "Test examples (or seeds too) that would tell a pair apart with 80% power if it differs as observed.",
+    "more examples": "Test examples (or seeds too) that would tell a pair apart with 80% power, if it differs so.",
 }
 
 
@@ -101,6 +101,7 @@ class Verdict:
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
     best: tuple[str, ...]
+    contenders: tuple[str, ...]
     best_for_cost: tuple[str, ...]
     forgets_least: tuple[str, ...]
     pareto: tuple[str, ...]
@@ -166,7 +167,7 @@ def decide(
     scale = Scale((name or metric.name).replace("-", " "), *metric.range, metric.higher_is_better)
     if not scores:
         return Verdict(
-            metric.name, metric.higher_is_better, 0, (), (), (), (), (), (), ("No cell has finished yet.",), ()
+            metric.name, metric.higher_is_better, 0, (), (), (), (), (), (), (), ("No cell has finished yet.",), ()
         )
     analysis = compare(scores, metric, resamples=resamples, permutations=resamples, seed=seed)
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -200,7 +201,7 @@ def decide(
         )
         for label, e in analysis.estimates.items()
     ]
-    rows.sort(key=lambda row: (row.rank, -sign * row.value))
+    rows.sort(key=lambda row: -sign * row.value)
     leaders = [row for row in rows if row.rank == 1]
     doubtful = _probably_worse(leaders, pairs)
     contenders = [row for row in leaders if row.label not in doubtful]
@@ -213,6 +214,7 @@ def decide(
         rows=tuple(rows),
         pairs=tuple(pairs),
         best=tuple(row.label for row in leaders),
+        contenders=tuple(row.label for row in contenders),
         best_for_cost=cheapest,
         forgets_least=faithful,
         pareto=tuple(row.label for row in rows if row.pareto),

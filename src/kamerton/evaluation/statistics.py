@@ -22,7 +22,7 @@ nothing of its own uncertainty. So the two sources are handled apart and then jo
 Why a share: taking away all of the interaction gives an unbiased variance whose interval still covers too little
 with 2 degrees of freedom (90.8% at worst), taking away nothing covers too much when seeds do not matter. The share
 max(0.4, 1 - 1.4 / df^2) was chosen by simulation; docs/statistics.md has the figures and the command that gives them.
-Below alpha = 0.05, where Holm's correction looks, p-values take half of it away: many comparisons of few seeds stay safe.
+Below alpha = 0.05, where Holm's correction looks, p-values take half of it: many comparisons of few seeds stay safe.
 
 A difference is tested twice, and the larger p-value counts: the interval inverted (which knows that seeds vary), and a
 permutation test that swaps the two methods' answers example by example, all seeds together (exact for few examples,
@@ -228,7 +228,12 @@ def _share(df: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _SeedPart:
-    """Squared standard errors of a mean over seeds: as the interval takes it, as smaller alphas do, unbiased, of the interaction."""
+    """Squared standard errors of a mean over seeds.
+
+    Attributes:
+        interval: as the interval takes it. tail: as smaller alphas do. unbiased: without the whole interaction.
+        interaction: of the interaction alone. df: Welch-Satterthwaite degrees of freedom, 0 where seeds do not vary.
+    """
 
     interval: float
     tail: float

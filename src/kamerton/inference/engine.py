@@ -193,10 +193,11 @@ class Engine:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _working(self) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with self.model.inference():
+                yield
         finally:
             self.usage.seconds += time.perf_counter() - start
 
@@ -214,7 +215,7 @@ class Engine:
         if samples is not None:
             sampling = replace(sampling, n=samples)
         decoder = Decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens)
-        with self._timed():
+        with self._working():
             try:
                 for step in decoder.run(prompts, room):
                     self.usage.generated_tokens += len(step)
@@ -228,7 +229,7 @@ class Engine:
         for i, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
             self._room(i, prompt, max(map(len, tree.paths), default=0))
         scorer = Scorer(self.model, self.max_batch_tokens, progress)
-        with self._timed():
+        with self._working():
             edges = scorer.edges(prompts, trees)
         self._count(scorer)
         return edges

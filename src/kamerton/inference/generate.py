@@ -98,7 +98,7 @@ class Decoder:
                 item.samples.append(Row(item, i * self.sampling.n + n, key))
             item.waiting.extend(item.samples)
             items.append(item)
-        single = len(seen) == 1
+        single = len(seen) == 1 and len(items) * self.sampling.n > 1  # then all rows share the whole prompt
         prefix = SharedPrefix(self.model, prompts[0] if single else prompts[0][: common_prefix(prompts)])
         length = len(prompts[0]) if single else common_prefix(prompts)
         front = prefix.length - length

@@ -6,6 +6,7 @@ anything else is mapped in the recipe under `columns`.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -145,6 +146,8 @@ def text_of(value: Any, row: Row, field: str) -> str:
         return str(int(value))
     if isinstance(value, (str, int, float)):
         return str(value)
+    if isinstance(value, (datetime.date, datetime.time)):  # Parquet has them as such
+        return value.isoformat()
     kind = "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__
     raise TaskError(
         f"{field} is {kind} where text is needed", where=row.place, mend="name an inner field: column.field"

@@ -156,7 +156,9 @@ def _forest_scale(verdict: Verdict, scale: Scale, width: int) -> svg.Axis:
 def _forest(row: Row, verdict: Verdict, scale: Scale) -> Markup:
     title = f"{row.label}: {scale.score(row.value)} ({scale.number(row.low)} to {scale.number(row.high)})"
     axes = [(_forest_scale(verdict, scale, width), width) for width in FOREST]
-    return Markup("".join(svg.forest(row.low, row.value, row.high, a, w, row.rank == 1, title) for a, w in axes))
+    return Markup(
+        "".join(svg.forest(row.low, row.value, row.high, a, w, row.label in verdict.contenders, title) for a, w in axes)
+    )
 
 
 def _score_rows(verdict: Verdict, methods: dict[str, Record], scale: Scale) -> list[Record]:
@@ -229,7 +231,13 @@ def _matrix(verdict: Verdict, scale: Scale) -> list[Record]:
             span = f"{scale.signed(pair.low)} to {scale.signed(pair.high)}"
             gap = f"{scale.points(pair.difference)} ({span})"
             title = f"{first} {MINUS} {second}: {gap}, p {p_value(pair.p_holm)} after Holm"
-            cells.append({"text": scale.signed(pair.difference), "kind": kind, "title": title})
+            cells.append(
+                {
+                    "text": scale.signed(pair.difference).removeprefix("+" if len(labels) > 12 else ""),
+                    "kind": kind,
+                    "title": title,
+                }
+            )
         rows.append({"label": first, "cells": cells})
     return rows
 
@@ -264,7 +272,9 @@ def _points(
         if value is not None:
             title = f"{row.label}: {scale.score(row.value)} at {unit(value)}"
             name = str(number) if len(verdict.rows) > NAMED else row.label
-            points.append(svg.Point(row.label, value, row.value, row.low, row.high, row.rank == 1, title, name))
+            points.append(
+                svg.Point(row.label, value, row.value, row.low, row.high, row.label in verdict.contenders, title, name)
+            )
     return points
 
 

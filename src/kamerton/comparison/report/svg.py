@@ -89,8 +89,8 @@ def cost_axis(values: Sequence[float], start: float, end: float, unit: Callable[
     positive = [v for v in values if v > 0]
     if len(positive) < 2 or max(positive) / min(positive) < 20:
         axis = linear(values, start, end, count, zero=True)
-        ticks = time_ticks(max(values), count) if unit is duration else [t for t, _ in axis.ticks]
-        return Axis(axis.place, [(t, unit(t)) for t in ticks])
+        at = time_ticks(max(values), count) if unit is duration else [t for t, _ in axis.ticks]
+        return Axis(axis.place, [(t, unit(t)) for t in at])
     left, gap = start, None
     if any(v <= 0 for v in values):
         left, gap = start + 46, start + 27
@@ -243,14 +243,14 @@ def forest(low: float, value: float, high: float, axis: Axis, width: int, leadin
     mark += tag("circle", cx=float(axis.place(value)), cy=13, r=4.5)
     parts.append(tag("g", mark, cls="point leading" if leading else "point"))
     return tag(
-        "svg", "".join(parts), viewBox=f"0 0 {width} 26", width=width, height=26, cls="forest", aria_hidden="true"
+        "svg", "".join(parts), viewBox=f"0 0 {width} 26", width=width, height=26, cls=_size(width), aria_hidden="true"
     )
 
 
 def forest_axis(axis: Axis, width: int) -> str:
     parts = [text(axis.place(t), 12, shown, cls="tick mid") for t, shown in axis.ticks]
     return tag(
-        "svg", "".join(parts), viewBox=f"0 0 {width} 16", width=width, height=16, cls="forest", aria_hidden="true"
+        "svg", "".join(parts), viewBox=f"0 0 {width} 16", width=width, height=16, cls=_size(width), aria_hidden="true"
     )
 
 

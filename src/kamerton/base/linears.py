@@ -1,0 +1,96 @@
+"""Linear layers for inference on a CPU in bfloat16: weights laid out once as the matrix unit wants them.
+
+PyTorch's own linear layer brings a bfloat16 weight into that layout again at every call, which for a few tokens costs
+more than the product. Here it is done once, and as long as `active` lasts the layers compute with the copy. The copy
+takes as much memory as the weights, so it is made only where four times as much is free.
+
+What it leaves out: float32 (no gain, and its results stay bit for bit PyTorch's), GPUs, and anything with a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+_SMALLEST = 2**15
+"""Weights with fewer elements (LoRA's) are left alone: their products are cheap as they are."""
+
+
+class PackedLinears:
+    """Packed copies of a model's linear layers, made again for weights that changed.
+
+    Args:
+        model: the module whose `nn.Linear` layers are sped up.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._packs: dict[int, tuple[Any, Callable[[Tensor], Tensor]]] = {}
+        self._layers: list[tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = []
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Pack what is not packed yet or changed since; call it before a run of passes."""
+        layers = [m for m in self._model.modules() if _packable(m)]
+        missing = sum(m.weight.numel() * m.weight.element_size() for m in layers if id(m) not in self._packs)
+        self._layers = []
+        if missing and 4 * missing > psutil.virtual_memory().available:
+            return
+        packs = {}
+        for module in layers:
+            state = _state(module)
+            known = self._packs.get(id(module))
+            packs[id(module)] = known if known is not None and known[0] == state else (state, _packed(module))
+            self._layers.append((module.__dict__, packs[id(module)][1]))
+        self._packs = packs
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The layers compute with their packed weights, unless gradients are on."""
+        if torch.is_grad_enabled():
+            yield
+            return
+        for attributes, forward in self._layers:
+            attributes["forward"] = forward
+        try:
+            yield
+        finally:
+            for attributes, _ in self._layers:
+                attributes.pop("forward", None)
+
+
+def _packable(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Linear
+        and "forward" not in module.__dict__  # something else (a hook of accelerate) has taken it
+        and module.weight.device.type == "cpu"
+        and module.weight.dtype == torch.bfloat16
+        and module.weight.numel() >= _SMALLEST
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _state(module: nn.Linear) -> tuple[Any, ...]:
+    """Differs where a weight was replaced, stepped by an optimiser, or merged into through `.data`."""
+    out: list[Any] = []
+    for tensor in (module.weight, module.bias):
+        if tensor is not None:
+            sample = tensor.detach().flatten()[:: max(1, tensor.numel() // 512)]
+            out += [tensor.data_ptr(), tensor._version, tuple(tensor.shape), float(sample.float().sum())]
+    return tuple(out)
+
+
+def _packed(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
+    bias = None if module.bias is None else module.bias.detach()
+    linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def forward(x: Tensor) -> Tensor:
+        return linear(x, weight, bias, "none", [], "")
+
+    return forward

@@ -5,19 +5,20 @@ Scores are simulated with a probit model whose expectation over new examples and
     y[method, seed, example] = 1 if base[method] + b[example] + g[method, example] + a[method, seed] + noise > 0
 
 Run: `python benchmarks/coverage.py` (ten minutes; `--trials 200` for a quick look). It prints the Markdown tables
-that docs/statistics.md shows.
+that docs/statistics.md shows. `--ideal` prints instead how well ways to join both sources of variance can do at all.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import chi2, norm, t
 
-from kamerton.evaluation.statistics import compare, holm
+from kamerton.evaluation.statistics import compare, holm, seed_share
 
 Array = np.ndarray[Any, Any]
 
@@ -142,12 +143,59 @@ def run(setting: Setting, trials: int, resamples: int, seed: int = 0) -> dict[st
     return {key: value / trials for key, value in counts.items()}
 
 
+def ideal(df: int, alpha: float) -> dict[str, tuple[float, float]]:
+    """Lowest and highest coverage of ways to join two variances, in an idealised model.
+
+    The score is normal with variance 1 from examples (known; `inner` of it is interaction) plus `tau` from seeds, and
+    the variance between seeds is estimated with `df` degrees of freedom. Extremes over `inner` and `tau`.
+    """
+    taus = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 20, 100])[:, None]
+    draws = chi2.ppf((np.arange(600) + 0.5) / 600, df) / df
+    z, far = norm.isf(alpha / 2), t.isf(alpha / 2, df)
+
+    def satterthwaite(q: Array, inner: float) -> Array:
+        seeds = np.maximum(q - inner, 0)
+        freedom = np.where(seeds > 0, np.maximum(df * ((1 + seeds) / np.maximum(q, 1e-12)) ** 2, df), 1e9)
+        return t.isf(alpha / 2, freedom) * np.sqrt(1 + seeds)
+
+    def mover(share: float) -> Callable[[Array, float], Array]:
+        return lambda q, inner: np.sqrt(z**2 + far**2 * np.maximum(q - share * inner, 0))
+
+    ways = {
+        "Satterthwaite's t for the sum": satterthwaite,
+        "MOVER, all of the interaction subtracted": mover(1.0),
+        "MOVER, the share subtracted": mover(seed_share(df)),
+        "MOVER, half of the share subtracted": mover(0.5 * seed_share(df)),
+    }
+    found = {}
+    for name, way in ways.items():
+        covered = [
+            (1 - 2 * norm.sf(way((taus + inner) * draws, inner) / np.sqrt(1 + taus))).mean(1)
+            for inner in (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+        ]
+        found[name] = (float(np.min(covered)), float(np.max(covered)))
+    return found
+
+
+def print_ideal() -> None:
+    settings = [(2, 0.05), (4, 0.05), (2, 0.005), (4, 0.005)]
+    columns = {setting: ideal(*setting) for setting in settings}
+    print("| | " + " | ".join(f"{df} df, nominal {1 - alpha:.1%}" for df, alpha in settings) + " |")
+    print("| --- " * (len(settings) + 1) + "|")
+    for name in columns[settings[0]]:
+        print(f"| {name} | " + " | ".join("{:.1%} to {:.1%}".format(*columns[s][name]) for s in settings) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=600)
     parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--ideal", action="store_true", help="ways to join both sources of variance, idealised")
     options = parser.parse_args()
+    if options.ideal:
+        print_ideal()
+        return
     print("| setting | difference: interval holds the truth | one method: interval holds the truth | mean width |")
     print("| --- | --- | --- | --- |")
     for setting in COVERAGE:

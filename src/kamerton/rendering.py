@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Message, fingerprint
@@ -107,6 +107,11 @@ class Renderer:
                 tokenize=False,
                 date_string=FIXED_DATE,
             )
+        except TemplateSyntaxError as error:
+            raise ModelError(
+                f"the chat template is not valid Jinja (line {error.lineno}: {error})",
+                mend="mend it, or give another chat_template in the recipe",
+            ) from error
         except TemplateError as error:
             raise ModelError(
                 f"the chat template refuses a conversation of {', '.join(m.role for m in messages)}: {error}",

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from kamerton.base import fused
+from kamerton.base import cascade, fused
 
 NAME = "kamerton"
 """The name under which the attention function is registered with transformers."""
@@ -183,6 +183,17 @@ class Layout:
         """The tokens in every row's slot where they are as many, else None."""
         self.cached()
         return self._even
+
+    def prefix_added(self, window: int | None) -> Tensor:
+        """(1, 1, P, shared + P) float32 to be added to the scores of the prefix's own attention."""
+        key = ("prefix added", window)
+        mask = self._masks.get(key)
+        if mask is None:
+            seen = self.prefix_mask(window)
+            if seen is None:
+                seen = torch.ones(self.prefix, self.prefix, dtype=torch.bool, device=self.positions.device).tril()
+            mask = self._masks[key] = additive(seen, torch.float32)[None, None]
+        return mask
 
     def front_mask(self, window: int | None) -> Tensor | None:
         """(T − P, shared + prefix) booleans: what the rows' tokens see of the front; None for all of it."""
@@ -383,19 +394,26 @@ def packed_attention(
         return _decode(q, row_k, row_v, layout, layer, scaling, softcap, sliding_window)[None], None
 
     p = layout.prefix
+    # split, not slices: the backward pass of a slice fills a whole tensor with zeros
+    (front_q, q), (own_k, k), (own_v, v) = (x.split([p, x.shape[0] - p]) for x in (q, k, v))
     out = []
     shared_k, shared_v = layout.shared[layer] if layout.shared else (None, None)  # (H_kv, P₀, D)
     front_k, front_v = shared_k, shared_v
     if p:
-        own_k, own_v = k[:p].transpose(0, 1), v[:p].transpose(0, 1)  # (H_kv, P, D)
+        own_k, own_v = own_k.transpose(0, 1), own_v.transpose(0, 1)  # (H_kv, P, D)
         front_k = own_k if shared_k is None else torch.cat([shared_k, own_k], dim=1)
         front_v = own_v if shared_v is None else torch.cat([shared_v, own_v], dim=1)
         if layout.record is not None:
             layout.record.append((front_k, front_v))
-        mask = layout.added("prefix", sliding_window, q.dtype)
-        attended = _attend(
-            q[:p].transpose(0, 1)[None], front_k[None], front_v[None], mask, scaling, softcap, dropout
-        )
+        front_q = front_q.transpose(0, 1)[None]  # (1, H, P, D)
+        if cascade.fits(1, q.shape[1], p, front_k.shape[1]):
+            mask = layout.prefix_added(sliding_window)
+            attended = cascade.attend(
+                front_q, front_k[None], front_v[None], None, None, mask, scaling, softcap, dropout
+            )  # fmt: skip
+        else:
+            mask = layout.added("prefix", sliding_window, q.dtype)
+            attended = _attend(front_q, front_k[None], front_v[None], mask, scaling, softcap, dropout)
         out.append(attended[0].transpose(0, 1))  # (P, H, D)
     if layout.rows:
         b, s = layout.rows, layout.longest
@@ -403,13 +421,14 @@ def packed_attention(
         ragged = len(inverse) != b * s
 
         def pad(x: Tensor) -> Tensor:  # (T − P, H, D) → (B, H, S, D)
-            x = x[p:]
             x = _Take.apply(x, index, inverse) if ragged else x
             return x.view(b, s, *x.shape[1:]).transpose(1, 2)
 
         row_q, row_k, row_v = pad(q), pad(k), pad(v)
         keys, values = [], []
-        if front_k is not None and front_v is not None and not fast:
+        front_length = front_k.shape[1] if front_k is not None else 0
+        small = layout.cache is None and cascade.fits(b, q.shape[1], s, front_length + s)
+        if front_k is not None and front_v is not None and not fast and not small:
             keys.append(front_k[None].expand(b, -1, -1, -1))
             values.append(front_v[None].expand(b, -1, -1, -1))
         if layout.cache is not None:
@@ -426,7 +445,10 @@ def packed_attention(
         values.append(row_v)
         all_k = torch.cat(keys, dim=2) if len(keys) > 1 else row_k
         all_v = torch.cat(values, dim=2) if len(values) > 1 else row_v
-        if fast:
+        if small:
+            mask = layout.row_mask(sliding_window, torch.float32)
+            attended = cascade.attend(row_q, row_k, row_v, front_k, front_v, mask, scaling, softcap, dropout)
+        elif fast:
             attended, norms = fused.attend(row_q, all_k, all_v, layout.added("own", sliding_window, q.dtype), scaling)
         else:
             mask = layout.row_mask(sliding_window, q.dtype)
@@ -436,7 +458,7 @@ def packed_attention(
         if fast and front_k is not None and front_v is not None:
             own_norms = norms.transpose(1, 2).reshape(b * s, -1)
             own_norms = own_norms.index_select(0, inverse) if ragged else own_norms
-            flat = fused.join_front(q[p:], front_k, front_v, layout.added("front", sliding_window, q.dtype), scaling,
+            flat = fused.join_front(q, front_k, front_v, layout.added("front", sliding_window, q.dtype), scaling,
                                     flat, own_norms)  # fmt: skip
         out.append(flat)
     return (torch.cat(out) if len(out) > 1 else out[0])[None], None

@@ -121,13 +121,20 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         free = _free_bytes(target)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code
+        hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except MemoryError as error:
         raise ModelError("the model does not fit into memory", where=source, mend="choose a smaller model") from error
     except Exception as error:  # transformers raises many kinds; every one is about what the user named
         raise _explain(error, source, label) from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"{len(missing)} weights are missing, the first is {missing[0]}", where=source,
+            mend="check that its files are whole",
+        )
     bytes_ = sum(p.numel() * p.element_size() for p in hf.parameters())
     if target.type != "cpu" and bytes_ > free:
         raise ModelError(
@@ -136,7 +143,10 @@ def load_base(
         )
     hf = hf.to(target).eval()
     hf.requires_grad_(False)
-    renderer = Renderer(tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf))
+    try:
+        renderer = Renderer(tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf))
+    except ModelError as error:
+        raise ModelError(error.message, where=error.where or chat_template or source, mend=error.mend) from error
     model = CausalModel(hf)
     if verify:
         _verify(model, renderer, label)

@@ -113,7 +113,14 @@ class CausalModel:
         return getattr(self.config, "max_position_embeddings", None)
 
     def front(self) -> Front:
-        return self._front() if self._front is not None else Front()
+        """What stands before every sequence; computed again at every call."""
+        if self._front is None:
+            return Front()
+        if torch.is_inference_mode_enabled():
+            # a parameterisation may keep what it computes here for training, where inference tensors are refused
+            with torch.inference_mode(False), torch.no_grad():
+                return self._front()
+        return self._front()
 
     @contextmanager
     def _attention(self) -> Iterator[None]:

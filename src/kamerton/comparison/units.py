@@ -85,7 +85,7 @@ def quantity(value: float | None, unit: str = "") -> str:
 def _three(value: float) -> str:
     if value == 0:
         return "0"
-    if abs(value) >= 1:
+    if abs(value) >= 0.9995:
         return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:.0f}"
     return f"{value:.3g}"
 
@@ -108,8 +108,8 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     space = "\N{NO-BREAK SPACE}"
-    if seconds == 0:
-        return f"0{space}s"
+    if seconds < 0.0005:
+        return f"0{space}s" if seconds == 0 else f"<{space}1{space}ms"
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g}{space}ms"
     if seconds < 59.5:

@@ -36,7 +36,7 @@ RULES = {
     "forgets least": "Of the contenders, the smallest divergence (KL) from the base on general prompts.",
     "Pareto front": f"No other method has a higher mean score for fewer FLOPs (fitting and {ANSWERS:,} answers).",
     "interval": "95%, over new test examples and new seeds; methods are paired by example.",
-    "more examples": "Test examples (or seeds too) that would tell a pair apart with 80% power, if it differs so.",
+    "more examples": "What would tell a pair apart with 80% power, if its difference is as observed.",
 }
 
 

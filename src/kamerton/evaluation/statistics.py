@@ -221,7 +221,7 @@ def plan_for_power(difference: Difference, *, power: float = 0.8, alpha: float =
 # --- intervals ----------------------------------------------------------------------------------------------------
 
 
-def _share(df: float) -> float:
+def seed_share(df: float) -> float:
     """Share of the interaction to take from the variance between seeds; chosen by simulation, docs/statistics.md."""
     return max(0.4, 1.0 - 1.4 / df**2)
 
@@ -253,8 +253,8 @@ def _seed_part(methods: Sequence[Resampled]) -> _SeedPart:
     if below <= 0.0:
         return _SeedPart(0.0, 0.0, 0.0, interaction, 0.0)
     df = between**2 / below
-    interval = max(0.0, between - _share(df) * interaction)
-    tail = max(interval, between - 0.5 * _share(df) * interaction)
+    interval = max(0.0, between - seed_share(df) * interaction)
+    tail = max(interval, between - 0.5 * seed_share(df) * interaction)
     return _SeedPart(interval, tail, max(0.0, between - interaction), interaction, df)
 
 
@@ -369,7 +369,10 @@ def _detects(difference: Difference, examples: int, seeds: int, power: float, al
     spread = max(spread, 0.0) * difference.examples / examples
     between = difference.variance_seeds * shrink
     df = difference.seed_df * (seeds - 1) / max(len(difference.seeds) - 1, 1)
-    threshold = _join(_quantile(examples - 1, alpha) * np.sqrt(spread), df, between, alpha)
+    # what the test will see as variance between seeds: with the interaction that it does not subtract
+    inner = difference.variance_interaction * shrink * difference.examples / examples
+    seen = between + (1 - 0.5 * seed_share(df)) * inner if df > 0 else 0.0
+    threshold = _join(_quantile(examples - 1, alpha) * np.sqrt(spread), df, seen, alpha)
     return bool(abs(difference.value) >= threshold + special.ndtri(power) * np.sqrt(spread + between))
 
 

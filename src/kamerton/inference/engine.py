@@ -187,7 +187,7 @@ class Engine:
         edges = self._edges(list(groups), trees, None)
         for members, tree, values in zip(groups.values(), trees, edges, strict=True):
             for i, path in zip(members, tree.paths, strict=True):
-                out[i] = values[path]
+                out[i] = values[path]  # a copy: an ordinary tensor, that may take part in training
         return out
 
     # -- inside -----------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class Decoder:
         self.max_tokens = max_tokens
         self.asked = self.computed = self.outputs = 0
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, prompts: Sequence[Sequence[int]], room: Sequence[int]) -> Iterator[list[Row]]:
         """Sample `sampling.n` answers to each prompt.
 

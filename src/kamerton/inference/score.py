@@ -107,7 +107,7 @@ class Scorer:
         self.model, self.max_tokens, self.progress = model, min(max_tokens, PASS_TOKENS), progress
         self.asked = self.computed = self.outputs = 0
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def edges(self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree]) -> list[Tensor]:
         """Log-probability of every edge of every tree.
 

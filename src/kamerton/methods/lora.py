@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
-from kamerton.tuning.lora import Lora, LoraOptions
+from kamerton.tuning import Tuned
+from kamerton.tuning.lora import Lora, LoraOptions, settle
 
 
 class LoraMethodOptions(TrainingOptions, LoraOptions):
@@ -20,3 +22,6 @@ class LoraMethod(TrainedMethod):
     options = LoraMethodOptions
     parameterisation = Lora
     learning_rates = (1e-3, 3e-4, 3e-3)
+
+    def finish(self, base: Base, tuned: Tuned) -> None:
+        settle(tuned.peft, base)

@@ -6,7 +6,7 @@ W x becomes W x + (α / r) B A x with A random and B zero, so that at step 0 the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -52,6 +52,7 @@ class Lora:
                 f"LoRA targets {options.targets} match no module of {fresh.info.architecture}",
                 where="lora.targets", mend=f"use all-linear or some of: {', '.join(linear_names(fresh))}",
             ) from error
+        _keep_dtype(peft)
         return Tuned(CausalModel(fresh.model.hf), peft, peft)
 
     @staticmethod
@@ -60,7 +61,25 @@ class Lora:
 
         fresh = base.reload()
         peft = PeftModel.from_pretrained(fresh.model.hf, str(folder))
+        settle(peft, base)
         return Tuned(CausalModel(fresh.model.hf), peft, peft)
+
+
+def _keep_dtype(peft: Any) -> None:
+    """Do not cast the matrices' input to float32: under mixed precision it would be cast back at once."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in peft.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+
+
+def settle(peft: Any, base: Base) -> None:
+    """After training or loading: the matrices in the base's data type, in which they were computed all along."""
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(base.model.dtype)
+    _keep_dtype(peft)
 
 
 def linear_names(base: Base) -> list[str]:

@@ -98,9 +98,11 @@ def _repeat(comparison: Comparison) -> dict[str, Any]:
     """Command, recipe and all settings for "how to repeat this"."""
     recipe = comparison.folder / "recipe.yaml"
     settings = comparison.settings
+    kept = settings.get("recipe") or ""
+    kept = kept if isinstance(kept, str) else json.dumps(kept, indent=1, ensure_ascii=False)
     return {
         "command": str(settings.get("command") or ""),
-        "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else "",
+        "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else kept,
         "sections": [
             (title, json.dumps(settings[key], indent=1, ensure_ascii=False))
             for key, title in (
@@ -292,11 +294,16 @@ def _quality_plots(verdict: Verdict, methods: dict[str, Record], scale: Scale) -
         found = methods[label]["tokens_per_answer"]
         return None if found["prompt"] is None or found["generated"] is None else found["prompt"] + found["generated"]
 
+    def fit(label: str) -> float | None:
+        seconds = methods[label]["seconds"]["fit"]
+        # what takes no time to speak of is at zero, not orders of magnitude apart on a logarithmic axis
+        return 0.0 if seconds is not None and seconds < 0.1 else seconds
+
     def total(label: str) -> float | None:
         return verdict.row(label).cost_flops
 
     kinds: tuple[tuple[str, str, str, Callable[[str], float | None], Callable[[float], str]], ...] = (
-        ("fit", "Training time", "Training time with search", lambda m: methods[m]["seconds"]["fit"], duration),
+        ("fit", "Training time", "Training time with search", fit, duration),
         ("parameters", "Trained parameters", "Trained parameters", lambda m: methods[m]["trainable_parameters"], plain),
         ("tokens", "Tokens an answer", "Tokens read and written for an answer", tokens, plain),
         ("flops", "Compute", "FLOPs for fitting and 1,000 answers", total, quantity),

@@ -38,7 +38,7 @@ def cells_of(comparison: Comparison, found: Record) -> list[list[str]]:
 def caption(comparison: Comparison, found: Record) -> str:
     metric = comparison.deciding
     verdict = found["verdict"]
-    if metric is None or not verdict:
+    if metric is None or not verdict or not verdict["rows"]:
         return f"{comparison.name}: no finished cells."
     task = (comparison.settings.get("task") or {}).get("name", comparison.name)
     base = (comparison.settings.get("base") or {}).get("name", "the base")

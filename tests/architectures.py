@@ -1,0 +1,82 @@
+"""Tiny random models of many architectures, with a tokenizer whose tokens are bytes.
+
+Initial weights are ten times larger than usual, so that attention is far from uniform and a wrong mask shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+VOCABULARY = 320
+WINDOW = 6
+"""The sliding window of the architectures that have one: shorter than the texts of the tests."""
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+    "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "initializer_range": 0.2,
+    "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "mistral-window": ("mistral", {"sliding_window": WINDOW}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"sliding_window": WINDOW, "query_pre_attn_scalar": 8}),
+    "gemma3": ("gemma3_text", {"sliding_window": WINDOW, "query_pre_attn_scalar": 8}),
+    "phi3": ("phi3", {}),
+    "olmo2": ("olmo2", {}),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "granite": ("granite", {"logits_scaling": 4.0, "attention_multiplier": 0.2}),
+    "smollm3": ("smollm3", {}),
+    "gpt2": ("gpt2", _GPT2),
+}
+"""transformers' model type and what its configuration has besides the common sizes."""
+
+
+def config(name: str) -> Any:
+    kind, extra = ARCHITECTURES[name]
+    values = extra if kind == "gpt2" else {**_COMMON, **extra}
+    return transformers.AutoConfig.for_model(kind, **values)
+
+
+def model(name: str, seed: int = 0) -> Any:
+    """A random model in float32, ready for inference."""
+    torch.manual_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(config(name)).float().eval()
+
+
+def tokenizer(template: str | None = TEMPLATE, **special: str) -> Any:
+    """Bytes as tokens, after the special tokens: ids are small enough for every tiny model."""
+    names = ["<pad>", "<s>", "</s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*names, *alphabet])}
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    core.add_special_tokens(names)
+    tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", **special}
+    out = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **tokens)
+    out.chat_template = template
+    return out
+
+
+def save(name: str, folder: Path, template: str | None = TEMPLATE) -> None:
+    """A model folder as people have them."""
+    model(name).save_pretrained(folder)
+    tokenizer(template).save_pretrained(folder)

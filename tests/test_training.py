@@ -1,0 +1,531 @@
+"""The training loop: accumulation, resuming to the bit, damaged checkpoints, refusals, budgets, the schedule."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from kamerton.base import Base
+from kamerton.base.model import CausalModel
+from kamerton.errors import BudgetError, KamertonError, TaskError
+from kamerton.objectives.supervised import Supervised
+from kamerton.training import Budget, Progress, Result, Settings, fit
+from kamerton.training.batches import Batch, common_prefix, make_batch, microbatches, order
+from kamerton.training.checkpoint import checkpoints, trained_weights
+from kamerton.training.objective import Loss
+from kamerton.tuning import Tuned, get_parameterisation
+
+pytest_plugins = ("tiny",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KINDS = ("lora", "prompt-tuning", "full")
+RATES = {"lora": 1e-2, "prompt-tuning": 3e-2, "full": 1e-2}
+SETTINGS = Settings(learning_rate=1e-2, validations=5, patience=2, checkpoint_seconds=0.0, seed=3)
+BUDGET = Budget(steps=10)
+
+
+def attach(base: Base, kind: str) -> Tuned:
+    parameterisation = get_parameterisation(kind)
+    options = parameterisation.options(**({"tokens": 5} if kind == "prompt-tuning" else {}))
+    return parameterisation.attach(base, options, tiny.colour_task(), 0)
+
+
+def objective(base: Base, **options: Any) -> Supervised:
+    task = tiny.colour_task()
+    return Supervised(base.renderer, task.train, task.validation, **{"batch_size": 8, "seed": 3, **options})
+
+
+class Crash(Exception):
+    """Stands for the end of the process: nothing is written after it."""
+
+
+def run(
+    base: Base, kind: str, folder: Path, *, crash: int | None = None, key: str = "k", changes: dict[str, Any] | None = None,
+    budget: Budget = BUDGET, goal: Supervised | None = None, until: float = 1.0, stop_after: int | None = None,
+) -> tuple[Tuned, Result]:  # fmt: skip
+    """Train as a fresh process would; `crash` ends it after that step, before whatever follows the step."""
+    tuned = attach(base, kind)
+
+    def watch(progress: Progress) -> None:
+        if crash is not None and progress.step >= crash:
+            raise Crash
+
+    how = replace(SETTINGS, learning_rate=RATES[kind], **(changes or {}))
+    result = fit(
+        tuned.model, tuned.module, goal or objective(base), how, budget, folder, key=key, until=until, watch=watch,
+        stop_after=stop_after,
+    )  # fmt: skip
+    return tuned, result
+
+
+def weights(tuned: Tuned) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trained_weights(tuned.module).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def history(result: Result) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in result.state.curve]
+
+
+@pytest.fixture(scope="session")
+def straight(small_base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, torch.Tensor], Result]]:
+    """Each parameterisation trained without interruption."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = {}
+    for kind in KINDS:
+        tuned, result = run(small_base, kind, tmp_path_factory.mktemp("straight") / kind)
+        out[kind] = weights(tuned), result
+    torch.set_num_threads(before)
+    return out
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_every_pass_shows_every_example_once_in_another_order() -> None:
+    size, batch = 23, 5
+    seen = [i for step in range(23) for i in order(step, batch, size, seed=1)]
+    passes = [seen[n : n + size] for n in range(0, len(seen), size)]
+    assert all(sorted(p) == list(range(size)) for p in passes)
+    assert len({tuple(p) for p in passes}) == len(passes)
+    assert order(3, batch, size, 1) != order(3, batch, size, 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_common_prefix(rows: list[list[int]]) -> None:
+    n = common_prefix(rows)
+    assert all(row[:n] == rows[0][:n] for row in rows)
+    longer = {tuple(row[: n + 1]) for row in rows}
+    assert len(longer) > 1 or min(map(len, rows)) == n
+
+
+def test_a_batch_holds_every_target_once_whatever_is_shared(small_base: Base) -> None:
+    rendered = [small_base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train]
+    for share in (True, False):
+        for size in (60, 200, 10_000):
+            batches = microbatches(rendered, size, share=share)
+            targets = sorted(int(t) for b in batches for t in b.targets)
+            assert targets == sorted(t for r in rendered for t, w in zip(r.tokens, r.weights, strict=True) if w)
+            assert sum(b.tokens for b in batches) == sum(len(r.tokens) for r in rendered)
+            assert sum(b.examples for b in batches) == len(rendered)
+            assert all(b.tokens <= size or b.examples == 1 for b in batches)
+            for b in batches:
+                flat = [t for row in b.rows for t in row]
+                starts = np.cumsum([0, *map(len, b.rows)])
+                for place, target in zip(b.positions, b.targets, strict=True):
+                    assert place + 1 not in starts  # the token after it is of the same row
+                    assert flat[place + 1] == target
+    assert len(make_batch(rendered).prefix) > 10, "all questions begin with the same instruction"
+
+
+# -- accumulation ---------------------------------------------------------------------------------------------------
+
+
+def gradient(base: Base, kind: str, batches: Sequence[Batch], goal: Supervised) -> tuple[float, dict[str, torch.Tensor]]:
+    tuned = attach(base, kind)
+    if kind == "lora":
+        stir(tuned)
+    total = sum(goal.loss(tuned.model, b).total for b in batches) / sum(b.count for b in batches)
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    return float(total.detach()), {n: p.grad for n, p in tuned.module.named_parameters() if p.grad is not None}
+
+
+def stir(tuned: Tuned) -> None:
+    """LoRA's B away from zero, so that A has a gradient too."""
+    generator = torch.Generator().manual_seed(1)
+    for value in trained_weights(tuned.module).values():
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_and_microbatches_leave_the_gradient(small_base: Base, kind: str) -> None:
+    plain = objective(small_base)
+    batches = plain.batches(0, None)  # type: ignore[arg-type]
+    assert len(batches) == 1
+    loss, expected = gradient(small_base, kind, batches, plain)
+    for options in ({"accumulation": 2}, {"accumulation": 4}, {"max_tokens": 90}, {"max_tokens": 1}):
+        goal = objective(small_base, **options)
+        cut = goal.batches(0, None)  # type: ignore[arg-type]
+        assert len(cut) >= options.get("accumulation", 3)
+        assert len({b.count for b in cut}) > 1, "unequal parts: a mean of means would differ"
+        value, found = gradient(small_base, kind, cut, goal)
+        assert value == pytest.approx(loss, abs=1e-5)
+        assert found.keys() == expected.keys()
+        for name, grad in expected.items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loop_gives_the_same_weights_whatever_the_accumulation(small_base: Base, kind: str, tmp_path: Path) -> None:
+    found = []
+    for i, options in enumerate(({}, {"accumulation": 2}, {"accumulation": 4}, {"max_tokens": 90})):
+        # a rate as in practice: AdamW divides by the gradient's size, so rounding in tiny gradients is magnified
+        tuned, result = run(small_base, kind, tmp_path / str(i), budget=Budget(steps=3), goal=objective(small_base, **options))
+        found.append((weights(tuned), history(result)))
+    for values, curve in found[1:]:
+        for row, first in zip(curve, found[0][1], strict=True):
+            assert row["loss"] == pytest.approx(first["loss"], abs=2e-5)
+            assert row["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-4)
+            assert row["tokens"] == first["tokens"]
+        for name, value in values.items():
+            start = found[0][0][name]
+            assert float((value - start).abs().mean()) < 1e-3 * RATES[kind] * 3, name
+
+
+def test_the_loss_of_a_step_is_the_mean_over_targets(small_base: Base, tmp_path: Path) -> None:
+    """Against log-probabilities of the untouched base, one example at a time."""
+    goal = objective(small_base, accumulation=3)
+    _, result = run(small_base, "lora", tmp_path, budget=Budget(steps=1), goal=goal)
+    task = tiny.colour_task()
+    total, count = 0.0, 0
+    for i in order(0, 8, len(task.train), 3):
+        r = small_base.renderer.example(task.train[i].messages, task.train[i].answers[0])
+        with torch.no_grad():
+            log = small_base.model.hf(torch.tensor([r.tokens])).logits[0].log_softmax(-1)
+        for place, (token, weight) in enumerate(zip(r.tokens, r.weights, strict=True)):
+            if weight:
+                total -= float(log[place - 1, token])
+                count += 1
+    assert result.state.curve[0]["loss"] == pytest.approx(total / count, abs=1e-5)
+
+
+# -- resuming -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_undisturbed_run_is_repeatable_and_learns(
+    small_base: Base, straight: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    expected, first = straight[kind]
+    tuned, result = run(small_base, kind, tmp_path)
+    assert same(weights(tuned), expected)
+    assert history(result) == history(first)
+    assert first.state.curve[-1]["loss"] < first.state.curve[0]["loss"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", [1, 2, 5, 9])
+def test_stopped_and_resumed_ends_with_the_same_bits(
+    small_base: Base, straight: dict[str, Any], kind: str, stop: int, tmp_path: Path
+) -> None:
+    expected, first = straight[kind]
+    _, paused = run(small_base, kind, tmp_path, stop_after=stop)
+    assert not paused.finished
+    assert paused.state.step == stop
+    tuned, result = run(small_base, kind, tmp_path)
+    assert result.finished
+    assert same(weights(tuned), expected)
+    assert history(result) == history(first)
+    assert result.state.work == first.state.work
+    assert (result.state.best_step, result.state.best_loss) == (first.state.best_step, first.state.best_loss)
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(KINDS), crashes=st.lists(st.integers(1, 10), min_size=1, max_size=4), data=st.data())
+def test_killed_anywhere_any_number_of_times(
+    small_base: Base, straight: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, kind: str, crashes: list[int],
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    """The process ends after a step and before the checkpoint that may follow; half-written ones are left behind."""
+    folder = tmp_path_factory.mktemp("crash")
+    for crash in crashes:
+        try:
+            run(small_base, kind, folder, crash=crash)
+        except Crash:
+            left = folder / ".partial-1-step-000999"
+            left.mkdir(exist_ok=True)
+            (left / "weights.safetensors").write_bytes(b"half")
+            if data.draw(st.booleans()) and (newest := checkpoints(folder)):
+                shutil.rmtree(newest[0])  # as if it had not been reached
+    tuned, result = run(small_base, kind, folder)
+    expected, first = straight[kind]
+    assert same(weights(tuned), expected)
+    assert history(result) == history(first)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_early_stopping_survives_a_resume(small_base: Base, tmp_path: Path, stop: int) -> None:
+    """A rate that is too high: validation loss rises, the best weights are those of an early step."""
+    changes = {"learning_rate": 0.5, "validations": 20, "patience": 4}
+    budget = Budget(steps=20)
+
+    def go(folder: Path, **options: Any) -> tuple[Tuned, Result]:
+        tuned = attach(small_base, "lora")
+        how = replace(SETTINGS, **changes)
+        return tuned, fit(tuned.model, tuned.module, objective(small_base), how, budget, folder, **options)
+
+    tuned, result = go(tmp_path / "straight")
+    assert result.state.stopped_early
+    assert result.state.step < 20
+    assert result.state.best_step < result.state.step
+    assert any("stopped early" in note for note in result.notes)
+    best = load_file(tmp_path / "straight" / "best.safetensors")
+    assert same(weights(tuned), best), "the best weights are kept, not the last"
+    losses = [row["validation_loss"] for row in result.state.curve]
+    assert losses[result.state.best_step - 1] == min(losses) == result.validation_loss
+    go(tmp_path / "stopped", stop_after=stop)
+    resumed, again = go(tmp_path / "stopped")
+    assert same(weights(resumed), weights(tuned))
+    assert history(again) == history(result)
+    finished, third = go(tmp_path / "stopped")  # once more on a finished run
+    assert same(weights(finished), weights(tuned))
+    assert history(third) == history(result)
+
+
+def test_the_kept_weights_have_the_kept_loss(small_base: Base, tmp_path: Path) -> None:
+    tuned, result = run(small_base, "lora", tmp_path)
+    held_out = objective(small_base).validation()
+    with torch.no_grad():
+        total = sum(float(objective(small_base).loss(tuned.model, b).total) for b in held_out)
+    assert total / sum(b.count for b in held_out) == pytest.approx(result.validation_loss, abs=1e-6)
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "weights flipped": lambda f: flip(f / "weights.safetensors"),
+    "weights cut": lambda f: (f / "weights.safetensors").write_bytes((f / "weights.safetensors").read_bytes()[:-9]),
+    "optimiser flipped": lambda f: flip(f / "optimiser.safetensors"),
+    "optimiser gone": lambda f: (f / "optimiser.safetensors").unlink(),
+    "state cut": lambda f: (f / "state.json").write_text((f / "state.json").read_text()[:-5]),
+    "state of another shape": lambda f: (f / "state.json").write_text("[1]"),
+    "optimiser of another model": lambda f: swap_optimiser(f),
+}
+
+
+def swap_optimiser(folder: Path) -> None:
+    """Whole by its checksum, and yet of another model."""
+    from hashlib import sha256
+
+    save_file({"exp_avg/nothing": torch.zeros(1)}, folder / "optimiser.safetensors")
+    state = json.loads((folder / "state.json").read_text())
+    state["checksums"]["optimiser.safetensors"] = sha256((folder / "optimiser.safetensors").read_bytes()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=[name.replace(" ", "-") for name in DAMAGE])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    small_base: Base, straight: dict[str, Any], damage: Any, both: bool, tmp_path: Path
+) -> None:
+    run(small_base, "lora", tmp_path, stop_after=3)
+    run(small_base, "lora", tmp_path, stop_after=6)
+    kept = checkpoints(tmp_path)
+    assert [p.name for p in kept] == ["step-000006", kept[1].name]
+    assert len(kept) == 2
+    for folder in kept if both else kept[:1]:
+        damage(folder)
+    steps = []
+    tuned = attach(small_base, "lora")
+    result = fit(
+        tuned.model, tuned.module, objective(small_base), replace(SETTINGS, learning_rate=RATES["lora"]), BUDGET, tmp_path,
+        key="k", watch=lambda p: steps.append(p.step),
+    )  # fmt: skip
+    assert steps[0] == (1 if both else int(kept[1].name[5:]) + 1)
+    assert len([n for n in result.notes if "damaged" in n]) == (2 if both else 1), result.notes
+    assert all("\n" not in note for note in result.notes)
+    assert same(weights(tuned), straight["lora"][0]), "nothing of the damaged checkpoint is left in the model"
+
+
+def test_a_checkpoint_of_another_run_is_not_used(small_base: Base, straight: dict[str, Any], tmp_path: Path) -> None:
+    run(small_base, "lora", tmp_path, stop_after=4, key="another", changes={"weight_decay": 0.5})
+    tuned, result = run(small_base, "lora", tmp_path)
+    assert same(weights(tuned), straight["lora"][0])
+    assert history(result) == history(straight["lora"][1])
+
+
+def test_checkpoints_are_safetensors_and_few(small_base: Base, tmp_path: Path) -> None:
+    run(small_base, "lora", tmp_path)
+    assert len(checkpoints(tmp_path)) == 2
+    suffixes = {p.suffix for p in tmp_path.rglob("*") if p.is_file()}
+    assert suffixes == {".safetensors", ".json"}
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_no_token_that_carries_loss_is_refused(small_base: Base) -> None:
+    with pytest.raises(TaskError, match="no token that carries loss"):
+        objective(small_base, limit=1)
+    with pytest.raises(TaskError, match="no training examples"):
+        Supervised(small_base.renderer, (), ())
+
+
+def test_the_end_token_carries_loss_though_it_is_the_padding(small_base: Base) -> None:
+    assert small_base.renderer.tokenizer.pad_token_id == small_base.renderer.end_id
+    for batch in objective(small_base).batches(0, None):  # type: ignore[arg-type]
+        assert int((batch.targets == small_base.renderer.end_id).sum()) == batch.examples
+
+
+def test_cut_examples_are_counted(small_base: Base) -> None:
+    lengths = [len(small_base.renderer.example(e.messages, e.answers[0]).tokens) for e in tiny.colour_task().train]
+    limit = sorted(lengths)[len(lengths) // 2]
+    goal = objective(small_base, limit=limit)
+    longer = sum(n > limit for n in lengths)
+    assert 0 < longer < len(lengths)
+    assert goal.notes[0] == f"{longer} of {len(lengths)} training examples were cut to {limit} tokens"
+    assert all(b.tokens <= limit * b.examples for b in goal.batches(0, None))  # type: ignore[arg-type]
+
+
+def test_no_budget_and_nothing_to_train_are_refused(small_base: Base, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="no limit"):
+        run(small_base, "lora", tmp_path, budget=Budget())
+    tuned = attach(small_base, "lora")
+    tuned.module.requires_grad_(False)
+    with pytest.raises(BudgetError, match="nothing to train"):
+        fit(tuned.model, tuned.module, objective(small_base), SETTINGS, BUDGET, tmp_path)
+    for name in ("examples", "tokens", "steps", "seconds", "epochs"):
+        with pytest.raises(BudgetError, match=f"{name} must be positive"):
+            Budget(**{name: -1})
+        with pytest.raises(BudgetError, match="positive"):
+            Budget(**{name: 0})
+
+
+class Poisoned(Supervised):
+    """Loses its numbers from some step on."""
+
+    step = 0
+    bad = 4
+
+    def batches(self, step: int, model: CausalModel) -> Sequence[Batch]:
+        self.step = step
+        return super().batches(step, model)
+
+    def loss(self, model: CausalModel, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        return Loss(loss.total * math.nan) if self.step >= self.bad and torch.is_grad_enabled() else loss
+
+
+def test_a_loss_that_is_no_number_is_one_line_and_keeps_the_good_weights(small_base: Base, tmp_path: Path) -> None:
+    task = tiny.colour_task()
+    goal = Poisoned(small_base.renderer, task.train, task.validation, batch_size=8, seed=3)
+    with pytest.raises(KamertonError, match="not a number at step 4") as caught:
+        run(small_base, "lora", tmp_path, goal=goal)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "lower the learning rate" in line
+    assert "best.safetensors" in line
+    kept = load_file(tmp_path / "best.safetensors")
+    assert all(bool(v.isfinite().all()) for v in kept.values())
+    for checkpoint in checkpoints(tmp_path):
+        assert all(bool(v.isfinite().all()) for v in load_file(checkpoint / "weights.safetensors").values())
+
+
+@pytest.mark.parametrize("rate", [1e20, math.inf])
+def test_a_rate_that_explodes_is_one_line(small_base: Base, tmp_path: Path, rate: float) -> None:
+    tuned = attach(small_base, "lora")
+    with pytest.raises(KamertonError, match="not a number at step") as caught:
+        fit(tuned.model, tuned.module, objective(small_base), replace(SETTINGS, learning_rate=rate), BUDGET, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# -- budget and schedule --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent"),
+    [
+        (Budget(steps=4), lambda s: (s.step, 4, 1)),
+        (Budget(tokens=700), lambda s: (s.tokens, 700, 400)),
+        (Budget(examples=30), lambda s: (s.examples, 30, 8)),
+        (Budget(epochs=1.5), lambda s: (s.examples, 72, 8)),
+        (Budget(steps=50, tokens=700), lambda s: (s.tokens, 700, 400)),
+    ],
+    ids=str,
+)
+def test_a_run_ends_at_its_budget(small_base: Base, tmp_path: Path, budget: Budget, spent: Any) -> None:
+    _, result = run(small_base, "lora", tmp_path, budget=budget, changes={"patience": 99})
+    used, limit, step = spent(result.state)
+    assert limit <= used < limit + step, "to the limit, and over it by less than a step"
+    rates = [row["learning_rate"] for row in result.state.curve]
+    assert min(rates) == rates[-1] < 0.5 * RATES["lora"], "the schedule spans the budget"
+    assert result.finished
+
+
+def test_a_run_ends_at_its_seconds(small_base: Base, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    _, result = run(small_base, "lora", tmp_path, budget=Budget(seconds=1.0), changes={"patience": 10_000})
+    assert 1.0 <= result.state.seconds < 5
+    assert time.perf_counter() - start < 15
+    assert result.state.curve[-1]["learning_rate"] < 0.3 * RATES["lora"]
+    again = time.perf_counter()
+    _, more = run(small_base, "lora", tmp_path, budget=Budget(seconds=1.0), changes={"patience": 10_000})
+    assert more.state.step == result.state.step, "seconds that were spent before a stop count"
+    assert time.perf_counter() - again < 10
+
+
+def test_the_schedule_is_warm_up_and_half_a_cosine(small_base: Base, tmp_path: Path) -> None:
+    _, result = run(
+        small_base, "lora", tmp_path, budget=Budget(steps=20),
+        changes={"warmup": 0.25, "floor": 0.1, "patience": 99},
+    )  # fmt: skip
+    for row in result.state.curve:
+        share = (row["step"] - 1) / 20
+        if share < 0.25:
+            expected = max(share / 0.25, 0.05)
+        else:
+            expected = 0.1 + 0.9 * (1 + math.cos(math.pi * (share - 0.25) / 0.75)) / 2
+        assert row["learning_rate"] == pytest.approx(RATES["lora"] * expected)
+
+
+def test_a_pause_keeps_the_schedule_of_the_whole_budget(
+    small_base: Base, straight: dict[str, Any], tmp_path: Path
+) -> None:
+    _, part = run(small_base, "lora", tmp_path, until=0.4)
+    assert (part.state.step, part.finished) == (4, False)
+    assert "validation_loss" in part.state.curve[-1]
+    tuned, whole = run(small_base, "lora", tmp_path)
+    assert [r["learning_rate"] for r in whole.state.curve] == [r["learning_rate"] for r in straight["lora"][1].state.curve]
+    assert same(weights(tuned), straight["lora"][0])
+
+
+def test_clipping_bounds_the_gradient(small_base: Base, tmp_path: Path) -> None:
+    """With a tiny bound AdamW still steps by its rate; so what is shown is that the norm before clipping is reported
+    and that a bound above it changes nothing."""
+    _, free = run(small_base, "lora", tmp_path / "free", budget=Budget(steps=2), changes={"clip": 1e9})
+    norm = free.state.curve[0]["gradient_norm"]
+    first, _ = run(small_base, "lora", tmp_path / "a", budget=Budget(steps=2), changes={"clip": 1e9})
+    above, _ = run(small_base, "lora", tmp_path / "b", budget=Budget(steps=2), changes={"clip": 100 * norm})
+    below, cut = run(small_base, "lora", tmp_path / "c", budget=Budget(steps=2), changes={"clip": norm * 1e-9})
+    assert same(weights(first), weights(above))
+    assert not same(weights(first), weights(below))
+    assert cut.state.curve[0]["gradient_norm"] == pytest.approx(norm)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0.01, 1.0), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_a_scaled_budget(factor: float, tokens: int, examples: int) -> None:
+    part = Budget(tokens=tokens, examples=examples, seconds=10.0, epochs=3).scaled(factor)
+    assert part.steps is None
+    assert part.tokens == max(1, round(tokens * factor))
+    assert part.examples == max(1, round(examples * factor))
+    assert part.seconds == pytest.approx(10 * factor)
+    assert part.epochs == pytest.approx(3 * factor)

@@ -15,6 +15,8 @@ import torch
 
 from kamerton.base import Base, load_base
 
+torch.set_num_threads(1)  # tiny models gain nothing from two, and tests share the machine with each other
+
 
 @pytest.fixture(scope="session")
 def demo() -> Base:

@@ -209,8 +209,8 @@ def test_an_answer_that_alone_is_too_long_teaches_no_end() -> None:
 
 
 def test_a_limit_shorter_than_the_template_is_refused() -> None:
-    with pytest.raises(ModelError, match="longer than 3 tokens"):
-        renderer().fit([USER], 3)
+    with pytest.raises(ModelError, match="longer than 2 tokens"):
+        renderer().fit([USER], 2)
 
 
 @settings(max_examples=60, deadline=None)

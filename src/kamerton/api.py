@@ -30,6 +30,7 @@ class Evaluation:
         examples, answers: what was asked and what was said.
         right: per example its score under the first metric, where that is a mean over examples; else None.
         prompt_tokens, generated_tokens: mean tokens read and written per example.
+        cut: questions that had to be cut to fit the model.
     """
 
     metrics: dict[str, float]
@@ -38,6 +39,7 @@ class Evaluation:
     right: list[float] | None
     prompt_tokens: float
     generated_tokens: float
+    cut: int = 0
 
     def __str__(self) -> str:
         return "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
@@ -126,11 +128,12 @@ def winner(folder: str | Path) -> Path:
 
     folder = Path(folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    best: Sequence[str] = results["verdict"]["best"]
+    verdict = results["verdict"]
+    best: Sequence[str] = verdict["best"] if verdict else ()
     if not best:
         raise KamertonError("the comparison has no winner yet", where=folder, mend="let it finish: kamerton compare")
-    table = {row["label"]: row for row in results["verdict"]["methods"]}
-    label = max(best, key=lambda name: table[name]["mean"])
+    # methods that share the first rank: the one that scored best
+    label = next(row["label"] for row in verdict["rows"] if row["label"] in best)
     return Comparison(folder, results).adapter(label)
 
 
@@ -172,7 +175,7 @@ def evaluate(
         metrics=values(statistics, examples), examples=examples, answers=said.texts,
         right=first[:, 0].tolist() if first.shape[1] == 1 else None,
         prompt_tokens=sum(said.prompt_tokens) / len(examples),
-        generated_tokens=sum(said.generated_tokens) / len(examples),
+        generated_tokens=sum(said.generated_tokens) / len(examples), cut=said.cut,
     )  # fmt: skip
 
 

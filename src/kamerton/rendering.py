@@ -148,19 +148,21 @@ class Renderer:
         over = len(self.prompt(kept)) - limit
         if over <= 0:
             return kept, False
+        encoded = [self.tokenizer(m.content, add_special_tokens=False)["input_ids"] for m in kept]
+        keep = [len(ids) for ids in encoded]
         while over > 0:
-            encoded = [self.tokenizer(m.content, add_special_tokens=False)["input_ids"] for m in kept]
-            longest = max(range(len(kept)), key=lambda i: len(encoded[i]))
-            ids = encoded[longest]
-            keep = max(0, len(ids) - over - 2)
-            if not ids:
+            i = max(range(len(kept)), key=lambda j: keep[j])
+            if not keep[i]:
                 raise ModelError(
-                    f"the chat template alone is longer than {limit} tokens",
-                    mend="raise the limit or shorten the shots",
+                    f"the chat template alone is longer than {limit} tokens", mend="raise the limit or shorten the shots"
                 )
-            half = (keep + 1) // 2
-            text = self.decode(ids[:half]) + (" … " if keep else "") + self.decode(ids[len(ids) - keep + half :])
-            kept = (*kept[:longest], replace(kept[longest], content=text), *kept[longest + 1 :])
+            # always from the original tokens and always fewer of them: text that was cut inside a character can come
+            # back as more tokens than it had
+            keep[i] = max(0, keep[i] - over)
+            half = (keep[i] + 1) // 2
+            ids = encoded[i]
+            text = self.decode(ids[:half]) + " … " + self.decode(ids[len(ids) - keep[i] + half :]) if keep[i] else ""
+            kept = (*kept[:i], replace(kept[i], content=text), *kept[i + 1 :])
             over = len(self.prompt(kept)) - limit
         return kept, True
 

@@ -50,6 +50,8 @@ def register(app: typer.Typer) -> None:
             f"{len(result.examples)} questions, {result.prompt_tokens:.0f} tokens read and "
             f"{result.generated_tokens:.0f} written for each", highlight=False,
         )  # fmt: skip
+        if result.cut:
+            console.print(f"{result.cut} questions were cut to fit the model", highlight=False)
         if answers is not None:
             rows = [
                 {"id": e.id, "question": e.messages[-1].content, "answer": text, "expected": list(e.answers)}

@@ -6,6 +6,7 @@ is kept. Nothing heavy is imported before a command needs it, so `kamerton --hel
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -37,11 +38,15 @@ def _top(version: bool = typer.Option(False, "--version", help="Print the versio
 
 def run() -> None:
     """Entry point of the command."""
+    # read when PyTorch's threads start: waiting threads sleep instead of spinning, which would stall them many times
+    # over as soon as anything else runs on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except KamertonError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer's answer to Ctrl-C
+            print("stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
+        raise

@@ -68,6 +68,7 @@ def run_cell(
     partial.rename(adapter)
 
     fit = adapted.record
+    cut = [f"{answers.cut} of {len(task.test)} test questions were cut to fit the model"] if answers.cut else []
     n = len(task.test)
     record = {
         "label": cell.label, "method": cell.method, "seed": cell.seed, "status": "ok",
@@ -86,7 +87,7 @@ def run_cell(
             "prompt": sum(answers.prompt_tokens) / n, "generated": sum(answers.generated_tokens) / n,
         },
         "forgetting": forgot, "validation_loss": _best(fit.curve),
-        "notes": [*fit.notes, *([] if can_reset else ["peak memory counts from the start of the process"])],
+        "notes": [*fit.notes, *cut, *([] if can_reset else ["peak memory counts from the start of the process"])],
     }  # fmt: skip
     lines = [
         {"id": e.id, "answer": text, "statistics": {name: rows[i].tolist() for name, rows in statistics.items()}}

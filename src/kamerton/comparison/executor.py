@@ -34,10 +34,12 @@ class _Worker:
         self.cell: Cell | None = None
         self._log = (store.folder / f"worker-{number}.log").open("ab")
         environment = {
+            # threads that wait by spinning stall each other many times over as soon as anything else runs here
+            "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kamerton.comparison.worker", str(store.folder), str(threads)],
+            [sys.executable, "-m", "kamerton.comparison.worker", str(store.folder), str(threads), str(os.getpid())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",
             env=environment, start_new_session=True,  # a Ctrl-C goes to the parent alone, which ends its workers
         )  # fmt: skip

@@ -72,7 +72,8 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """The verdict in a sentence."""
-        return str(self.results["verdict"]["sentence"])
+        verdict = self.results["verdict"]
+        return str(verdict["sentence"]) if verdict else "No cell has finished, so there is nothing to compare."
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -141,7 +142,8 @@ def compare(
         for note in task.notes:
             watcher.line(f"  {note}")
         base_request = base_options(recipe)
-        base = load_base(**{**base_request, "dtype": _dtype_before(store, base_request)})
+        before = _plan_before(store, base_request)
+        base = load_base(**{**base_request, "dtype": before["base"]["dtype"] if before else base_request["dtype"]})
         watcher.line(f"base {base.info}")
         sampling = Sampling(**recipe.evaluation.sampling.model_dump())
         settings = _settings(recipe, base, task, methods, budget)
@@ -166,18 +168,19 @@ def compare(
         watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
         if todo:
             ref = _reference(recipe, base, store, common, watcher)
+            count = workers or default_workers(base)
+            # sums that are split over another number of threads differ in their last bits, so this is kept too
+            threads = before["threads"] if before else max(1, cores() // count)
             write_json(folder / "plan.json", {
                 "base": {**_plain(base_request), "dtype": base.info.dtype}, "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
                 "sampling": recipe.evaluation.sampling.model_dump(),
-                "max_batch_tokens": recipe.evaluation.max_batch_tokens,
+                "max_batch_tokens": recipe.evaluation.max_batch_tokens, "threads": threads,
             })  # fmt: skip
-            count = workers or default_workers(base)
             base.model.hf.to("meta")  # the workers have their own; its memory is theirs
             run_cells(
-                store, [c for c in todo if c.same_as is None], workers=count, threads=max(1, cores() // count),
-                on_event=watcher.event,
-            )  # fmt: skip
+                store, [c for c in todo if c.same_as is None], workers=count, threads=threads, on_event=watcher.event
+            )
             for cell in todo:
                 if cell.same_as is not None:
                     store.copy_cell(cell)
@@ -192,15 +195,19 @@ def _plain(request: dict[str, Any]) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in request.items()}
 
 
-def _dtype_before(store: Store, request: dict[str, Any]) -> str:
-    """The data type that this comparison was begun with: `auto` must not choose again between two runs of one folder."""
+def _plan_before(store: Store, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The plan that this comparison was begun with, None where it is new or had another base.
+
+    What the machine chose then (the data type for `auto`, threads) must not be chosen anew between two runs of one
+    folder.
+    """
     try:
-        plan = json.loads((store.folder / "plan.json").read_text(encoding="utf-8"))
-        if plan["asked"] == _plain(request):
-            return str(plan["base"]["dtype"])
-    except (OSError, json.JSONDecodeError, KeyError):
+        plan: dict[str, Any] = json.loads((store.folder / "plan.json").read_text(encoding="utf-8"))
+        if plan["asked"] == _plain(request) and plan["base"]["dtype"] and plan["threads"] >= 1:
+            return plan
+    except (OSError, ValueError, KeyError, TypeError):
         pass
-    return str(request["dtype"])
+    return None
 
 
 def check_task(task: Task) -> None:

@@ -1,6 +1,6 @@
 """A worker process: loads the base once and runs the cells that it is given, one after another.
 
-Started as `python -m kamerton.comparison.worker DIR THREADS`. Reads one JSON line a cell on standard input and writes
+Started as `python -m kamerton.comparison.worker DIR THREADS PARENT`. Reads one JSON line a cell on standard input and writes
 one JSON line an event on standard output: `progress`, `done`, `failed`. A crash here (out of memory, a fault in a
 native library) ends this process and not the comparison.
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-def main(folder: str, threads: str) -> None:
+def main(folder: str, threads: str, parent: str) -> None:
     """Serve cells until standard input ends."""
+    _end_with_parent(int(parent))
     # libraries print to standard output when they please: the protocol gets a descriptor of its own
-    _end_with_parent()
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     import torch
@@ -77,9 +77,8 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
         send(events, event="failed", error=f"{message} (see {place / 'error.txt'})")
 
 
-def _end_with_parent() -> None:
-    """End this process soon after its parent is gone, however that ended."""
-    parent = os.getppid()
+def _end_with_parent(parent: int) -> None:
+    """End this process soon after its parent is gone, however that ended (it may be gone already)."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -97,6 +96,6 @@ def send(events: TextIO, **event: Any) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], sys.argv[2])
+        main(*sys.argv[1:])
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)

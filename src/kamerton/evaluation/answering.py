@@ -30,6 +30,8 @@ class Answerer(Protocol):
 
     def prompt_tokens(self, conversation: Conversation) -> int: ...
 
+    def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]: ...
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -38,38 +40,44 @@ class Answers:
     Attributes:
         texts: one answer for each example.
         prompt_tokens: tokens that the model read for each, shots and soft tokens included.
-        generated_tokens: tokens that it wrote (for a choice: the tokens of the choice that won).
+        generated_tokens: tokens that it wrote (none for a choice, which is ranked).
+        cut: questions that had to be cut to fit the model's positions.
     """
 
     texts: list[str]
     prompt_tokens: list[int]
     generated_tokens: list[int]
+    cut: int = 0
 
 
 def answer(
     model: Answerer, examples: Sequence[Example], sampling: Sampling, *, progress: Watch | None = None
 ) -> Answers:
-    """Answer every example: choices are ranked by the log-probability of the whole choice, the rest is generated."""
+    """Answer every example: choices are ranked by the log-probability of the whole choice, the rest is generated.
+
+    A question too long for the model is cut as in training, and counted.
+    """
     texts = [""] * len(examples)
     prompts, generated = [0] * len(examples), [0] * len(examples)
     closed = [i for i, e in enumerate(examples) if e.choices]
     free = [i for i, e in enumerate(examples) if not e.choices]
     total = len(examples)
+    # a choice is a few words, and so is given the room of an answer
+    asked = [model.shorten(e.messages, sampling.max_tokens) for e in examples]
 
     def tell(offset: int) -> Watch:
         return lambda done, _: progress(offset + done, total) if progress is not None else None
 
     if closed:
-        conversations = [examples[i].messages for i in closed]
-        scores = model.score(conversations, [examples[i].choices for i in closed], progress=tell(0))
+        scores = model.score([asked[i][0] for i in closed], [examples[i].choices for i in closed], progress=tell(0))
         for i, values in zip(closed, scores, strict=True):
             texts[i] = examples[i].choices[int(np.argmax(values))]
-            prompts[i] = model.prompt_tokens(examples[i].messages)
+            prompts[i] = model.prompt_tokens(asked[i][0])
     if free:
-        answers = model.generate([examples[i].messages for i in free], sampling, progress=tell(len(closed)))
+        answers = model.generate([asked[i][0] for i in free], sampling, progress=tell(len(closed)))
         for i, one in zip(free, answers, strict=True):
             texts[i], prompts[i], generated[i] = one.text, one.prompt_tokens, len(one.tokens)
-    return Answers(texts, prompts, generated)
+    return Answers(texts, prompts, generated, sum(cut for _, cut in asked))
 
 
 def judge(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, np.ndarray]:

@@ -26,6 +26,9 @@ from kamerton.tasks.example import Conversation, Message
 PIECE = 1200
 """Characters of text that are scored as one sequence (about 300 tokens of English)."""
 
+ANSWER = 32
+"""Tokens of the answers to general prompts on which KL is measured."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -74,9 +77,20 @@ def read_text(path: Path, size: int) -> str:
     return _head(text, size)
 
 
-def reference(base: Engine, text: str, prompts: int, *, answer_tokens: int = 32, seed: int = 0) -> Reference:
+def cut(text: str, base: Engine) -> list[str]:
+    """A text in pieces of `PIECE` characters, shorter ones where those would fill half of the model's positions."""
+    limit, size = base.model.max_length, PIECE
+    while True:
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        # half is left for whatever an adapted model has in front: it is to be measured on the same pieces
+        if limit is None or size == 1 or all(len(base.renderer.raw(p)) <= limit // 2 for p in pieces):
+            return pieces
+        size //= 2
+
+
+def reference(base: Engine, text: str, prompts: int, *, answer_tokens: int = ANSWER, seed: int = 0) -> Reference:
     """Measure the base: bits per byte of a text, and sampled answers to the first `prompts` general prompts."""
-    pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+    pieces = cut(text, base)
     asked = list(PROMPTS[:prompts])
     answers = base.generate([_ask(p) for p in asked], Sampling(max_tokens=answer_tokens, temperature=1.0, seed=seed))
     tokens = [list(a.tokens) for a in answers]

@@ -82,7 +82,7 @@ class Tree:
     def totals(self, edges: Tensor) -> list[float]:
         """Sum over each continuation's path of (E,) log-probabilities."""
         flat = torch.tensor([edge for path in self.paths for edge in path], dtype=torch.long)
-        owner = torch.repeat_interleave(torch.arange(len(self.paths)), torch.tensor([len(p) for p in self.paths]))
+        owner = torch.tensor([i for i, path in enumerate(self.paths) for _ in path], dtype=torch.long)
         return torch.zeros(len(self.paths), dtype=torch.float64).index_add_(0, owner, edges.double()[flat]).tolist()
 
 
@@ -124,8 +124,8 @@ class Scorer:
         front = prefix.length - shared
         for prompt, tree in zip(prompts, trees, strict=True):
             self.asked += sum(front + len(prompt) + len(path) for path in tree.paths)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        out: dict[int, Tensor] = {}
+        out = {i: torch.empty(0) for i, tree in enumerate(trees) if not tree.paths}
+        order = sorted((i for i in range(len(rows)) if i not in out), key=lambda i: -len(rows[i]))
         for batch in fill([len(rows[i]) for i in order], self.max_tokens):
             chosen = [order[i] for i in batch]
             owns = [len(prompts[i]) - shared for i in chosen]

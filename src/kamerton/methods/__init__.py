@@ -107,14 +107,19 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         method = get_method(about["method"])
+        parse_options(method, about["options"])
+        request, prints = dict(about["base"]), (about["renderer_fingerprint"], about["base_fingerprint"])
     except FileNotFoundError:
         raise ModelError("no kamerton.json here", where=folder, mend="give the folder that tune or compare wrote") from None
-    except (json.JSONDecodeError, KeyError, OSError) as error:
+    except RecipeError as error:
+        raise ModelError(error.message, where=path, mend="tune the method again with this version") from None
+    except KeyError as error:
+        raise ModelError(f"has no {error}", where=path, mend="tune the method again") from None
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"cannot be read ({error})", where=path, mend="tune the method again") from None
-    base = base or load_base(**about["base"])
-    for name, own, saved in (
-        ("renderer", base.renderer.fingerprint, about["renderer_fingerprint"]),
-        ("base", base.info.fingerprint, about["base_fingerprint"]),
+    base = base or load_base(**request)
+    for name, own, saved in zip(
+        ("renderer", "base"), (base.renderer.fingerprint, base.info.fingerprint), prints, strict=True
     ):
         if own != saved:
             raise ModelError(

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from kamerton.base.load import Base
 from kamerton.errors import TaskError
+from kamerton.evaluation.forgetting import ANSWER
 from kamerton.methods.method import Adapted, FitRecord, Prepare, Run
 from kamerton.prompting.shots import NearestShots, random_shots, with_shots
 from kamerton.rendering import Renderer
@@ -52,7 +53,7 @@ class FewShot:
             "pool": [asdict(e) for e in (
                 random_shots(pool, options.shots, run.seed) if options.selection == "random" else pool
             )],
-            "room": task.max_answer_tokens,
+            "room": _room(base.renderer, task),
         }  # fmt: skip
         adapted = self._adapted(base, options, state, run.max_batch_tokens)
         fewer = sum(_count(adapted.prepare(e.messages), e) < min(options.shots, len(pool)) for e in task.test)
@@ -67,7 +68,7 @@ class FewShot:
     def _adapted(self, base: Base, options: FewShotOptions, state: dict[str, Any], max_batch_tokens: int) -> Adapted:
         pool = [_example(record) for record in state["pool"]]
         limit = base.model.max_length
-        room = None if limit is None else limit - int(state["room"])
+        room = None if limit is None else limit - min(int(state["room"]), limit // 2)
         prepare = _prepare(pool, options, base.renderer, room)
         return Adapted(
             base, base.model, method=self.name, options=options, prepare=prepare, state=state,
@@ -87,6 +88,12 @@ def _prepare(pool: Sequence[Example], options: FewShotOptions, renderer: Rendere
         return asked
 
     return prepare
+
+
+def _room(renderer: Renderer, task: Task) -> int:
+    """Tokens that are kept free behind a prompt: for an answer, the longest choice, or a general answer."""
+    choices = {choice for e in task.test for choice in e.choices}
+    return max([task.max_answer_tokens, ANSWER, *(len(renderer.answer(c)) for c in choices)])
 
 
 def _count(asked: Conversation, example: Example) -> int:

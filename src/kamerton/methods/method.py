@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from kamerton.inference import Answer, Engine, Sampling
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Conversation, Task
 from kamerton.training import Budget
+from kamerton.training.files import write_json
 from kamerton.tuning.parameterisation import Options, Tuned
 
 Prepare = Callable[[Conversation], Conversation]
@@ -117,6 +117,17 @@ class Adapted:
         """Log-probability in nats of each continuation of each conversation, its end token included."""
         return self.engine.score([self.prepare(c) for c in conversations], continuations, progress=progress)
 
+    def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:
+        """Cut a conversation that leaves fewer than `room` positions for an answer, as in training (`Renderer.fit`).
+
+        Returns:
+            The conversation, and whether it was cut.
+        """
+        limit = self.engine.model.max_length
+        if limit is None:
+            return conversation, False
+        return self.renderer.fit(conversation, limit - len(self.engine.model.front()) - min(room, limit // 2))
+
     def prompt_tokens(self, conversation: Conversation) -> int:
         """Tokens that the model reads for a conversation, shots and soft tokens included."""
         return len(self.renderer.prompt(self.prepare(conversation))) + len(self.engine.model.front())
@@ -127,6 +138,7 @@ class Adapted:
         if self.tuned is not None:
             self.tuned.save(folder)
         request = {k: str(v) if isinstance(v, Path) else v for k, v in self.base.request.items()}
+        request["dtype"] = self.base.info.dtype  # `auto` may choose another one on another day
         about = {
             "method": self.method,
             "options": self.options.model_dump(),
@@ -135,7 +147,7 @@ class Adapted:
             "base_fingerprint": self.base.info.fingerprint,
             "renderer_fingerprint": self.renderer.fingerprint,
         }
-        (folder / "kamerton.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_json(folder / "kamerton.json", about)  # last: its presence means that the rest is there
 
 
 class Method(Protocol):

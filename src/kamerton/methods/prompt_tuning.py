@@ -20,3 +20,6 @@ class PromptTuningMethod(TrainedMethod):
     options = PromptTuningMethodOptions
     parameterisation = PromptTuning
     learning_rates = (1e-2, 3e-2, 3e-3)
+
+    def front(self, options: PromptTuningMethodOptions) -> int:
+        return options.tokens

@@ -19,10 +19,11 @@ from pydantic import Field
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
+from kamerton.errors import KamertonError
 from kamerton.methods.method import Adapted, FitRecord, Run
 from kamerton.objectives.supervised import Supervised
 from kamerton.tasks.example import Task, fingerprint
-from kamerton.training import Budget, Progress, Result, Settings, fit
+from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.training.files import write_json
 from kamerton.tuning import Options, Parameterisation, Tuned
 
@@ -65,7 +66,7 @@ class TrainedMethod:
         budget = DEFAULT_BUDGET if budget.unlimited else budget
         objective = Supervised(
             base.renderer, task.train, task.validation, batch_size=options.batch_size, max_tokens=options.max_tokens,
-            limit=options.limit or base.model.max_length, seed=run.seed,
+            limit=self._limit(base, options), seed=run.seed,
         )  # fmt: skip
         record = FitRecord(notes=list(objective.notes))
         trial = _Trial(self, base, task, options, run, objective, record)
@@ -87,6 +88,20 @@ class TrainedMethod:
         tuned.module.requires_grad_(False)
         self.finish(base, tuned)
         return self._adapted(base, tuned, options, record, run.max_batch_tokens)
+
+    def front(self, options: Any) -> int:  # noqa: ARG002
+        """Positions that what is trained takes in front of every sequence."""
+        return 0
+
+    def _limit(self, base: Base, options: Any) -> int | None:
+        """The longest example in tokens: as asked, and never more than the model has positions for."""
+        room = None if base.model.max_length is None else base.model.max_length - self.front(options)
+        if room is not None and room < 1:
+            raise KamertonError(
+                f"{self.front(options)} soft tokens leave no room in the model's {base.model.max_length} positions",
+                mend="use fewer",
+            )
+        return min((n for n in (options.limit, room) if n is not None), default=None)
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         """What is done to the model after training, before it is used."""
@@ -120,16 +135,26 @@ class TrainedMethod:
                 record.search, spent = saved["search"], saved["spent"]
                 record.seconds, record.tokens, record.flops = spent["seconds"], spent["tokens"], spent["flops"]
                 return saved["learning_rate"], horizon
-        spent = []
+        spent, losses = [], []
         for i, rate in enumerate(self.learning_rates):
             stage = f"choosing the learning rate: {rate:g} ({i + 1} of {n})"
-            tuned, result = trial.train(rate, horizon, rung, stage)
-            state = result.state
-            loss = state.curve[-1].get("validation_loss", math.inf) if state.curve else math.inf
-            record.search.append({"learning_rate": rate, "validation_loss": loss, "tokens": state.tokens})
-            spent.append((state.seconds, state.tokens, flops(Work(**state.work), tuned.model.hf)))
-            del tuned
-        best = min(range(n), key=lambda i: record.search[i]["validation_loss"])
+            try:
+                tuned, result = trial.train(rate, horizon, rung, stage)
+                state, loss = result.state, result.state.curve[-1]["validation_loss"]
+                cost = flops(Work(**state.work), tuned.model.hf)
+                del tuned
+            except Diverged as error:  # a rate that is too high for this task is an answer, not a failure
+                state, loss, cost = error.state, math.nan, error.flops
+            known = math.isfinite(loss)
+            losses.append(loss if known else math.inf)
+            record.search.append({
+                "learning_rate": rate, "validation_loss": loss if known else None, "tokens": state.tokens
+            })  # fmt: skip
+            spent.append((state.seconds, state.tokens, cost))
+        if not any(math.isfinite(loss) for loss in losses):
+            tried = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+            raise KamertonError(f"every learning rate diverged ({tried})", mend="set a lower learning_rate, or float32")
+        best = min(range(n), key=lambda i: losses[i])
         # the winner goes on from its rung, so what it spent there is counted with its own run
         others = [s for i, s in enumerate(spent) if i != best]
         record.seconds, record.flops = sum(s[0] for s in others), sum(s[2] for s in others)
@@ -177,8 +202,12 @@ class _Trial:
             self.run.report(stage, p.share / until, text)
 
         folder = self.run.folder / f"learning-rate-{rate:g}"
-        result = fit(
-            tuned.model, tuned.module, self.objective, settings, horizon, folder, key=self.key(rate, horizon),
-            until=until, watch=watch,
-        )  # fmt: skip
+        try:
+            result = fit(
+                tuned.model, tuned.module, self.objective, settings, horizon, folder, key=self.key(rate, horizon),
+                until=until, watch=watch,
+            )  # fmt: skip
+        except Diverged as error:
+            error.flops = flops(Work(**error.state.work), tuned.model.hf)
+            raise
         return tuned, result

@@ -42,19 +42,33 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
 def load_weights(path: Path, module: nn.Module) -> None:
     """Read trained parameters back into a module of the same shape."""
+    _copy(_read_weights(path, module), module)
+
+
+def _read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
     try:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"the weights cannot be read ({error})", where=path, mend="delete the cell and run again") from error
+        raise ModelError(
+            f"the weights cannot be read ({error})", where=path, mend="delete the cell and run again"
+        ) from error
     own = trained_weights(module)
     if saved.keys() != own.keys() or any(saved[k].shape != own[k].shape for k in own):
-        raise ModelError("the weights belong to another parameterisation", where=path, mend="delete the cell and run again")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(saved[name])
+        raise ModelError(
+            "the weights belong to another parameterisation", where=path, mend="delete the cell and run again"
+        )
+    return saved
 
 
-def save_checkpoint(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
+@torch.no_grad()
+def _copy(saved: Mapping[str, Tensor], module: nn.Module) -> None:
+    for name, value in trained_weights(module).items():
+        value.copy_(saved[name])
+
+
+def save_checkpoint(
+    folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> Path:
     """Write a checkpoint and drop all but the newest `KEEP`.
 
     Args:
@@ -105,26 +119,33 @@ def load_checkpoint(
     for path in checkpoints(folder):
         try:
             state = json.loads((path / "state.json").read_text())
-            if state.get("key") != key:
+            if state["key"] != key:
                 continue
             if any(_checksum(path / name) != value for name, value in state["checksums"].items()):
                 raise ValueError("its checksum does not match")
-            load_weights(path / "weights.safetensors", module)
-            _load_optimiser(load_file(path / "optimiser.safetensors"), module, optimiser)
-        except (OSError, ValueError, KeyError, SafetensorError, ModelError) as error:
-            notes.append(f"checkpoint {path.name} is damaged ({error}); the one before it was used")
+            # all of it is read before any of it is used: what is damaged leaves no trace in the model
+            weights = _read_weights(path / "weights.safetensors", module)
+            moments = _read_moments(path / "optimiser.safetensors", module)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, ModelError) as error:
+            reason = " ".join(f"{error}".split())
+            notes.append(f"checkpoint {path.name} is damaged ({reason}); the one before it was used")
             continue
+        _copy(weights, module)
+        for parameter, values in moments.items():
+            optimiser.state[parameter].update(values)
         return state, notes
     return None, notes
 
 
-def _load_optimiser(saved: Mapping[str, Tensor], module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def _read_moments(path: Path, module: nn.Module) -> dict[nn.Parameter, dict[str, Tensor]]:
     parameters = dict(module.named_parameters())
-    for name, value in saved.items():
+    moments: dict[nn.Parameter, dict[str, Tensor]] = {}
+    for name, value in load_file(path).items():
         key, _, parameter = name.partition("/")
         target = parameters[parameter]
         on_cpu = key == "step"  # AdamW keeps its step counter on the CPU unless fused on a GPU
-        optimiser.state[target][key] = value.clone() if on_cpu else value.to(target.device)
+        moments.setdefault(target, {})[key] = value.clone() if on_cpu else value.to(target.device)
+    return moments
 
 
 def _checksum(path: Path) -> str:

@@ -110,6 +110,13 @@ class Result:
     finished: bool
 
 
+class Diverged(KamertonError):
+    """The loss is not a number; `state` says how far the run came, `flops` what that took (where somebody counts)."""
+
+    state: State = State()
+    flops: float = 0.0
+
+
 class _Step(nn.Module):
     """One module whose forward is the loss, so that wrappers (mixed precision, data parallelism) see every call."""
 
@@ -153,7 +160,7 @@ def fit(
 
     Raises:
         BudgetError: no limit at all, or nothing to train.
-        KamertonError: the loss is not a number; the last good checkpoint is kept.
+        Diverged: the loss is not a number; the last good checkpoint is kept.
     """
     if budget.unlimited:
         raise BudgetError("the budget has no limit", mend="set examples, tokens, steps, seconds or epochs")
@@ -216,10 +223,13 @@ def fit(
         loss, metrics, norm = _step(accelerator, wrapped, batches, parameters, optimiser, settings)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = f"the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
-            raise KamertonError(
+            error = Diverged(
                 f"the loss is not a number at step {state.step} (learning rate {rate:.2g}); {kept}".rstrip("; "),
                 mend="lower the learning rate or compute in float32",
             )
+            state.seconds, state.work = time.perf_counter() - started, asdict(work_before + model.work)
+            error.state = state
+            raise error
         state.step += 1
         state.examples += _total(accelerator, sum(b.examples for b in batches))
         state.tokens += _total(accelerator, sum(b.tokens for b in batches))
@@ -326,7 +336,6 @@ def _step_seed(seed: int, step: int) -> int:
 
 def _accelerator(model: CausalModel, settings: Settings) -> Any:
     from accelerate import Accelerator
-
     from accelerate.state import AcceleratorState
 
     precision = "bf16" if settings.bfloat16 else "no"
@@ -341,4 +350,4 @@ def _accelerator(model: CausalModel, settings: Settings) -> Any:
     return accelerator
 
 
-__all__ = ["Budget", "Progress", "Result", "Settings", "State", "fit", "trained_weights"]
+__all__ = ["Budget", "Diverged", "Progress", "Result", "Settings", "State", "fit", "trained_weights"]

@@ -15,7 +15,7 @@ from kamerton.base.load import Base
 from kamerton.base.model import CausalModel
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
-from kamerton.tuning.parameterisation import Options, Tuned
+from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 
 
 class LoraOptions(Options):
@@ -57,10 +57,7 @@ class Lora:
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
-        from peft import PeftModel
-
-        fresh = base.reload()
-        peft = PeftModel.from_pretrained(fresh.model.hf, str(folder))
+        fresh, peft = load_peft(base, folder)
         settle(peft, base)
         return Tuned(CausalModel(fresh.model.hf), peft, peft)
 

@@ -11,13 +11,14 @@ from torch import nn
 
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel
+from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 
 
 class Options(BaseModel):
     """Base of all options: unknown names are refused, values are checked, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass
@@ -43,6 +44,39 @@ class Tuned:
         folder.mkdir(parents=True, exist_ok=True)
         target = self.peft if self.peft is not None else self.model.hf
         target.save_pretrained(folder, safe_serialization=True)
+
+
+def load_peft(base: Base, folder: Path) -> tuple[Base, Any]:
+    """A fresh copy of the base with the adapter that `Tuned.save` wrote attached by peft.
+
+    Raises:
+        ModelError: a file is missing or broken, or the weights are not the adapter's, all of them and no others.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    mend = "tune the method again"
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        # without the second peft would look for pickled weights, or ask the hub
+        if not (folder / name).is_file():
+            raise ModelError(f"no {name} here", where=folder, mend=mend)
+    fresh = base.reload()
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            saved = set(file.keys())
+        peft = PeftModel.from_pretrained(fresh.model.hf, str(folder))
+    except Exception as error:  # peft and safetensors raise many kinds; every one is about these files
+        reason = " ".join(f"{error}".split())[:200]
+        raise ModelError(
+            f"the adapter cannot be loaded ({type(error).__name__}: {reason})", where=folder, mend=mend
+        ) from error
+    own = set(get_peft_model_state_dict(peft))
+    if saved != own:
+        raise ModelError(
+            f"the adapter's weights do not fit: {len(own - saved)} are missing, {len(saved - own)} are unknown",
+            where=folder, mend=mend,
+        )  # fmt: skip
+    return fresh, peft
 
 
 class Parameterisation(Protocol):

@@ -15,7 +15,7 @@ from pydantic import Field
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel, Front
 from kamerton.tasks.example import Task
-from kamerton.tuning.parameterisation import Options, Tuned
+from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 
 
 class PromptOptions(Options):
@@ -52,10 +52,7 @@ class PromptTuning:
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
-        from peft import PeftModel
-
-        fresh = base.reload()
-        return _tuned(fresh, PeftModel.from_pretrained(fresh.model.hf, str(folder)))
+        return _tuned(*load_peft(base, folder))
 
 
 def _tuned(fresh: Base, peft: Any) -> Tuned:

@@ -1,0 +1,352 @@
+"""Parameterisations: loss and gradient against peft with transformers' own forward, where they start, what they save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import tiny
+from kamerton.base import Base
+from kamerton.errors import KamertonError, ModelError, RecipeError
+from kamerton.rendering import Rendered
+from kamerton.tasks.example import Task
+from kamerton.training.batches import make_batch
+from kamerton.training.checkpoint import trained_weights
+from kamerton.tuning import PARAMETERISATIONS, Tuned, get_parameterisation
+
+pytest_plugins = ("tiny",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KINDS = ("lora", "prompt-tuning", "full")
+ARCHITECTURES = ("llama", "qwen2", "gemma2", "gpt2")
+
+
+def attach(base: Base, kind: str, task: Task | None = None, seed: int = 0, **options: Any) -> Tuned:
+    parameterisation = get_parameterisation(kind)
+    return parameterisation.attach(base, parameterisation.options(**options), task or tiny.colour_task(), seed)
+
+
+def stir(tuned: Tuned, size: float) -> None:
+    """Trained weights away from where they start (LoRA's B is zero there, so that A would have no gradient)."""
+    generator = torch.Generator().manual_seed(1)
+    for value in trained_weights(tuned.module).values():
+        value += torch.randn(value.shape, generator=generator) * size
+
+
+def rendered(base: Base, count: int) -> list[Rendered]:
+    return [base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:count]]
+
+
+def ours(tuned: Tuned, examples: Sequence[Rendered], *, share: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean loss over the targets and its gradient, through packs."""
+    from kamerton.objectives.supervised import Supervised
+
+    batch = make_batch(examples, share=share)
+    assert bool(batch.prefix) == share
+    tuned.module.zero_grad(set_to_none=True)
+    # the formula alone: it reads nothing of the objective
+    loss = Supervised.loss(object.__new__(Supervised), tuned.model, batch).total / batch.count
+    loss.backward()
+    return float(loss.detach()), {n: p.grad for n, p in tuned.module.named_parameters() if p.grad is not None}
+
+
+def theirs(
+    base: Base, tuned: Tuned, kind: str, examples: Sequence[Rendered], attention: str
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same by transformers and peft: a model loaded anew, a padded batch, an attention mask, cross entropy."""
+    import peft
+
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        base.info.source, dtype=torch.float32, attn_implementation=attention
+    ).eval()
+    model: Any = hf
+    if kind == "lora":
+        config: Any = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = peft.get_peft_model(hf, config)
+    elif kind == "prompt-tuning":
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
+        model = peft.get_peft_model(hf, config)
+    own = trained_weights(tuned.module)
+    named = dict(model.named_parameters())
+    assert kind == "full" or {n for n, p in named.items() if p.requires_grad} == set(own)
+    with torch.no_grad():
+        for name, value in own.items():
+            named[name].copy_(value)
+    longest = max(len(r.tokens) for r in examples)
+    tokens = torch.zeros(len(examples), longest, dtype=torch.long)
+    mask, labels = torch.zeros_like(tokens), torch.full_like(tokens, -100)
+    for row, r in enumerate(examples):
+        tokens[row, : len(r.tokens)] = torch.tensor(r.tokens)
+        mask[row, : len(r.tokens)] = 1
+        for place, weight in enumerate(r.weights):
+            if weight:
+                labels[row, place] = r.tokens[place]
+    logits = model(input_ids=tokens, attention_mask=mask).logits[:, -longest:]  # soft tokens stand before
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    loss.backward()
+    return float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(base: Base, kind: str, examples: Sequence[Rendered], attention: str, size: float) -> None:
+    tuned = attach(base, kind)
+    stir(tuned, size)
+    assert len({len(r.tokens) for r in examples}) > 1, "rows of different lengths, so that there is padding"
+    expected_loss, expected = theirs(base, tuned, kind, examples, attention)
+    scale = max(float(g.abs().max()) for g in expected.values())
+    for share in (True, False):
+        loss, found = ours(tuned, examples, share=share)
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        assert found.keys() == expected.keys()
+        for name, grad in expected.items():
+            worst = float((found[name] - grad).abs().max())
+            assert worst <= 1e-5 * max(1.0, scale), f"{name} (share {share}): off by {worst:.2g} of {scale:.2g}"
+        assert min(float(g.abs().max()) for g in found.values()) > 0 or kind == "full"
+
+
+# -- loss and gradient ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradient_are_those_of_transformers(small_base: Base, kind: str, attention: str) -> None:
+    compare(small_base, kind, rendered(small_base, 6), attention, 0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loss_and_gradient_of_other_architectures(tiny_base: Callable[[str], Base], name: str, kind: str) -> None:
+    base = tiny_base(name)
+    compare(base, kind, rendered(base, 5), "eager", 0.02)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt-tuning"])
+def test_loss_and_gradient_on_the_demo_model(demo: Base, kind: str) -> None:
+    torch.set_num_threads(2)
+    compare(demo, kind, rendered(demo, 3), "sdpa", 0.01)
+
+
+@pytest.mark.slow
+def test_loss_and_gradient_of_all_weights_of_the_demo_model(demo: Base) -> None:
+    compare(demo, "full", rendered(demo, 3), "sdpa", 0.0)
+
+
+def test_the_comparison_can_fail(small_base: Base) -> None:
+    """A loss that forgets the end token is another loss."""
+    examples = rendered(small_base, 6)
+    short = [Rendered(r.tokens, (*r.weights[:-1], 0.0)) for r in examples]
+    tuned = attach(small_base, "lora")
+    loss, _ = theirs(small_base, tuned, "lora", examples, "sdpa")
+    assert ours(tuned, short, share=True)[0] != pytest.approx(loss, abs=1e-3)
+
+
+# -- where they start -----------------------------------------------------------------------------------------------
+
+
+def logits(tuned_or_base: Any, examples: Sequence[Rendered]) -> torch.Tensor:
+    with torch.no_grad():
+        hidden = tuned_or_base.model.forward([r.tokens for r in examples])
+        return tuned_or_base.model.output(hidden.rows)
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True, "rank": 3, "alpha": 7.0}, {"dropout": 0.5}], ids=str)
+def test_lora_starts_as_the_base(small_base: Base, options: dict[str, Any]) -> None:
+    tuned = attach(small_base, "lora", **options)
+    tuned.module.eval()
+    examples = rendered(small_base, 4)
+    assert torch.equal(logits(tuned, examples), logits(small_base, examples))
+    stir(tuned, 0.1)
+    assert not torch.allclose(logits(tuned, examples), logits(small_base, examples), atol=1e-2)
+
+
+def test_full_starts_as_the_base_and_in_float32(small_base: Base) -> None:
+    tuned = attach(small_base, "full")
+    examples = rendered(small_base, 4)
+    assert torch.equal(logits(tuned, examples), logits(small_base, examples))
+    half = attach(small_base.reload(dtype="bfloat16"), "full")
+    assert {p.dtype for p in half.module.parameters()} == {torch.float32}
+    assert tuned.trainable_parameters == small_base.info.parameters
+
+
+def test_frozen_embeddings_are_not_trained(small_base: Base) -> None:
+    tuned = attach(small_base, "full", freeze_embeddings=True)
+    embeddings = small_base.model.hf.get_input_embeddings().weight.numel()
+    assert tuned.trainable_parameters == small_base.info.parameters - embeddings
+
+
+@pytest.mark.parametrize("init", ["task", "vocabulary"])
+def test_soft_prompts_start_as_words(small_base: Base, init: str) -> None:
+    tuned = attach(small_base, "prompt-tuning", tokens=12, init=init)
+    soft = tuned.model.front().embeddings
+    assert soft is not None
+    assert soft.shape == (12, 48)
+    table = small_base.model.hf.get_input_embeddings().weight
+    distance = torch.cdist(soft.detach(), table).min(1)
+    assert float(distance.values.max()) < 1e-3  # cdist rounds
+    if init == "task":
+        used = {
+            i
+            for e in tiny.colour_task().train
+            for text in (*(m.content for m in e.messages), e.answers[0])
+            for i in small_base.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+        }
+        assert set(distance.indices.tolist()) <= used
+
+
+def test_more_soft_tokens_than_the_task_has_words(small_base: Base) -> None:
+    task = Task("t", tiny.colour_task().train[:1], (), (), ("exact-match",))
+    assert attach(small_base, "prompt-tuning", task, tokens=200).trainable_parameters == 200 * 48
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt-tuning"])
+def test_the_seed_decides_the_start(small_base: Base, kind: str) -> None:
+    def start(seed: int) -> dict[str, torch.Tensor]:
+        return trained_weights(attach(small_base, kind, seed=seed).module)
+
+    one, again, other = start(1), start(1), start(2)
+    assert all(torch.equal(one[n], again[n]) for n in one)
+    assert any(not torch.equal(one[n], other[n]) for n in one)
+
+
+def test_the_base_is_not_changed_by_what_is_attached(small_base: Base) -> None:
+    before = {n: p.clone() for n, p in small_base.model.hf.named_parameters()}
+    for kind in KINDS:
+        stir(attach(small_base, kind), 0.1)
+    after = dict(small_base.model.hf.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_lora_targets(small_base: Base) -> None:
+    tuned = attach(small_base, "lora", targets=["q_proj"], rank=2)
+    assert {n.split(".lora_")[0].rpartition(".")[2] for n in trained_weights(tuned.module)} == {"q_proj"}
+    assert tuned.trainable_parameters == 2 * 2 * (48 + 48)
+    with pytest.raises(RecipeError, match=r"lora\.targets: LoRA targets .* use all-linear or some of: down_proj") as caught:
+        attach(small_base, "lora", targets=["q_porj"])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_parameterisation() -> None:
+    with pytest.raises(RecipeError, match="unknown parameterisation 'lroa'; use one of: lora"):
+        get_parameterisation("lroa")
+    assert all(get_parameterisation(name).name == name for name in PARAMETERISATIONS)
+
+
+# -- saving ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_is_the_same(small_base: Base, kind: str, tmp_path: Path) -> None:
+    tuned = attach(small_base, kind)
+    stir(tuned, 0.1)
+    tuned.module.eval()
+    tuned.save(tmp_path)
+    assert {p.suffix for p in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}
+    examples = rendered(small_base, 4)
+    loaded = get_parameterisation(kind).load(small_base, tmp_path)
+    assert torch.equal(logits(loaded, examples), logits(tuned, examples))
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt-tuning"])
+def test_peft_loads_what_was_saved(small_base: Base, kind: str, tmp_path: Path) -> None:
+    """With peft's own function and transformers' own forward pass."""
+    import peft
+
+    tuned = attach(small_base, kind)
+    stir(tuned, 0.1)
+    tuned.module.eval()
+    tuned.save(tmp_path)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(small_base.info.source, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(hf, str(tmp_path)).eval()
+    for r in rendered(small_base, 4):
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([r.tokens])).logits[0, -len(r.tokens) :]
+        torch.testing.assert_close(logits(tuned, [r]), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_transformers_loads_what_full_saved(small_base: Base, tmp_path: Path) -> None:
+    tuned = attach(small_base, "full")
+    stir(tuned, 0.05)
+    tuned.save(tmp_path)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for r in rendered(small_base, 4):
+        with torch.no_grad():
+            expected = hf(input_ids=torch.tensor([r.tokens])).logits[0]
+        torch.testing.assert_close(logits(tuned, [r]), expected, rtol=1e-5, atol=2e-5)
+
+
+def cut_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def drop_tensor(path: Path) -> None:
+    tensors = load_file(path)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def add_tensor(path: Path) -> None:
+    save_file({**load_file(path), "base_model.model.nothing.weight": torch.zeros(2)}, path, metadata={"format": "pt"})
+
+
+def reshape_tensor(path: Path) -> None:
+    save_file({n: torch.cat([t, t]) for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+BREAK: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "no weights": ("no adapter_model.safetensors", lambda d: (d / "adapter_model.safetensors").unlink()),
+    "pickled weights": (
+        "no adapter_model.safetensors",
+        lambda d: (d / "adapter_model.safetensors").rename(d / "adapter_model.bin"),
+    ),
+    "no config": ("no adapter_config.json", lambda d: (d / "adapter_config.json").unlink()),
+    "config of nothing": ("cannot be loaded", lambda d: (d / "adapter_config.json").write_text("{}")),
+    "config cut": ("cannot be loaded", lambda d: (d / "adapter_config.json").write_text('{"peft_type": "LO')),
+    "weights cut": ("cannot be loaded", lambda d: cut_file(d / "adapter_model.safetensors")),
+    "a weight missing": ("1 are missing", lambda d: drop_tensor(d / "adapter_model.safetensors")),
+    "a weight too many": ("1 are unknown", lambda d: add_tensor(d / "adapter_model.safetensors")),
+    "other shapes": ("cannot be loaded", lambda d: reshape_tensor(d / "adapter_model.safetensors")),
+}
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt-tuning"])
+@pytest.mark.parametrize("fault", BREAK, ids=[name.replace(" ", "-") for name in BREAK])
+def test_a_broken_adapter_is_one_line(small_base: Base, kind: str, fault: str, tmp_path: Path) -> None:
+    attach(small_base, kind).save(tmp_path)
+    says, plant = BREAK[fault]
+    plant(tmp_path)
+    with pytest.raises(ModelError, match=says) as caught:
+        get_parameterisation(kind).load(small_base, tmp_path)
+    line = str(caught.value)
+    assert line.startswith(str(tmp_path))
+    assert "\n" not in line
+    assert "; tune the method again" in line
+
+
+@pytest.mark.parametrize("fault", ["cut", "gone", "config", "missing"])
+def test_a_broken_folder_of_all_weights_is_one_line(small_base: Base, fault: str, tmp_path: Path) -> None:
+    attach(small_base, "full").save(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    {
+        "cut": lambda: cut_file(weights),
+        "gone": weights.unlink,
+        "config": lambda: config.write_text("{}"),
+        "missing": lambda: drop_tensor(weights),
+    }[fault]()
+    with pytest.raises(KamertonError) as caught:
+        get_parameterisation("full").load(small_base, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_adapters_of_another_base_are_refused(small_base: Base, tiny_base: Callable[[str], Base], tmp_path: Path) -> None:
+    attach(small_base, "lora").save(tmp_path)
+    with pytest.raises(ModelError):
+        get_parameterisation("lora").load(tiny_base("gpt2"), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"

@@ -95,7 +95,8 @@ def tune(
     folder = Path(output)
     lock = Store(folder).lock()
     try:
-        run = Run(folder / "fit", recipe.seeds[0] if seed is None else seed, max_batch_tokens=recipe.evaluation.max_batch_tokens)
+        run = Run(folder / "fit", recipe.seeds[0] if seed is None else seed)
+        run.max_batch_tokens = recipe.evaluation.max_batch_tokens
         if report is not None:
             run.report = report
         adapted = chosen.fit(base, task, Budget(**recipe.budget.model_dump()), parsed, run)
@@ -182,8 +183,8 @@ def evaluate(
 def _pick(recipe: Recipe, method: str | None) -> MethodSpec:
     if method is None:
         if len(recipe.methods) > 1:
-            labels = ", ".join(m.label for m in recipe.methods)
-            raise recipe.error(("methods",), f"the recipe has {len(recipe.methods)} methods", mend=f"name one: {labels}")
+            mend = f"name one: {', '.join(m.label for m in recipe.methods)}"
+            raise recipe.error(("methods",), f"the recipe has {len(recipe.methods)} methods", mend=mend)
         return recipe.methods[0]
     for spec in recipe.methods:
         if spec.label == method:

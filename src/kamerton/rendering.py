@@ -153,9 +153,8 @@ class Renderer:
         while over > 0:
             i = max(range(len(kept)), key=lambda j: keep[j])
             if not keep[i]:
-                raise ModelError(
-                    f"the chat template alone is longer than {limit} tokens", mend="raise the limit or shorten the shots"
-                )
+                message = f"the chat template alone is longer than {limit} tokens"
+                raise ModelError(message, mend="raise the limit or shorten the shots")
             # always from the original tokens and always fewer of them: text that was cut inside a character can come
             # back as more tokens than it had
             keep[i] = max(0, keep[i] - over)

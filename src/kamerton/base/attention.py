@@ -295,8 +295,9 @@ def _causal(query: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, dropout: float
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None,
+    dropout: float,
+) -> Tensor:  # fmt: skip
     """(B, H, S, D) × (B, H_kv, K, D) → (B, H, S, D). The mask is added to the scores; no mask: causal."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -407,13 +408,12 @@ def packed_attention(
             layout.record.append((front_k, front_v))
         front_q = front_q.transpose(0, 1)[None]  # (1, H, P, D)
         if cascade.fits(1, q.shape[1], p, front_k.shape[1]):
-            mask = layout.prefix_added(sliding_window)
-            attended = cascade.attend(
-                front_q, front_k[None], front_v[None], None, None, mask, scaling, softcap, dropout
-            )  # fmt: skip
+            seen = layout.prefix_added(sliding_window)
+            own = (front_k[None], front_v[None])
+            attended = cascade.attend(front_q, *own, None, None, seen, scaling, softcap, dropout)
         else:
-            mask = layout.added("prefix", sliding_window, q.dtype)
-            attended = _attend(front_q, front_k[None], front_v[None], mask, scaling, softcap, dropout)
+            added = layout.added("prefix", sliding_window, q.dtype)
+            attended = _attend(front_q, front_k[None], front_v[None], added, scaling, softcap, dropout)
         out.append(attended[0].transpose(0, 1))  # (P, H, D)
     if layout.rows:
         b, s = layout.rows, layout.longest

@@ -5,7 +5,7 @@ The kernel gives the normaliser beside the result, so attention over a shared fr
 computed apart and joined by their normalisers (the cascade of Ye et al. 2024, Hydragen of Juravsky et al. 2024): the
 front is read once for all rows and never copied. Grouped queries of a decoding step stand in the place of positions.
 
-What it leaves out: soft caps on scores, dropout, gradients and GPUs; `attention.py` computes those with plain operators.
+What it leaves out: soft caps on scores, dropout, gradients and GPUs; `attention.py` computes those plainly.
 """
 
 from __future__ import annotations

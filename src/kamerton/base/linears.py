@@ -36,7 +36,7 @@ class PackedLinears:
     @torch.no_grad()
     def refresh(self) -> None:
         """Pack what is not packed yet or changed since; call it before a run of passes."""
-        layers = [m for m in self._model.modules() if _packable(m)]
+        layers: list[Any] = [m for m in self._model.modules() if _packable(m)]
         missing = sum(m.weight.numel() * m.weight.element_size() for m in layers if id(m) not in self._packs)
         self._layers = []
         if missing and 4 * missing > psutil.virtual_memory().available:

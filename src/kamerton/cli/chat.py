@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from kamerton.methods.method import Adapted
+    from kamerton.tasks.example import Conversation, Message
 
 HELP = """/reset          forget the conversation
 /system TEXT    set the system prompt
@@ -65,13 +69,13 @@ def register(app: typer.Typer) -> None:
             elif command == "/set":
                 name, _, value = rest.partition("=")
                 try:
-                    sampling = replace(sampling, **{name.strip(): _number(value)})
+                    changed: dict[str, Any] = {name.strip(): _number(value)}
+                    sampling = replace(sampling, **changed)
                 except (TypeError, ValueError, KamertonError) as error:
                     console.print(f"error: {error}", highlight=False, markup=False)
             elif command == "/prompt":
-                console.print(
-                    adapted.renderer.text(adapted.prepare(_conversation(system, history))), highlight=False, markup=False
-                )
+                seen = adapted.renderer.text(adapted.prepare(_conversation(system, history)))
+                console.print(seen, highlight=False, markup=False)
             elif command.startswith("/"):
                 console.print(f"no command {command}; /help lists them", highlight=False, markup=False)
             else:
@@ -97,17 +101,19 @@ def _number(text: str) -> int | float | None:
     return float(text) if "." in text or "e" in text else int(text)
 
 
-def _conversation(system: str | None, history: list) -> tuple:  # type: ignore[type-arg]
+def _conversation(system: str | None, history: list[Message]) -> Conversation:
     from kamerton.tasks.example import Message
 
     return ((Message("system", system),) if system else ()) + tuple(history)
 
 
-def _drop_oldest(adapted, system: str | None, history: list, room: int) -> int:  # type: ignore[no-untyped-def,type-arg]
+def _drop_oldest(adapted: Adapted, system: str | None, history: list[Message], room: int) -> int:
     """Drop the oldest turns (question and answer together) until the prompt leaves room for an answer."""
     limit = adapted.engine.model.max_length
+    if limit is None:
+        return 0
     dropped = 0
-    while limit is not None and len(history) > 2 and adapted.prompt_tokens(_conversation(system, history)) + room > limit:
+    while len(history) > 2 and adapted.prompt_tokens(_conversation(system, history)) + room > limit:
         del history[:2]
         dropped += 2
     return dropped

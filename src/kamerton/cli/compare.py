@@ -34,7 +34,8 @@ def register(app: typer.Typer) -> None:
         from kamerton.comparison.run import compare as run
         from kamerton.recipe import load_recipe
 
-        result = run(load_recipe(recipe, data=data, overrides=set_ or []), output=output, workers=workers, watcher=Bars())
+        loaded = load_recipe(recipe, data=data, overrides=set_ or [])
+        result = run(loaded, output=output, workers=workers, watcher=Bars())
         console = Console()
         console.print()
         console.print(str(result), highlight=False, markup=False, soft_wrap=True)

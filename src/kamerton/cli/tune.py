@@ -51,9 +51,8 @@ def register(app: typer.Typer) -> None:
         for note in record.notes:
             console.print(note, highlight=False, markup=False)
         for tried in record.search:
-            console.print(
-                f"learning rate {tried['learning_rate']:g}: validation loss {tried['validation_loss']:.4f}", highlight=False
-            )
+            loss = tried["validation_loss"]
+            console.print(f"learning rate {tried['learning_rate']:g}: validation loss {loss:.4f}", highlight=False)
         held_out = [row["validation_loss"] for row in record.curve if "validation_loss" in row]
         if held_out:
             console.print(

@@ -305,7 +305,8 @@ def _settings(
             "fingerprint": task.fingerprint, "max_answer_tokens": task.max_answer_tokens,
         },
         "methods": [
-            {"label": label, "method": m.name, "options": o.model_dump(), "summary": m.summary} for label, m, o, _ in methods
+            {"label": label, "method": m.name, "options": o.model_dump(), "summary": m.summary}
+            for label, m, o, _ in methods
         ],
         "seeds": list(recipe.seeds),
         "budget": asdict(budget),

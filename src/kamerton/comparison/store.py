@@ -133,8 +133,9 @@ class Store:
 
     def read_task(self) -> Task:
         about = json.loads((self.folder / "task.json").read_text())
-        splits = {s: tuple(_example(row) for row in read_jsonl(self.folder / f"{s}.jsonl")) for s in SPLITS}
-        return Task(**{**about, "metrics": tuple(about["metrics"]), "notes": tuple(about["notes"])}, **splits)
+        for split in SPLITS:
+            about[split] = tuple(_example(row) for row in read_jsonl(self.folder / f"{split}.jsonl"))
+        return Task(**{**about, "metrics": tuple(about["metrics"]), "notes": tuple(about["notes"])})
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -71,7 +71,8 @@ def read_text(path: Path, size: int) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"the general text cannot be read ({error})", where=path, mend="give a UTF-8 text file") from error
+        message = f"the general text cannot be read ({error})"
+        raise TaskError(message, where=path, mend="give a UTF-8 text file") from error
     if not text.strip():
         raise TaskError("the general text is empty", where=path, mend="give a text, or forgetting: false")
     return _head(text, size)

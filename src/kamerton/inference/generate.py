@@ -65,7 +65,7 @@ class Decoder:
         model: the model.
         sampling: how to sample.
         end_ids: tokens that end an answer.
-        stopped: whether the text of these tokens holds a stop string; asked after each token when there are stop strings.
+        stopped: whether the text of these tokens holds a stop string; asked after each token where there are any.
         max_tokens: cache columns of all rows together, and prompt tokens of one pass.
     """
 

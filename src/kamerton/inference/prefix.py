@@ -18,7 +18,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with, at least one token short of the shortest; 0 for fewer than two prompts."""
     if len(prompts) < 2:
         return 0
-    low, high = min(prompts), max(prompts)  # whatever these two share, everything between them shares
+    low, high = min(map(list, prompts)), max(map(list, prompts))  # whatever these two share, all between them share
     limit = min(len(p) for p in prompts) - 1
     length = 0
     while length < limit and low[length] == high[length]:

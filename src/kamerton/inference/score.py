@@ -64,7 +64,7 @@ class Tree:
         self.tokens = [token_of[node] for node in inner[1:]]
         self.depths = [depth[node] for node in inner[1:]]
         self.sees = sees[1:, 1:]
-        edge_of = {}
+        edge_of: dict[int, int] = {}
         for node in inner:
             for child in children[node].values():
                 edge_of[child] = len(edge_of)

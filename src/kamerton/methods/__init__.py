@@ -110,7 +110,8 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
         parse_options(method, about["options"])
         request, prints = dict(about["base"]), (about["renderer_fingerprint"], about["base_fingerprint"])
     except FileNotFoundError:
-        raise ModelError("no kamerton.json here", where=folder, mend="give the folder that tune or compare wrote") from None
+        mend = "give the folder that tune or compare wrote"
+        raise ModelError("no kamerton.json here", where=folder, mend=mend) from None
     except RecipeError as error:
         raise ModelError(error.message, where=path, mend="tune the method again with this version") from None
     except KeyError as error:

@@ -58,7 +58,8 @@ class FewShot:
         adapted = self._adapted(base, options, state, run.max_batch_tokens)
         fewer = sum(_count(adapted.prepare(e.messages), e) < min(options.shots, len(pool)) for e in task.test)
         if fewer:
-            notes.append(f"{options.shots} shots do not fit the context for {fewer} of {len(task.test)} test questions: fewer are used")
+            asked = f"{fewer} of {len(task.test)} test questions"
+            notes.append(f"{options.shots} shots do not fit the context for {asked}: fewer are used")
         adapted.record = FitRecord(notes=notes)
         return adapted
 

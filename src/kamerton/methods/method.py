@@ -21,6 +21,10 @@ Report = Callable[[str, float, str], None]
 """Called with a stage's name, its share done (0 … 1) and a few words."""
 
 
+def _say_nothing(stage: str, share: float, text: str) -> None:
+    """The report of a run that nobody watches."""
+
+
 @dataclass
 class Run:
     """Where and how one fit happens.
@@ -35,7 +39,7 @@ class Run:
 
     folder: Path
     seed: int = 0
-    report: Report = lambda stage, share, text: None
+    report: Report = _say_nothing
     max_batch_tokens: int = 8192
     trackers: tuple[str, ...] = ()
 

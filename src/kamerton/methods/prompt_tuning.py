@@ -19,7 +19,7 @@ class PromptTuningMethod(TrainedMethod):
     paper = "Lester et al. 2021, arXiv 2104.08691"
     options = PromptTuningMethodOptions
     parameterisation = PromptTuning
-    learning_rates = (1e-2, 3e-2, 3e-3)
+    learning_rates = (3e-2, 1e-2, 1e-1)
 
     def front(self, options: PromptTuningMethodOptions) -> int:
         return options.tokens

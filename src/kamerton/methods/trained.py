@@ -25,7 +25,7 @@ from kamerton.objectives.supervised import Supervised
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.training.files import write_json
-from kamerton.tuning import Options, Parameterisation, Tuned
+from kamerton.tuning import Options, Tuned
 
 DEFAULT_BUDGET = Budget(epochs=4)
 """Where a recipe names none."""
@@ -55,7 +55,7 @@ class TrainedMethod:
     trains: ClassVar[str]
     paper: ClassVar[str]
     options: ClassVar[type[Options]]
-    parameterisation: ClassVar[type[Parameterisation]]
+    parameterisation: ClassVar[Any]
     learning_rates: ClassVar[tuple[float, ...]]
 
     def seeded(self, options: Any) -> bool:  # noqa: ARG002

@@ -51,7 +51,8 @@ class Supervised:
         share_prefix: bool = True,
     ) -> None:
         if not train:
-            raise TaskError("there are no training examples", mend="give a train split, or use a method that needs none")
+            mend = "give a train split, or use a method that needs none"
+            raise TaskError("there are no training examples", mend=mend)
         self._train = [renderer.example(e.messages, e.answers[0], limit=limit) for e in train]
         self._held_out = [renderer.example(e.messages, e.answers[0], limit=limit) for e in validation]
         empty = [e.id for e, r in zip(train, self._train, strict=True) if not any(r.weights)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kamerton.inference.prefix import common_prefix
 from kamerton.rendering import Rendered
 
 
@@ -43,15 +44,6 @@ class Batch:
     @property
     def examples(self) -> int:
         return len(self.rows)
-
-
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common start of all rows."""
-    first, last = min(rows), max(rows)  # in lexicographic order everything else lies between these two
-    for i, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            return i
-    return min(len(first), len(last))
 
 
 def make_batch(rendered: Sequence[Rendered], *, share: bool = True) -> Batch:

@@ -22,7 +22,7 @@ class LoraOptions(Options):
     """Options of LoRA."""
 
     rank: int = Field(16, gt=0, description="rank r of the two matrices")
-    alpha: float | None = Field(None, gt=0, description="scale α; default 2 × rank")
+    alpha: int | None = Field(None, gt=0, description="scale α; default 2 × rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the matrices")
     targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
     rslora: bool = Field(False, description="scale by α / √r (Kalajdzievski 2023)")

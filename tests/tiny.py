@@ -55,13 +55,13 @@ def tokenizer() -> Any:
     return made
 
 
-def save(folder: Path, *, positions: int = 512, seed: int = 0) -> Path:
-    """Write a random Llama of two layers with its tokenizer as a model folder."""
+def save(folder: Path, *, positions: int = 512, layers: int = 2, seed: int = 0) -> Path:
+    """Write a random Llama with its tokenizer as a model folder."""
     import transformers
 
     words = tokenizer()
     config = transformers.LlamaConfig(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=48, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=positions, initializer_range=0.1, vocab_size=len(words), bos_token_id=None,
         eos_token_id=0, pad_token_id=0, tie_word_embeddings=True,
     )  # fmt: skip

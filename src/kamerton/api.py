@@ -19,6 +19,8 @@ from kamerton.recipe import MethodSpec, Recipe, load_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import Example
 from kamerton.training import Budget
+from kamerton.training.checkpoint import drop_checkpoints
+from kamerton.training.loop import check_trackers
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def tune(
     task: Task | None = None,
     base: Base | None = None,
     report: Report | None = None,
+    trackers: Sequence[str] = (),
 ) -> Adapted:
     """Adapt a base to a task by one method and save the result.
 
@@ -78,11 +81,13 @@ def tune(
         data: a local copy of the task's data.
         task, base: objects to use in place of the recipe's.
         report: told about progress.
+        trackers: names of accelerate's trackers (tensorboard, wandb, …); their files go to the output folder.
 
     Returns:
         The adapted model; `load(output)` reads it back.
     """
     recipe = _recipe(recipe, data)
+    check_trackers(trackers)
     spec = _pick(recipe, method)
     chosen = get_method(spec.name)
     try:
@@ -96,11 +101,12 @@ def tune(
     lock = Store(folder).lock()
     try:
         run = Run(folder / "fit", recipe.seeds[0] if seed is None else seed)
-        run.max_batch_tokens = recipe.evaluation.max_batch_tokens
+        run.max_batch_tokens, run.trackers = recipe.evaluation.max_batch_tokens, tuple(trackers)
         if report is not None:
             run.report = report
         adapted = chosen.fit(base, task, Budget(**recipe.budget.model_dump()), parsed, run)
         adapted.save(folder)
+        drop_checkpoints(run.folder)  # what trackers wrote beside them stays
     finally:
         lock.release()
     return adapted

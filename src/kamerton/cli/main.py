@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import typer
 
@@ -41,6 +42,8 @@ def run() -> None:
     # read when PyTorch's threads start: waiting threads sleep instead of spinning, which would stall them many times
     # over as soon as anything else runs on the machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # libraries telling each other about their next version: nothing that a user could act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")
     try:
         app()
     except KamertonError as error:

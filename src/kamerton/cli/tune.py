@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
         data: Annotated[Path | None, typer.Option(help="A local copy of the task's data: a folder or file.")] = None,
         seed: Annotated[int | None, typer.Option(min=0, help="Seed; default: the recipe's first.")] = None,
         option: Annotated[list[str] | None, typer.Option(help="An option of the method: rank=4.")] = None,
+        tracker: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate's: tensorboard, wandb.")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: budget.epochs=2.")] = None,
     ) -> None:
         """Adapt a base to a task by one method and save the result.
@@ -46,7 +47,7 @@ def register(app: typer.Typer) -> None:
             options[name.strip()] = yaml.safe_load(value)
         folder = output or Path("runs") / f"{loaded.name}-{method or loaded.methods[0].label}"
         with OneBar() as bar:
-            adapted = run(loaded, method, output=folder, options=options, seed=seed, report=bar)
+            adapted = run(loaded, method, output=folder, options=options, seed=seed, report=bar, trackers=tracker or ())
         console, record = Console(), adapted.record
         for note in record.notes:
             console.print(note, highlight=False, markup=False)
@@ -60,4 +61,5 @@ def register(app: typer.Typer) -> None:
                 f"{record.trainable_parameters:,} trained parameters", highlight=False,
             )  # fmt: skip
         console.print(f"saved: {folder}", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"next: kamerton eval {folder} {recipe}    or    kamerton chat {folder}", highlight=False)
+        console.print(f"next: kamerton eval {folder} {recipe}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"or:   kamerton chat {folder}", highlight=False, markup=False, soft_wrap=True)

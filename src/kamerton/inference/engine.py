@@ -14,6 +14,7 @@ from torch import Tensor
 from kamerton.base import CausalModel
 from kamerton.errors import KamertonError
 from kamerton.inference.generate import Decoder, Row
+from kamerton.inference.rank import Ranker
 from kamerton.inference.sampling import Sampling
 from kamerton.inference.score import Scorer, Tree, tree_of
 from kamerton.rendering import Renderer
@@ -151,17 +152,33 @@ class Engine:
         """
         if len(conversations) != len(continuations):
             raise ValueError(f"{len(conversations)} conversations, {len(continuations)} sequences of continuations")
-        prompts = [self.renderer.prompt(c) for c in conversations]
-        known: dict[str, tuple[int, ...]] = {}
-
-        def encode(text: str) -> tuple[int, ...]:
-            if text not in known:
-                known[text] = tuple(self.renderer.answer(text))
-            return known[text]
-
-        trees = [tree_of(tuple(encode(text) for text in texts)) for texts in continuations]
+        prompts, trees = self._encode(conversations, continuations)
         edges = self._edges(prompts, trees, progress)
         return [tree.totals(values) for tree, values in zip(trees, edges, strict=True)]
+
+    def rank(
+        self, conversations: Sequence[Conversation], choices: Sequence[Sequence[str]], *, progress: Progress | None = None
+    ) -> list[int]:
+        """The number of the likeliest choice of each conversation: the greatest of what `score` gives, found sooner.
+
+        Args:
+            conversations: the conversations, each up to the model's turn.
+            choices: for each conversation at least one choice.
+            progress: called with the conversations done and their number.
+
+        Raises:
+            KamertonError: a prompt with a choice does not fit into the model's positions.
+            ValueError: not one sequence of choices for each conversation, or an empty one.
+        """
+        if len(conversations) != len(choices) or not all(map(len, choices)):
+            raise ValueError(f"{len(conversations)} conversations need as many sequences of choices, none of them empty")
+        prompts, trees = self._encode(conversations, choices)
+        self._check(prompts, trees)
+        ranker = Ranker(self.model, self.max_batch_tokens, progress)
+        with self._working():
+            best = ranker.best(prompts, trees)
+        self._count(ranker)
+        return [choice for choice, _ in best]
 
     def token_log_probs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
@@ -189,6 +206,23 @@ class Engine:
             for i, path in zip(members, tree.paths, strict=True):
                 out[i] = values[path]  # a copy: an ordinary tensor, that may take part in training
         return out
+
+    def _encode(
+        self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]]
+    ) -> tuple[list[list[int]], list[Tree]]:
+        known: dict[str, tuple[int, ...]] = {}
+
+        def encode(text: str) -> tuple[int, ...]:
+            if text not in known:
+                known[text] = tuple(self.renderer.answer(text))
+            return known[text]
+
+        trees = [tree_of(tuple(encode(text) for text in texts)) for texts in continuations]
+        return [self.renderer.prompt(c) for c in conversations], trees
+
+    def _check(self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree]) -> None:
+        for i, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
+            self._room(i, prompt, max(map(len, tree.paths), default=0))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -226,15 +260,14 @@ class Engine:
     def _edges(
         self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
     ) -> list[Tensor]:
-        for i, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
-            self._room(i, prompt, max(map(len, tree.paths), default=0))
+        self._check(prompts, trees)
         scorer = Scorer(self.model, self.max_batch_tokens, progress)
         with self._working():
             edges = scorer.edges(prompts, trees)
         self._count(scorer)
         return edges
 
-    def _count(self, worker: Decoder | Scorer) -> None:
+    def _count(self, worker: Decoder | Scorer | Ranker) -> None:
         self.usage.asked_tokens += worker.asked
         self.usage.computed_tokens += worker.computed
         self.usage.outputs += worker.outputs

@@ -35,6 +35,8 @@ class Tree:
         sees: (M, M) booleans: which inner nodes a node sees (its ancestors and itself).
         edges: (E, 2) parent node and token of every edge, by parent.
         paths: for every continuation its edges.
+        children: for every node 0 … M its edges as token, inner node that it leads to, and the continuation that ends
+            there (−1: none).
     """
 
     def __init__(self, continuations: Sequence[Sequence[int]]) -> None:
@@ -70,6 +72,19 @@ class Tree:
                 edge_of[child] = len(edge_of)
         self.edges = torch.tensor([[number[up[n]], token_of[n]] for n in edge_of], dtype=torch.long).view(-1, 2)
         self.paths = [[edge_of[node] for node in walk] for walk in walks]
+        choice_of: dict[int, int] = {}
+        for i, walk in enumerate(walks):
+            choice_of.setdefault(walk[-1], i)
+        # a path that ends where others go on would be a leaf and an inner node at once: both are children then
+        self.children: list[list[tuple[int, int, int]]] = [
+            [
+                (token_of[child], number.get(child, -1), kind)
+                for child in children[node].values()
+                for kind in ([choice_of[child]] if child in choice_of else []) + ([-1] if children[child] else [])
+            ]
+            for node in inner
+        ]
+        self._up = [0, *(number[up[node]] for node in inner[1:])]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -78,6 +93,14 @@ class Tree:
     def chain(self) -> bool:
         """Whether the tree does not fork, so that plain causal attention does."""
         return self.depths == list(range(1, len(self) + 1))
+
+    def line(self, node: int) -> list[int]:
+        """Tokens from the root to an inner node, which is not the root."""
+        tokens = []
+        while node:
+            tokens.append(self.tokens[node - 1])
+            node = self._up[node]
+        return tokens[::-1]
 
     def totals(self, edges: Tensor) -> list[float]:
         """Sum over each continuation's path of (E,) log-probabilities."""

@@ -104,6 +104,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if (p / "state.json").is_file()), reverse=True)
 
 
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of all runs below a folder, once what they led to is saved elsewhere."""
+    for path in [*folder.rglob("step-*"), *folder.rglob(".partial-*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.rglob("best.safetensors"):
+        path.unlink()
+
+
 def load_checkpoint(
     folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, *, key: str
 ) -> tuple[dict[str, Any] | None, list[str]]:

@@ -168,7 +168,7 @@ def fit(
     if not parameters:
         raise BudgetError("the method has nothing to train", mend="choose other targets")
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = _accelerator(model, settings)
+    accelerator = _accelerator(model, settings, folder)
     optimiser = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
@@ -334,7 +334,18 @@ def _step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step * 7_919 + 12_345) % 2**63
 
 
-def _accelerator(model: CausalModel, settings: Settings) -> Any:
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that accelerate does not know or whose package is not installed (it would only warn)."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise KamertonError(f"unknown tracker '{name}'", mend=f"use one of: {', '.join(LOGGER_TYPE_TO_CLASS)}")
+        if name not in [str(t) for t in get_available_trackers()]:
+            raise KamertonError(f"the tracker '{name}' is not installed", mend=f"run: pip install {name}")
+
+
+def _accelerator(model: CausalModel, settings: Settings, folder: Path) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -343,10 +354,10 @@ def _accelerator(model: CausalModel, settings: Settings) -> Any:
         AcceleratorState._reset_state()  # one process may train several methods, each with its own precision
     accelerator = Accelerator(
         cpu=model.device.type == "cpu", mixed_precision=precision, log_with=list(settings.trackers) or None,
-        project_dir="." if settings.trackers else None,
+        project_dir=folder if settings.trackers else None,
     )
     if settings.trackers:
-        accelerator.init_trackers("kamerton", config={k: v for k, v in asdict(settings).items() if k != "betas"})
+        accelerator.init_trackers("kamerton", config={k: v for k, v in asdict(settings).items() if isinstance(v, int | float)})
     return accelerator
 
 

@@ -1,0 +1,408 @@
+"""Comparisons: cells, store, resuming, failing cells, killed workers, and SIGKILL at random moments."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import tiny
+from kamerton.base import Base
+from kamerton.comparison.report.results import results_without_times
+from kamerton.comparison.run import Comparison, Watcher, compare
+from kamerton.comparison.store import Cell, Store
+from kamerton.errors import KamertonError
+from kamerton.evaluation.metrics import get_metric
+from kamerton.recipe import load_recipe
+
+pytest_plugins = ("tiny",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+FAST = "{batch_size: 8, validations: 2}"
+METHODS = f"- zero-shot\n- few-shot: {{shots: 2}}\n- lora: {FAST}\n- prompt-tuning: {{tokens: 4, learning_rate: 0.01}}"
+
+
+class Log(Watcher):
+    """Keeps what a comparison says."""
+
+    def __init__(self) -> None:
+        self.started: tuple[int, int] = (-1, -1)
+        self.events: list[tuple[str, int, dict[str, Any]]] = []
+
+    def start(self, waiting: int, finished: int) -> None:
+        self.started = (waiting, finished)
+
+    def event(self, cell: Cell, event: dict[str, Any]) -> None:
+        self.events.append((cell.label, cell.seed, event))
+
+    def ended(self, kind: str) -> set[tuple[str, int]]:
+        return {(label, seed) for label, seed, event in self.events if event["event"] == kind}
+
+
+def run(recipe: Path, output: Path, watcher: Watcher | None = None) -> Comparison:
+    return compare(load_recipe(recipe), output=output, workers=2, watcher=watcher)
+
+
+def cell_files(folder: Path) -> dict[str, float]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime for p in sorted(folder.glob("cells/*/*/cell.json"))}
+
+
+def plain(folder: Path) -> Any:
+    return results_without_times(json.loads((folder / "results.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def finished(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Log, Comparison]:
+    """A comparison of four methods over two seeds: its recipe, its folder, its log, itself. Not to be changed."""
+    folder = tmp_path_factory.mktemp("comparison")
+    recipe, log = tiny.write_recipe(folder / "r", small_folder, METHODS), Log()
+    return recipe, folder / "out", log, run(recipe, folder / "out", log)
+
+
+# -- cells and store ------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_has_its_record(finished: tuple[Path, Path, Log, Comparison]) -> None:
+    _, folder, log, comparison = finished
+    assert comparison.failed == []
+    assert set(cell_files(folder)) == {
+        f"cells/{label}/seed-{seed}/cell.json"
+        for label in ("zero-shot", "few-shot", "lora", "prompt-tuning")
+        for seed in (0, 1)
+    }
+    assert log.started == (7, 0), "zero-shot is the same for every seed: run once"
+    assert len(log.ended("done")) == 7
+    task = Store(folder).read_task()
+    for path in cell_files(folder):
+        record = json.loads((folder / path).read_text(), parse_constant=lambda name: pytest.fail(f"{path}: {name}"))
+        assert record["status"] == "ok"
+        trained = record["method"] in ("lora", "prompt-tuning")
+        for name in ("seconds", "tokens", "flops", "tokens_per_answer", "forgetting", "metrics"):
+            assert all(isinstance(v, (int, float)) for v in record[name].values()), name
+        assert record["peak_memory_bytes"] > 10**7
+        assert 0 < record["latency_seconds"] < 10
+        assert record["flops"]["evaluate"] > 0
+        assert (record["trainable_parameters"] > 0) == trained
+        assert (record["tokens"]["trained"] > 0) == trained
+        assert (record["flops"]["fit"] > 0) == trained
+        assert record["disk_bytes"] > 0
+        lines = [json.loads(line) for line in (folder / path).with_name("answers.jsonl").read_text().splitlines()]
+        assert [line["id"] for line in lines] == [e.id for e in task.test]
+        for name in task.metrics:
+            metric = get_metric(name, task.test)
+            statistics = metric.statistics([line["answer"] for line in lines], task.test)
+            assert [line["statistics"][name] for line in lines] == statistics.tolist()
+            assert record["metrics"][name] == pytest.approx(float(metric.aggregate(statistics.sum(0), len(lines))))
+        curve = (folder / path).with_name("curve.jsonl").read_text().splitlines()
+        assert bool(curve) == trained
+        if trained:
+            assert (folder / path).parent.joinpath("adapter/adapter_model.safetensors").is_file()
+        assert not (folder / path).parent.joinpath("fit").exists(), "checkpoints of a finished cell are of no use"
+
+
+def test_the_untouched_base_forgets_nothing_and_a_trained_one_something(
+    finished: tuple[Path, Path, Log, Comparison],
+) -> None:
+    _, folder, _, _ = finished
+    read = {p: json.loads((folder / p).read_text())["forgetting"] for p in cell_files(folder)}
+    assert abs(read["cells/zero-shot/seed-0/cell.json"]["kl"]) < 1e-6
+    zero = read["cells/zero-shot/seed-0/cell.json"]
+    assert zero["bits_per_byte"] == pytest.approx(zero["bits_per_byte_base"], abs=1e-6)
+    assert abs(read["cells/lora/seed-0/cell.json"]["kl"]) > 1e-4
+
+
+def test_the_report_and_its_files_are_there(finished: tuple[Path, Path, Log, Comparison]) -> None:
+    recipe, folder, _, comparison = finished
+    for name in ("report.html", "results.json", "results.csv", "table.md", "table.tex", "settings.json", "recipe.yaml"):
+        assert (folder / name).stat().st_size > 50, name
+    assert (folder / "recipe.yaml").read_text() == recipe.read_text()
+    assert comparison.results["complete"] is True
+    assert comparison.sentence in comparison._repr_markdown_()
+    assert "lora" in str(comparison)
+    assert comparison.report == folder / "report.html"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["versions"]["torch"]
+    assert settings["base"]["dtype"] == "float32"
+    assert [m["options"]["batch_size"] for m in settings["methods"] if m["label"] == "lora"] == [8]
+    assert comparison.adapter("lora").is_dir()
+    assert comparison.adapter("lora", seed=1) == folder / "cells/lora/seed-1/adapter"
+    with pytest.raises(KamertonError, match="no finished cell of 'lroa'"):
+        comparison.adapter("lroa")
+
+
+def test_the_same_examples_in_the_folder_as_in_the_task(finished: tuple[Path, Path, Log, Comparison]) -> None:
+    from kamerton.tasks import load_task
+
+    recipe, folder, _, _ = finished
+    assert Store(folder).read_task() == load_task(load_recipe(recipe).task)
+
+
+# -- resuming -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Path, Log, Comparison], tmp_path: Path) -> Path:
+    shutil.copytree(finished[1], tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_run_again_it_does_nothing(finished: tuple[Path, Path, Log, Comparison], copied: Path) -> None:
+    before = cell_files(copied)
+    log = Log()
+    run(finished[0], copied, log)
+    assert log.started == (0, 8)
+    assert log.events == []
+    assert cell_files(copied) == before
+    assert plain(copied) == plain(finished[1])
+
+
+def test_only_what_changed_is_run_and_what_left_is_dropped(
+    finished: tuple[Path, Path, Log, Comparison], copied: Path, tmp_path: Path, small_folder: Path
+) -> None:
+    before = cell_files(copied)
+    methods = "- zero-shot\n- lora: {batch_size: 8, validations: 2, rank: 4}\n- prompt-tuning: {tokens: 4, learning_rate: 0.01}"
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0, 1]")
+    log = Log()
+    run(recipe, copied, log)
+    assert log.ended("done") == {("lora", 0), ("lora", 1)}
+    after = cell_files(copied)
+    assert not (copied / "cells" / "few-shot").exists()
+    assert {p for p in after if after[p] != before[p]} == {f"cells/lora/seed-{s}/cell.json" for s in (0, 1)}
+    assert json.loads((copied / "cells/lora/seed-0/cell.json").read_text())["options"]["rank"] == 4
+
+
+def test_another_seed_adds_cells(finished: tuple[Path, Path, Log, Comparison], copied: Path, tmp_path: Path,
+                                 small_folder: Path) -> None:  # fmt: skip
+    methods = "- zero-shot\n- few-shot: {shots: 2}"
+    log = Log()
+    comparison = run(tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0, 1, 2]"), copied, log)
+    assert log.ended("done") == {("few-shot", 2)}
+    assert comparison.results["cells"] == {"planned": 6, "finished": 6, "failed": 0}
+    assert comparison.results["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budget": "{steps: 3}"},
+        {"forgetting": "{bytes: 500, prompts: 2}"},
+        {"task": tiny.colour_task(48, 12, 15)},
+    ],
+    ids=["budget", "forgetting", "task"],
+)
+def test_what_all_cells_depend_on_runs_all_of_them(
+    small_folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """On two cheap cells."""
+    methods = "- zero-shot\n- few-shot: {shots: 1}"
+    run(tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0]"), tmp_path / "out")
+    log = Log()
+    run(tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0]", **change), tmp_path / "out", log)
+    assert log.ended("done") == {("zero-shot", 0), ("few-shot", 0)}
+
+
+def test_a_broken_record_is_run_again(finished: tuple[Path, Path, Log, Comparison], copied: Path) -> None:
+    (copied / "cells/few-shot/seed-1/cell.json").write_text('{"status": "ok"')
+    log = Log()
+    run(finished[0], copied, log)
+    assert log.ended("done") == {("few-shot", 1)}
+    assert plain(copied) == plain(finished[1])
+
+
+def test_what_the_machine_chose_is_kept(finished: tuple[Path, Path, Log, Comparison], copied: Path) -> None:
+    """Threads decide the last bits of sums: a run that goes on takes those of its beginning."""
+    plan = json.loads((copied / "plan.json").read_text())
+    (copied / "plan.json").write_text(json.dumps({**plan, "threads": 3}))
+    (copied / "cells/few-shot/seed-1/cell.json").unlink()
+    compare(load_recipe(finished[0]), output=copied, workers=1)
+    assert json.loads((copied / "plan.json").read_text())["threads"] == 3
+    assert plain(copied)["complete"]
+
+
+def test_two_at_once_in_one_folder(finished: tuple[Path, Path, Log, Comparison], copied: Path) -> None:
+    lock = Store(copied).lock()
+    try:
+        with pytest.raises(KamertonError, match="another comparison is running in this folder; wait for it") as caught:
+            run(finished[0], copied)
+        assert str(copied) in str(caught.value)
+    finally:
+        lock.release()
+    run(finished[0], copied)
+
+
+# -- failing cells --------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_fails_is_reported_and_stops_nothing(small_folder: Path, tmp_path: Path) -> None:
+    methods = (
+        "- zero-shot\n"
+        "- lora: {label: wild, learning_rate: 1.0e+30}\n"
+        "- lora: {label: astray, targets: [q_porj], learning_rate: 0.001}\n"
+        "- lora: {label: good, learning_rate: 0.001, batch_size: 8}\n"
+    )
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0]")
+    log = Log()
+    comparison = run(recipe, tmp_path / "out", log)
+    assert log.ended("done") == {("zero-shot", 0), ("good", 0)}
+    assert log.ended("failed") == {("wild", 0), ("astray", 0)}
+    failed = {f["label"]: f["error"] for f in comparison.failed}
+    assert "the loss is not a number" in failed["wild"]
+    assert "match no module" in failed["astray"]
+    assert all("\n" not in line for line in failed.values())
+    assert comparison.results["cells"] == {"planned": 4, "finished": 2, "failed": 2}
+    assert {row["label"] for row in comparison.results["verdict"]["rows"]} == {"zero-shot", "good"}
+    assert "wild" in comparison.report.read_text()
+    again = Log()
+    run(recipe, tmp_path / "out", again)
+    assert again.ended("failed") == {("wild", 0), ("astray", 0)}, "failed cells are tried again"
+    assert again.ended("done") == set()
+
+
+def test_a_comparison_of_which_nothing_works(small_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, "- lora: {learning_rate: 1.0e+30}", seeds="[0]")
+    comparison = run(recipe, tmp_path / "out")
+    assert len(comparison.failed) == 1
+    assert "No cell has finished" in comparison.sentence
+    assert str(comparison)
+    assert comparison.report.is_file()
+
+
+def test_a_fault_of_ours_leaves_its_traceback_in_the_cell(small_base: Base, tmp_path: Path) -> None:
+    """The worker's own handling of what is not a user's mistake: a line in the record, the traceback in a file."""
+    import io
+
+    from kamerton.comparison.worker import _one
+
+    store = Store(tmp_path)
+    cell = Cell("x", "zero-shot", {}, 0, "f")
+    out = io.StringIO()
+    plan = {"budget": {}, "sampling": {"unknown": 1}, "max_batch_tokens": 100}
+    _one({**cell.__dict__}, plan, store, small_base, tiny.colour_task(), None, out)
+    event = json.loads(out.getvalue().splitlines()[-1])
+    assert event["event"] == "failed"
+    assert "TypeError" in event["error"]
+    assert "Traceback" in (tmp_path / "cells/x/seed-0/error.txt").read_text()
+    assert store.record(cell)["status"] == "failed"  # type: ignore[index]
+
+
+class Killer(Watcher):
+    """Kills the worker of one cell while it trains."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.killed = label, 0
+
+    def event(self, cell: Cell, event: dict[str, Any]) -> None:
+        if cell.label != self.label or event["event"] != "progress" or self.killed:
+            return
+        busy = [
+            p for p in psutil.Process().children(recursive=True)
+            if any((f := Path(o.path)).name == ".lock" and f.parent.parent.name == cell.label for o in p.open_files())
+        ]  # fmt: skip
+        for process in busy:
+            process.send_signal(signal.SIGKILL)
+            self.killed += 1
+
+
+def test_a_killed_worker_takes_one_cell_with_it(
+    finished: tuple[Path, Path, Log, Comparison], small_folder: Path, tmp_path: Path
+) -> None:
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, METHODS, seeds="[0]", budget="{steps: 40}")
+    killer = Killer("prompt-tuning")
+    comparison = run(recipe, tmp_path / "out", killer)
+    assert killer.killed == 1
+    assert [(f["label"], f["seed"]) for f in comparison.failed] == [("prompt-tuning", 0)]
+    assert "signal 9" in comparison.failed[0]["error"]
+    assert comparison.results["cells"]["finished"] == 3
+    log = Log()
+    again = run(recipe, tmp_path / "out", log)
+    assert again.failed == []
+    assert log.ended("done") == {("prompt-tuning", 0)}
+
+
+# -- SIGKILL --------------------------------------------------------------------------------------------------------
+
+
+def start(recipe: Path, output: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kamerton", "compare", str(recipe), "--output", str(output), "--workers", "2"],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def workers_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "kamerton.comparison.worker" in line and str(folder) in line:
+            found.append(process)
+    return found
+
+
+def kill_ten_times(recipe: Path, output: Path, kills: int, longest: float) -> int:
+    """Start the comparison and kill it, ten times; returns how many kills met a running comparison."""
+    rng = random.Random(10)
+    met = 0
+    for _ in range(kills):
+        process = start(recipe, output)
+        try:
+            process.wait(timeout=rng.uniform(0.2, longest))
+        except subprocess.TimeoutExpired:
+            met += 1
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+        if rng.random() < 0.5:  # sometimes at once, while its workers may still be there for a moment
+            deadline = time.monotonic() + 10
+            while workers_of(output) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not workers_of(output), "workers end with their parent"
+    return met
+
+
+def check_sigkill(recipe: Path, folder: Path, kills: int, longest: float) -> None:
+    straight, killed = folder / "straight", folder / "killed"
+    done = start(recipe, straight)
+    assert done.wait() == 0, done.stderr.read().decode() if done.stderr else ""
+    met = kill_ten_times(recipe, killed, kills, longest)
+    assert met >= kills // 2, "the kills came too late to mean anything"
+    last = start(recipe, killed)
+    errors = last.stderr.read().decode() if last.stderr else ""
+    assert last.wait() == 0, errors
+    assert plain(killed) == plain(straight)
+    for path in cell_files(straight):
+        assert (killed / path).with_name("answers.jsonl").read_bytes() == (
+            straight / path
+        ).with_name("answers.jsonl").read_bytes()
+    left = [p for p in killed.rglob(".partial-*") if "fit" in p.parts]
+    assert not left
+    assert not workers_of(killed)
+
+
+def test_killed_ten_times_it_ends_with_the_same_results(small_folder: Path, tmp_path: Path) -> None:
+    methods = f"- zero-shot\n- lora: {FAST}\n- prompt-tuning: {{tokens: 4}}"
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0, 1]", budget="{steps: 60}")
+    check_sigkill(recipe, tmp_path, 10, 8.0)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_on_the_demo_model(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "task: {embedded: dates, limit: {train: 64, validation: 16, test: 24}}\n"
+        "base: {model: demo}\n"
+        "methods:\n- zero-shot\n- few-shot: {shots: 4}\n- lora: {learning_rate: 0.001}\n- prompt-tuning\n"
+        "seeds: [0, 1]\nbudget: {examples: 128}\nforgetting: {bytes: 2000, prompts: 4}\n"
+    )
+    check_sigkill(recipe, tmp_path, 10, 90.0)

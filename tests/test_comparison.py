@@ -50,8 +50,26 @@ class Log(Watcher):
         return {(label, seed) for label, seed, event in self.events if event["event"] == kind}
 
 
-def run(recipe: Path, output: Path, watcher: Watcher | None = None) -> Comparison:
-    return compare(load_recipe(recipe), output=output, workers=2, watcher=watcher)
+class Planned(Exception):
+    """Ends a comparison before any worker is started."""
+
+
+class Plan(Watcher):
+    """Asks only what there is to run."""
+
+    def start(self, waiting: int, finished: int) -> None:
+        raise Planned(waiting, finished)
+
+
+def run(recipe: Path, output: Path, watcher: Watcher | None = None, *, workers: int = 1) -> Comparison:
+    return compare(load_recipe(recipe), output=output, workers=workers, watcher=watcher)
+
+
+def to_run(recipe: Path, output: Path) -> tuple[int, int]:
+    """Cells that a comparison would run, and those that it takes as they are."""
+    with pytest.raises(Planned) as planned:
+        run(recipe, output, Plan())
+    return planned.value.args  # type: ignore[return-value]
 
 
 def cell_files(folder: Path) -> dict[str, float]:
@@ -67,7 +85,7 @@ def finished(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     """A comparison of four methods over two seeds: its recipe, its folder, its log, itself. Not to be changed."""
     folder = tmp_path_factory.mktemp("comparison")
     recipe, log = tiny.write_recipe(folder / "r", small_folder, METHODS), Log()
-    return recipe, folder / "out", log, run(recipe, folder / "out", log)
+    return recipe, folder / "out", log, run(recipe, folder / "out", log, workers=2)
 
 
 # -- cells and store ------------------------------------------------------------------------------------------------
@@ -182,51 +200,43 @@ def test_only_what_changed_is_run_and_what_left_is_dropped(
     assert json.loads((copied / "cells/lora/seed-0/cell.json").read_text())["options"]["rank"] == 4
 
 
-def test_another_seed_adds_cells(finished: tuple[Path, Path, Log, Comparison], copied: Path, tmp_path: Path,
-                                 small_folder: Path) -> None:  # fmt: skip
-    methods = "- zero-shot\n- few-shot: {shots: 2}"
-    log = Log()
-    comparison = run(tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0, 1, 2]"), copied, log)
-    assert log.ended("done") == {("few-shot", 2)}
-    assert comparison.results["cells"] == {"planned": 6, "finished": 6, "failed": 0}
-    assert comparison.results["seeds"] == [0, 1, 2]
-
-
 @pytest.mark.parametrize(
-    "change",
+    ("methods", "change", "expected"),
     [
-        {"budget": "{steps: 3}"},
-        {"forgetting": "{bytes: 500, prompts: 2}"},
-        {"task": tiny.colour_task(48, 12, 15)},
+        (METHODS, {}, (0, 8)),
+        ("- zero-shot\n- few-shot: {shots: 2}", {"seeds": "[0, 1, 2]"}, (1, 4)),  # the third zero-shot is a copy
+        (METHODS, {"budget": "{steps: 3}"}, (7, 0)),
+        (METHODS, {"forgetting": "{bytes: 500, prompts: 2}"}, (7, 0)),
+        (METHODS, {"forgetting": "false"}, (7, 0)),
+        (METHODS, {"task": tiny.colour_task(48, 12, 15)}, (7, 0)),
+        (METHODS.replace("zero-shot", "zero-shot: {label: base}"), {}, (1, 6)),
+        (METHODS.replace("shots: 2", "shots: 2, selection: nearest"), {}, (1, 6)),
     ],
-    ids=["budget", "forgetting", "task"],
+    ids=["nothing", "seed", "budget", "forgetting", "no forgetting", "task", "label", "option"],
 )
-def test_what_all_cells_depend_on_runs_all_of_them(
-    small_folder: Path, tmp_path: Path, change: dict[str, Any]
+def test_what_has_to_run_again(
+    copied: Path, small_folder: Path, tmp_path: Path, methods: str, change: dict[str, Any], expected: tuple[int, int]
 ) -> None:
-    """On two cheap cells."""
-    methods = "- zero-shot\n- few-shot: {shots: 1}"
-    run(tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0]"), tmp_path / "out")
-    log = Log()
-    run(tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0]", **change), tmp_path / "out", log)
-    assert log.ended("done") == {("zero-shot", 0), ("few-shot", 0)}
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, **change)
+    assert to_run(recipe, copied) == expected
 
 
-def test_a_broken_record_is_run_again(finished: tuple[Path, Path, Log, Comparison], copied: Path) -> None:
+def test_another_base_runs_everything(copied: Path, tmp_path: Path) -> None:
+    other = tiny.save(tmp_path / "other", seed=9)
+    assert to_run(tiny.write_recipe(tmp_path / "r", other, METHODS), copied) == (7, 0)
+
+
+def test_a_broken_record_is_run_again_as_the_machine_chose_before(
+    finished: tuple[Path, Path, Log, Comparison], copied: Path
+) -> None:
+    """Threads decide the last bits of sums: a run that goes on takes those of its beginning."""
+    plan = json.loads((copied / "plan.json").read_text())
+    (copied / "plan.json").write_text(json.dumps({**plan, "threads": 2 + plan["threads"]}))
     (copied / "cells/few-shot/seed-1/cell.json").write_text('{"status": "ok"')
     log = Log()
     run(finished[0], copied, log)
     assert log.ended("done") == {("few-shot", 1)}
-    assert plain(copied) == plain(finished[1])
-
-
-def test_what_the_machine_chose_is_kept(finished: tuple[Path, Path, Log, Comparison], copied: Path) -> None:
-    """Threads decide the last bits of sums: a run that goes on takes those of its beginning."""
-    plan = json.loads((copied / "plan.json").read_text())
-    (copied / "plan.json").write_text(json.dumps({**plan, "threads": 3}))
-    (copied / "cells/few-shot/seed-1/cell.json").unlink()
-    compare(load_recipe(finished[0]), output=copied, workers=1)
-    assert json.loads((copied / "plan.json").read_text())["threads"] == 3
+    assert json.loads((copied / "plan.json").read_text())["threads"] == 2 + plan["threads"]
     assert plain(copied)["complete"]
 
 
@@ -263,10 +273,7 @@ def test_a_cell_that_fails_is_reported_and_stops_nothing(small_folder: Path, tmp
     assert comparison.results["cells"] == {"planned": 4, "finished": 2, "failed": 2}
     assert {row["label"] for row in comparison.results["verdict"]["rows"]} == {"zero-shot", "good"}
     assert "wild" in comparison.report.read_text()
-    again = Log()
-    run(recipe, tmp_path / "out", again)
-    assert again.ended("failed") == {("wild", 0), ("astray", 0)}, "failed cells are tried again"
-    assert again.ended("done") == set()
+    assert to_run(recipe, tmp_path / "out") == (2, 2), "failed cells are tried again"
 
 
 def test_a_comparison_of_which_nothing_works(small_folder: Path, tmp_path: Path) -> None:
@@ -333,9 +340,9 @@ def test_a_killed_worker_takes_one_cell_with_it(
 # -- SIGKILL --------------------------------------------------------------------------------------------------------
 
 
-def start(recipe: Path, output: Path) -> subprocess.Popen[bytes]:
+def start(recipe: Path, output: Path, workers: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "kamerton", "compare", str(recipe), "--output", str(output), "--workers", "2"],
+        [sys.executable, "-m", "kamerton", "compare", str(recipe), "--output", str(output), "--workers", workers],
         env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -349,12 +356,12 @@ def workers_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def kill_ten_times(recipe: Path, output: Path, kills: int, longest: float) -> int:
-    """Start the comparison and kill it, ten times; returns how many kills met a running comparison."""
+def kill(recipe: Path, output: Path, kills: int, longest: float, workers: str) -> int:
+    """Start the comparison and kill it, again and again; returns how many kills met a running comparison."""
     rng = random.Random(10)
     met = 0
     for _ in range(kills):
-        process = start(recipe, output)
+        process = start(recipe, output, workers)
         try:
             process.wait(timeout=rng.uniform(0.2, longest))
         except subprocess.TimeoutExpired:
@@ -371,29 +378,38 @@ def kill_ten_times(recipe: Path, output: Path, kills: int, longest: float) -> in
     return met
 
 
-def check_sigkill(recipe: Path, folder: Path, kills: int, longest: float) -> None:
+def check_sigkill(recipe: Path, folder: Path, kills: int, longest: float, workers: str) -> None:
     straight, killed = folder / "straight", folder / "killed"
-    done = start(recipe, straight)
+    done = start(recipe, straight, workers)
     assert done.wait() == 0, done.stderr.read().decode() if done.stderr else ""
-    met = kill_ten_times(recipe, killed, kills, longest)
+    met = kill(recipe, killed, kills, longest, workers)
     assert met >= kills // 2, "the kills came too late to mean anything"
-    last = start(recipe, killed)
+    last = start(recipe, killed, workers)
     errors = last.stderr.read().decode() if last.stderr else ""
     assert last.wait() == 0, errors
     assert plain(killed) == plain(straight)
     for path in cell_files(straight):
-        assert (killed / path).with_name("answers.jsonl").read_bytes() == (
-            straight / path
-        ).with_name("answers.jsonl").read_bytes()
+        assert (killed / path).with_name("answers.jsonl").read_bytes() == (straight / path).with_name(
+            "answers.jsonl"
+        ).read_bytes()
     left = [p for p in killed.rglob(".partial-*") if "fit" in p.parts]
     assert not left
     assert not workers_of(killed)
 
 
+SIX = f"- lora: {FAST}\n- prompt-tuning: {{tokens: 4}}"
+
+
+def test_killed_at_random_it_ends_with_the_same_results(small_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, SIX, seeds="[0]", budget="{steps: 100}")
+    check_sigkill(recipe, tmp_path, 6, 8.0, "1")
+
+
+@pytest.mark.slow
 def test_killed_ten_times_it_ends_with_the_same_results(small_folder: Path, tmp_path: Path) -> None:
-    methods = f"- zero-shot\n- lora: {FAST}\n- prompt-tuning: {{tokens: 4}}"
-    recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0, 1]", budget="{steps: 60}")
-    check_sigkill(recipe, tmp_path, 10, 8.0)
+    methods = f"- zero-shot\n{SIX}"
+    recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0, 1]", budget="{steps: 100}")
+    check_sigkill(recipe, tmp_path, 10, 10.0, "2")
 
 
 @pytest.mark.slow
@@ -405,4 +421,4 @@ def test_killed_ten_times_on_the_demo_model(tmp_path: Path) -> None:
         "methods:\n- zero-shot\n- few-shot: {shots: 4}\n- lora: {learning_rate: 0.001}\n- prompt-tuning\n"
         "seeds: [0, 1]\nbudget: {examples: 128}\nforgetting: {bytes: 2000, prompts: 4}\n"
     )
-    check_sigkill(recipe, tmp_path, 10, 90.0)
+    check_sigkill(recipe, tmp_path, 10, 90.0, "2")

@@ -475,7 +475,12 @@ def test_the_ranking_is_that_of_tf_idf(pool: list[str], question: str) -> None:
 def test_shots_stand_between_system_and_question() -> None:
     shot = Example("s", conversation([("system", "other"), ("user", "q1")]), ("a1", "a2"))
     asked = with_shots(conversation([("system", "sys"), ("user", "q")]), [shot])
-    assert [(m.role, m.content) for m in asked] == [("system", "sys"), ("user", "q1"), ("assistant", "a1"), ("user", "q")]
+    assert [(m.role, m.content) for m in asked] == [
+        ("system", "sys"),
+        ("user", "q1"),
+        ("assistant", "a1"),
+        ("user", "q"),
+    ]
     assert with_shots(conversation([("user", "q")]), []) == conversation([("user", "q")])
     pool = tiny.colour_task().train
     drawn = random_shots(pool, 10, 3)
@@ -500,7 +505,9 @@ def test_a_question_longer_than_the_model_is_cut_and_counted(tmp_path: Path, nam
         task, train=(*task.train[:6], stretch(task.train[6])), validation=task.validation[:2],
         test=(*task.test[:3], stretch(task.test[3])),
     )  # fmt: skip
-    adapted = fit(base, name, tmp_path, task=task, budget=Budget(steps=2), **({"learning_rate": 1e-3} if name in TRAINED else {}))
+    adapted = fit(
+        base, name, tmp_path, task=task, budget=Budget(steps=2), **({"learning_rate": 1e-3} if name in TRAINED else {})
+    )
     said = answer(adapted, task.test, GREEDY)
     assert said.cut == 1
     assert max(said.prompt_tokens) <= 512 - 6

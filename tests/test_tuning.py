@@ -229,7 +229,9 @@ def test_lora_targets(small_base: Base) -> None:
     tuned = attach(small_base, "lora", targets=["q_proj"], rank=2)
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in trained_weights(tuned.module)} == {"q_proj"}
     assert tuned.trainable_parameters == 2 * 2 * (48 + 48)
-    with pytest.raises(RecipeError, match=r"lora\.targets: LoRA targets .* use all-linear or some of: down_proj") as caught:
+    with pytest.raises(
+        RecipeError, match=r"lora\.targets: LoRA targets .* use all-linear or some of: down_proj"
+    ) as caught:
         attach(small_base, "lora", targets=["q_porj"])
     assert "\n" not in str(caught.value)
 
@@ -347,7 +349,9 @@ def test_a_broken_folder_of_all_weights_is_one_line(small_base: Base, fault: str
     assert str(tmp_path) in str(caught.value)
 
 
-def test_adapters_of_another_base_are_refused(small_base: Base, tiny_base: Callable[[str], Base], tmp_path: Path) -> None:
+def test_adapters_of_another_base_are_refused(
+    small_base: Base, tiny_base: Callable[[str], Base], tmp_path: Path
+) -> None:
     attach(small_base, "lora").save(tmp_path)
     with pytest.raises(ModelError):
         get_parameterisation("lora").load(tiny_base("gpt2"), tmp_path)

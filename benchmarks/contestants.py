@@ -72,7 +72,7 @@ def train_kamerton(data: str, steps: int, warm: int, dtype: str) -> dict[str, An
     assert examples is not None
     own = base(dtype)
     task = Task(data, tuple(examples), (), (), ())
-    tuned = Lora.attach(own, LoraOptions(rank=RANK), task, 0)
+    tuned = Lora.attach(own, LoraOptions.model_validate({"rank": RANK}), task, 0)
     objective = Supervised(own.renderer, examples, [], batch_size=BATCH)
     settings = Settings(learning_rate=RATE, bfloat16=dtype == "bfloat16")
     answer: dict[str, Any] = {}

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -92,13 +92,13 @@ def contestant(policy: str) -> Iterator[Contestant]:
         process.close()
 
 
-def parts(*, quick: bool) -> list[Part]:
+def parts(*, quick: bool, steps: int | None = None) -> list[Part]:
     """All measurements."""
     out = []
-    steps = {"dates": (3, 1) if quick else (5, 1), "gsm8k": (2, 1) if quick else (3, 1)}
+    counts = {"dates": (3, 1), "gsm8k": (2, 1)} if quick else {"dates": (4, 1), "gsm8k": (3, 1)}
     settings = ("padded", "grouped", "padding-free", "packed")
-    for data, (count, warm) in steps.items():
-        same = {"data": data, "steps": count, "warm": warm, "dtype": "bfloat16"}
+    for data, (count, warm) in counts.items():
+        same = {"data": data, "steps": steps or count, "warm": warm, "dtype": "bfloat16"}
         trl = {"job": "train_trl", **same}
         out.append(Part(
             f"train-{data}", "tokens", {OURS: {"job": "train_kamerton", **same}, "TRL": {**trl, "setting": "padded"}},
@@ -277,6 +277,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="parts whose names begin with one of these")
     parser.add_argument("--quick", action="store_true", help="one short turn of each part, no choice of settings")
+    parser.add_argument("--no-scout", action="store_true", help="take the peers' first settings, not the fastest ones")
+    parser.add_argument("--steps", type=int, help="training steps of each turn, the first one not counted")
     parser.add_argument("--turns", type=int, help="turns of each part (default: 2 to 5 by its length)")
     parser.add_argument("--wait-policy", default="PASSIVE", choices=["PASSIVE", "ACTIVE"], help="OMP_WAIT_POLICY")
     parser.add_argument("--json", type=Path, default=Path("peers.json"), help="results; a .md table lies beside it")
@@ -287,13 +289,15 @@ def main() -> None:
     done: dict[str, dict[str, Any]] = {}
     if arguments.json.is_file():
         done = {r["name"]: r for r in json.loads(arguments.json.read_text())["results"]}
-    for part in parts(quick=arguments.quick):
+    for part in parts(quick=arguments.quick, steps=arguments.steps):
         if arguments.only and not part.name.startswith(tuple(arguments.only)):
             continue
         if part.needs and data_folder(part.needs) is None:
             print(f"{part.name}: left out, {part.needs} is not on this machine (set KAMERTON_DATA)")
             continue
         print(part.name, flush=True)
+        if arguments.no_scout:
+            part = replace(part, scout=())
         turns = arguments.turns or (1 if arguments.quick else part.turns)
         result = measure(part, turns, arguments.wait_policy)
         print(table([result]), flush=True)

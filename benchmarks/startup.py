@@ -1,6 +1,6 @@
 """How long `kamerton --help` and `import kamerton` take: new processes, each after one that warms the file cache.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

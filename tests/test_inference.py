@@ -239,6 +239,20 @@ def test_one_token_samples_follow_the_models_distribution(tiny_base: Callable[[s
     assert scipy.stats.chisquare([*counts[likely], counts[~likely].sum()], f_exp).pvalue > 1e-4
 
 
+def test_each_step_draws_a_number_of_its_own(tiny_base: Callable[[str], Base]) -> None:
+    base = tiny_base("llama")
+    prompt = base.renderer.prompt(asked("q")[0])
+    answers = engine(base).generate(asked("q"), Sampling(max_tokens=2, temperature=1.0, top_k=3, n=1500))
+    pairs = [a.tokens for a in answers if len(a.tokens) == 2]
+    first = max({p[0] for p in pairs}, key=[p[0] for p in pairs].count)
+    with torch.no_grad():
+        logits = base.model.hf(torch.tensor([[*prompt, first]])).logits[0, -1]
+    kept = logits.topk(3)
+    counts = np.array([sum(p == (first, token) for p in pairs) for token in kept.indices.tolist()])
+    expected = kept.values.softmax(-1).double().numpy()
+    assert scipy.stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-4
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -282,6 +296,11 @@ def test_stop_strings_cut_the_text_also_across_tokens(demo: Base) -> None:
         assert stop not in demo.renderer.decode(cut[0].tokens[:-1])
         if stop not in free[1].text:
             assert (cut[1].text, cut[1].tokens) == (free[1].text, free[1].tokens)
+
+
+def test_the_first_of_two_stop_strings_cuts(demo: Base) -> None:
+    answer = engine(demo).generate(asked("What is the capital of France?"), Sampling(max_tokens=20, stop=("ris", "Pa")))
+    assert answer[0].text == "The capital of France is "
 
 
 def test_the_end_token_is_in_the_tokens_and_not_in_the_text(demo: Base) -> None:
@@ -480,6 +499,39 @@ def test_the_best_score_of_a_greedy_answer_is_its_own(demo: Base) -> None:
     (scores,) = e.score(asked(DEMO_TEXTS[0]), [[answer.text, "Paris", "The capital of Peru is Lima."]])
     assert scores[0] == pytest.approx(sum(answer.logprobs), abs=1e-3)
     assert scores[0] == max(scores)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("room", [8192, 64])
+def test_the_choice_that_ranks_first_has_the_greatest_score(
+    name: str, room: int, tiny_base: Callable[[str], Base]
+) -> None:
+    base = tiny_base(name)
+    texts = [*TEXTS, *(f"{a}{b}" for a in "abcdefg" for b in "xyz")]
+    words = ["".join(w) for w in itertools.product("abcde", repeat=3)]  # as long as one another: none wins by length
+    choices = [[*words[i:], *words[:i], "abcabc", *words[:5]] for i in range(len(texts))]
+    told: list[int] = []
+    e = engine(base, max_batch_tokens=room)
+    ranked = e.rank(asked(*texts), choices, progress=lambda done, _: told.append(done))
+    scores = engine(base).score(asked(*texts), choices)
+    for row, best in zip(scores, ranked, strict=True):
+        assert row[best] == pytest.approx(max(row), abs=1e-4)
+        assert best == row.index(row[best]), "the first of equals"
+    assert told[-1] == len(texts)
+    assert len({choices[i][best] for i, best in enumerate(ranked)}) >= 3
+    whole = engine(base)
+    whole.score(asked(*texts), choices)
+    assert e.usage.outputs < whole.usage.outputs
+    assert e.usage.asked_tokens == whole.usage.asked_tokens
+
+
+def test_ranking_needs_choices(tiny_base: Callable[[str], Base]) -> None:
+    e = engine(tiny_base("llama"))
+    assert e.rank([], []) == []
+    assert e.rank(asked("a"), [["only"]]) == [0]
+    for choices in ([], [[]]):
+        with pytest.raises(ValueError, match="none of them empty"):
+            e.rank(asked("a"), choices)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])

@@ -134,8 +134,13 @@ def winner(folder: str | Path) -> Path:
     from kamerton.comparison.run import Comparison
 
     folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    verdict = results["verdict"]
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        verdict = results["verdict"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KamertonError(
+            f"cannot be read ({error})", where=folder / "results.json", mend="run kamerton compare again"
+        ) from None
     best: Sequence[str] = verdict["best"] if verdict else ()
     if not best:
         raise KamertonError("the comparison has no winner yet", where=folder, mend="let it finish: kamerton compare")

@@ -91,7 +91,8 @@ class Layout:
         prefix: P, tokens at the start of the pack that all rows see.
         lengths: new tokens of each row, B numbers ≥ 1.
         shared: keys and values of a prefix that went through the model before; stands in front of everything.
-        cache: the rows' own earlier tokens; this pass appends to it. Rows are its slots `slots`.
+        cache: the rows' own earlier tokens; this pass appends to it. Rows are its slots `slots`. Several rows may read
+            one slot; what they append to it is then worthless.
         tree: (B, S, S) booleans: which of its row's new tokens a new token sees (S = the longest row), in place of
             "all that stand before it". Used to score many continuations of one prompt in one pass.
         positions: (T,) positions of the packed tokens.
@@ -124,7 +125,9 @@ class Layout:
     @property
     def decoding(self) -> bool:
         """One new token a row on top of a cache: the step of generation."""
-        return self.cache is not None and self.prefix == 0 and self.longest == 1 and self.tree is None
+        if self.cache is None or self.prefix or self.longest != 1 or self.tree is not None:
+            return False
+        return self.slots is None or len(set(self.slots)) == len(self.slots)  # rows on one slot cannot write one column
 
     @property
     def shared_length(self) -> int:

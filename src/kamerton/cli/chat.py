@@ -74,7 +74,11 @@ def register(app: typer.Typer) -> None:
                 except (TypeError, ValueError, KamertonError) as error:
                     console.print(f"error: {error}", highlight=False, markup=False)
             elif command == "/prompt":
-                seen = adapted.renderer.text(adapted.prepare(_conversation(system, history)))
+                asked = _conversation(system, history)
+                try:
+                    seen = adapted.renderer.text(adapted.prepare(asked)) if asked else "nothing yet"
+                except KamertonError as error:
+                    seen = f"error: {error}"
                 console.print(seen, highlight=False, markup=False)
             elif command.startswith("/"):
                 console.print(f"no command {command}; /help lists them", highlight=False, markup=False)
@@ -90,6 +94,10 @@ def register(app: typer.Typer) -> None:
                         console.print(piece, end="", highlight=False, markup=False, soft_wrap=True)
                 except KeyboardInterrupt:
                     console.print(" …", end="")
+                except KamertonError as error:  # too long for the model or not for its template: the talk goes on
+                    console.print(f"error: {error}", highlight=False, markup=False)
+                    history.pop()
+                    continue
                 console.print()
                 history.append(Message("assistant", said))
 

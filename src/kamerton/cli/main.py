@@ -6,6 +6,7 @@ is kept. Nothing heavy is imported before a command needs it, so `kamerton --hel
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -14,6 +15,9 @@ import typer
 
 from kamerton.cli import chat, compare, evaluate, methods, recipe, tune
 from kamerton.errors import KamertonError
+
+SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+"""What the system refuses to write; who named the place can mend it."""
 
 app = typer.Typer(
     name="kamerton", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -48,6 +52,11 @@ def run() -> None:
         app()
     except KamertonError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in SYSTEM or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; make room or choose another place", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # typer's answer to Ctrl-C

@@ -44,7 +44,10 @@ def register(app: typer.Typer) -> None:
             name, equals, value = text.partition("=")
             if not equals:
                 raise RecipeError(f"--option {text} has no value", mend="write --option name=value")
-            options[name.strip()] = yaml.safe_load(value)
+            try:
+                options[name.strip()] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise RecipeError(f"--option {text} is not a YAML value", mend="put the value in quotes") from None
         folder = output or Path("runs") / f"{loaded.name}-{method or loaded.methods[0].label}"
         with OneBar() as bar:
             adapted = run(loaded, method, output=folder, options=options, seed=seed, report=bar, trackers=tracker or ())

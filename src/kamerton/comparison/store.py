@@ -57,7 +57,12 @@ class Store:
         Raises:
             KamertonError: another one holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise KamertonError(
+                f"the folder cannot be made ({error.strerror})", where=self.folder, mend="name another output"
+            ) from None
         lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)

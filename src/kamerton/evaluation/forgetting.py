@@ -51,7 +51,10 @@ class Reference:
 
 
 def embedded_text(size: int) -> str:
-    """About `size` bytes of English prose from CPython's own documentation (`pydoc_data.topics`), always the same."""
+    """At most `size` bytes of English prose from CPython's own documentation (`pydoc_data.topics`).
+
+    Always the same for one version of CPython, which has about 100 kB of it.
+    """
     from pydoc_data.topics import topics
 
     paragraphs = []

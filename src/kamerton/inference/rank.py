@@ -2,8 +2,12 @@
 
 A log-probability only falls along a path through the tree of choices, so what a path has lost so far bounds what it can
 reach. The search opens the likeliest open nodes first and stops when a finished choice is ahead of everything open: the
-same answer as scoring every choice (A* with the heuristic 0), after a fraction of the tree. All questions of a batch
-search side by side, one pass a round; a node without siblings is opened with its parent.
+same answer as scoring every choice (uniform-cost search), after a fraction of the tree. All questions of a batch search
+side by side, one pass a round.
+
+How much it saves depends on how sure the model is. The demo model on the 77 intents of banking77 opens 89 of 229 inner
+nodes for a question without examples, which takes as long as scoring the whole tree; with eight examples in the prompt
+it opens 14 and is several times faster, as it is after training.
 
 What it leaves out: the scores of the choices that lost.
 """
@@ -23,7 +27,7 @@ from kamerton.base.model import OUTPUT_CHUNK
 from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
 from kamerton.inference.score import PASS_TOKENS, Tree
 
-WIDTH = 2
+WIDTH = 4
 """Nodes of one question that are opened in one round: more waste work, fewer make more rounds."""
 
 

@@ -1,0 +1,260 @@
+"""The command line: help, every command on a tiny model, errors, Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+import tiny
+from kamerton.methods import METHODS
+
+pytest_plugins = ("tiny",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+Cli = Callable[..., tuple[int, str, str]]
+LORA = "- lora: {learning_rate: 0.01, batch_size: 8, validations: 2}"
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs the entry point as a shell would: (exit status, standard output, standard error)."""
+    from kamerton.cli.main import run
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kamerton", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        status = 0
+        try:
+            run()
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_recipe(tmp_path_factory.mktemp("cli"), small_folder, f"- zero-shot\n{LORA}", seeds="[0]")
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [(), ("compare",), ("tune",), ("eval",), ("chat",), ("methods",), ("recipe", "check")])
+def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
+    status, out, err = cli(*command, "--help")
+    assert (status, err) == (0, "")
+    assert f"kamerton {' '.join(command)}".strip() in out
+    examples = out.partition("Examples:")[2] if command else out.partition("Start with:")[2]
+    assert re.search(rf"kamerton {' '.join(command)}", examples), "an example of the command"
+
+
+def test_every_command_is_listed(cli: Cli) -> None:
+    out = cli("--help")[1]
+    assert all(re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "methods", "recipe"))
+    assert "--install-completion" in out
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['kamerton', '--help']\nimport kamerton\nfrom kamerton.cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers', 'numpy', 'scipy', 'datasets', 'peft', 'accelerate',"
+        " 'pydantic', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_the_version(cli: Cli) -> None:
+    from importlib.metadata import version
+
+    assert cli("--version") == (0, f"kamerton {version('kamerton')}\n", "")
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_methods_lists_all_and_their_options(cli: Cli) -> None:
+    status, out, _ = cli("methods")
+    assert status == 0
+    assert all(name in out for name in METHODS)
+    status, out, _ = cli("methods", "lora")
+    assert status == 0
+    assert "2106.09685" in out
+    assert "learning rates tried: 0.001, 0.0003, 0.003" in out
+    assert re.search(r"rank +16 +rank r", out)
+    assert cli("methods", "lorra")[::2] == (2, "error: unknown method 'lorra'; did you mean lora?\n")
+
+
+def test_recipe_check_shows_what_is_asked(cli: Cli, recipe: Path) -> None:
+    status, out, err = cli("recipe", "check", recipe, "--show", 1)
+    assert (status, err) == (0, "")
+    assert f"{recipe}: good" in out
+    assert "48 train, 12 validation, 16 test" in out
+    assert "zero-shot, lora" in out
+    assert "6 steps" in out
+    assert "Which colour is in the text?" in out
+
+
+def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tuned"
+    status, out, err = cli("tune", recipe, "lora", "--output", folder, "--option", "rank=2", "--set", "budget.steps=12")
+    assert (status, "Traceback" in err) == (0, False)
+    assert f"saved: {folder}" in out
+    assert re.search(r"validation loss \d\.\d+, [\d,]+ tokens in \d+ s, [\d,]+ trained parameters", out)
+    about = json.loads((folder / "kamerton.json").read_text())
+    assert about["options"]["rank"] == 2
+
+    answers = tmp_path / "answers.jsonl"
+    status, out, err = cli("eval", folder, recipe, "--show", 2, "--answers", answers)
+    assert status == 0
+    assert len(re.findall(r"^expected +(red|green|blue|white)$", out, re.M)) == 2
+    value = re.search(r"exact-match +(\d\.\d{4})", out)
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(rows) == 16
+    right = sum(row["answer"].strip().lower() in row["expected"] for row in rows)
+    assert value
+    assert float(value[1]) == pytest.approx(right / 16, abs=1e-4)
+    assert cli("eval", folder, recipe, "--split", "validation", "--show", 0)[1].count("12 questions") == 1
+
+    long = "apple " * 600
+    said = f"\n/prompt\n{long}\n/system Which colour?\nriver red 3\n/prompt\n/set temperature=0\n/set max_tokens=4\nblue\n/reset\n/prompt\n"
+    status, out, _ = cli("chat", folder, "--max-tokens", 8, stdin=said + "/set temperature=-1\n/set x=1\n/what\n/help\n/quit\nno\n")
+    assert status == 0
+    assert "method lora" in out
+    assert "<|system|>Which colour?<|end|>\n<|user|>river red 3<|end|>" in out
+    assert out.count("error: ") == 3, "too long, and two settings"
+    assert "nothing yet" in out
+    assert "no command /what" in out
+    assert "/reset          forget" in out
+    assert cli("chat", folder, stdin="")[0] == 0, "the end of the input ends the chat"
+
+
+def test_compare_then_eval_the_winner(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    status, out, err = cli("compare", recipe, "--output", folder, "--workers", 1, "--set", "budget.steps=60")
+    assert status == 0, err
+    assert f"report: {folder}/report.html" in out
+    assert "lora, seed 0: exact-match" in err
+    status, out, _ = cli("eval", folder, recipe, "--show", 0)
+    assert status == 0
+    results = json.loads((folder / "results.json").read_text())
+    best = next(m for m in results["methods"] if m["label"] == results["verdict"]["rows"][0]["label"])
+    assert f"{best['metrics']['exact-match']['value']:.4f}" in out
+    status, out, err = cli(
+        "compare", recipe, "--output", folder, "--workers", 1, "--set", "budget.steps=60", "--set", "methods.1={lora: {targets: [x]}}"
+    )
+    assert status == 1, "a comparison with a failed cell"
+    assert "1 cells failed; run the same command" in out
+    assert "FAILED: lora.targets" in err
+
+
+# -- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("compare", "none.yaml"), "none.yaml: no such file"),
+        (("recipe", "check", "none.yaml"), "none.yaml: no such file"),
+        (("tune", "none.yaml", "lora"), "none.yaml: no such file"),
+        (("tune", "RECIPE", "lroa"), "unknown method 'lroa'; did you mean lora?"),
+        (("tune", "RECIPE"), "the recipe has 2 methods; name one: zero-shot, lora"),
+        (("tune", "RECIPE", "lora", "--option", "rank"), "--option rank has no value; write --option name=value"),
+        (("tune", "RECIPE", "lora", "--option", "rank=-3"), "greater than 0, not -3"),
+        (("tune", "RECIPE", "lora", "--option", "rank=[1"), "--option rank"),
+        (("tune", "RECIPE", "lora", "--option", "ranks=3"), "did you mean rank"),
+        (("tune", "RECIPE", "lora", "--set", "budget.steps=-1"), "budget.steps"),
+        (("tune", "RECIPE", "lora", "--set", "budget"), "is not field=value"),
+        (("eval", "no/such/folder/x", "RECIPE"), "no such model folder"),
+        (("eval", "./none", "RECIPE"), "no such model folder"),
+        (("eval", "SMALL", "RECIPE", "--split", "dev"), "no split 'dev'; use test, validation or train"),
+        (("eval", "SMALL", "RECIPE", "--answers", "FILE/a.jsonl"), "FILE"),
+        (("chat", "./none"), "no such model folder"),
+        (("compare", "RECIPE", "--data", "nowhere"), "nowhere: no such file or folder"),
+        (("compare", "RECIPE", "--set", "base.model=./none"), "no such model folder"),
+        (("compare", "RECIPE", "--set", "base.dtype=float31"), "float31"),
+        (("compare", "RECIPE", "--set", "base.device=cuda:77"), "device 'cuda:77' cannot be used here"),
+        (("compare", "RECIPE", "--set", "forgetting={text: none.txt}"), "none.txt: the general text cannot be read"),
+        (("compare", "RECIPE", "--output", "FILE"), "FILE"),
+        (("tune", "RECIPE", "lora", "--output", "FILE"), "FILE"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_two(
+    cli: Cli, recipe: Path, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...],
+    says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("a file")
+    names = {"RECIPE": str(recipe), "SMALL": str(small_folder)}
+    status, _, err = cli(*(names.get(a, a) for a in arguments))
+    assert status == 2
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert says in line
+    assert "Traceback" not in err
+    assert len([row for row in err.splitlines() if row.startswith("error")]) == 1
+
+
+@pytest.mark.parametrize("arguments", [("compare",), ("tune", "--no"), ("eval", "x"), ("nothing",), ("compare", "a", "--workers", "0")])
+def test_wrong_usage_is_status_two(cli: Cli, arguments: tuple[str, ...]) -> None:
+    status, _, err = cli(*arguments)
+    assert status == 2
+    assert "Usage: " in err
+    assert "Traceback" not in err
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_ctrl_c_leaves_what_can_go_on(recipe: Path, tmp_path: Path, command: str) -> None:
+    output, changes = tmp_path / "out", ["--set", "budget.steps=100000", "--set", f"methods=[{LORA[2:]}]"]
+    extra = ["--workers", "1"] if command == "compare" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kamerton", command, str(recipe), "--output", str(output), *extra, *changes],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    wait_for("**/learning-rate-*", output, process)
+    time.sleep(0.5)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip().splitlines()[-1] == "stopped; what was finished is kept, run the same command to go on"
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, "workers end too"
+    changes[1] = "budget.steps=10"
+    done = subprocess.run(
+        [sys.executable, "-m", "kamerton", command, str(recipe), "--output", str(output), *extra, *changes],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

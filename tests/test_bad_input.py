@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kamerton.cli.main import run
+from kamerton.comparison.run import Watcher, compare
 from kamerton.errors import KamertonError
 from kamerton.evaluation.metrics import task_metrics
 from kamerton.recipe import load_recipe
 from kamerton.tasks import load_task
+
+pytest_plugins = ("tiny",)
 
 CSV = "text,label\n" + "".join(f"message {n},{'ab'[n % 2]}\n" for n in range(40))
 JSONL = "".join(f'{{"prompt": "p {n}", "completion": "c {n}"}}\n' for n in range(40))
@@ -32,6 +37,28 @@ def read_task(path: Path) -> None:
     task = load_task(recipe.task)
     for metric in task_metrics(task, recipe.task):
         metric.statistics([example.answers[0] for example in task.test], task.test)
+
+
+class Stop(Exception):
+    """What comes next would be work."""
+
+
+class Before(Watcher):
+    """Ends a comparison before its first cell."""
+
+    def start(self, waiting: int, finished: int) -> None:
+        raise Stop
+
+
+def begin(path: Path) -> None:
+    """As far as a comparison goes before its first cell: methods, options, budget, task, metrics, base."""
+    with contextlib.suppress(Stop):
+        compare(load_recipe(path), output=path.parent / "out", watcher=Before())
+
+
+def until_reference(path: Path) -> None:
+    """As far as the base is measured, which comes after the plan."""
+    compare(load_recipe(path), output=path.parent / "out")
 
 
 @dataclass(frozen=True)
@@ -58,6 +85,9 @@ class Fault:
     files: dict[str, str | bytes] = field(default_factory=dict)
     check: Callable[[Path], None] = read_task
 
+
+BASE = "task: dates\nmethods: [zero-shot]\nbase: m\n"
+"""`SMALL` in a recipe is a tiny model that works."""
 
 FAULTS = [
     # the recipe
@@ -295,18 +325,135 @@ FAULTS = [
         "an answer that is not JSON", r"a\.jsonl:\d+: ", "is not JSON", "mend",
         task="data: a.jsonl\n  metrics: json-f1", files={"a.jsonl": JSONL},
     ),
+    # methods
+    Fault(
+        "unknown method", r"{d}/r\.yaml:2: methods\.0: ", "unknown method 'lroa'", "did you mean lora",
+        recipe="task: dates\nmethods: [lroa]\n", check=begin,
+    ),
+    Fault(
+        "unknown method with options", r"{d}/r\.yaml:3: methods\.0\.fewshot: ", "unknown method", "mean few-shot",
+        recipe="task: dates\nmethods:\n  - fewshot: {shots: 2}\n", check=begin,
+    ),
+    Fault(
+        "unknown option", r"{d}/r\.yaml:4: methods\.1\.lora\.rnak: ", "lora has no option 'rnak'", "did you mean rank",
+        recipe="task: dates\nmethods:\n  - zero-shot\n  - lora: {rnak: 2}\n", check=begin,
+    ),
+    Fault(
+        "an option that cannot be", r"{d}/r\.yaml:4: methods\.0\.lora\.rank: ", "greater than 0, not -2", "kamerton methods",
+        recipe="task: dates\nmethods:\n  - lora:\n      rank: -2\n", check=begin,
+    ),
+    Fault(
+        "an option in words", r"{d}/r\.yaml:3: methods\.0\.lora\.learning_rate: ", "valid number, .*, not 'fast'", "kamerton methods",
+        recipe="task: dates\nmethods:\n  - lora: {learning_rate: fast}\n", check=begin,
+    ),
+    Fault(
+        "an option that is infinite", r"{d}/r\.yaml:3: methods\.0\.full\.clip: ", "finite", "kamerton methods full",
+        recipe="task: dates\nmethods:\n  - full: {clip: .inf}\n", check=begin,
+    ),
+    Fault(
+        "an option of another method", r"{d}/r\.yaml:3: methods\.0\.zero-shot\.shots: ", "no option 'shots'", "no option",
+        recipe="task: dates\nmethods:\n  - zero-shot: {shots: 2}\n", check=begin,
+    ),
+    Fault(
+        "an unknown objective", r"{d}/r\.yaml:3: methods\.0\.lora\.objective: ", "'supervised', not 'dop'", "kamerton methods",
+        recipe="task: dates\nmethods:\n  - lora: {objective: dop}\n", check=begin,
+    ),
+    # splits and budget
+    Fault(
+        "no test examples", r"{d}/r\.yaml:3: task\.split\.test: ", "must be", "change|write|give|leave",
+        task="data: a.jsonl\n  split: {test: 0}", files={"a.jsonl": JSONL}, check=begin,
+    ),
+    Fault(
+        "a split above one", r"{d}/r\.yaml:3: task\.split", "neither a share nor a count", "write 0.1",
+        task="data: a.jsonl\n  split: {test: 1.5}", files={"a.jsonl": JSONL}, check=begin,
+    ),
+    Fault(
+        "no budget at all", r"{d}/r\.yaml:3: budget\.epochs: ", "greater than 0, not 0", "change",
+        recipe="task: dates\nmethods: [lora]\nbudget: {epochs: 0}\n", check=begin,
+    ),
+    # the base
+    Fault(
+        "no such model folder", r"\./none: ", "no such model folder", "hub id",
+        recipe="task: dates\nmethods: [zero-shot]\nbase: ./none\n", check=begin,
+    ),
+    Fault(
+        "a model folder without configuration", r"{d}/m: ", r"no config\.json", "point base",
+        recipe=BASE, files={"m/model.safetensors": b""}, check=begin,
+    ),
+    Fault(
+        "a model folder without weights", r"{d}/m: ", "no weights", r"model\.safetensors",
+        recipe=BASE, files={"m/config.json": "{}"}, check=begin,
+    ),
+    Fault(
+        "pickled weights", r"{d}/m: ", r"pickled .pytorch_model\.bin.", "safetensors",
+        recipe=BASE, files={"m/config.json": "{}", "m/pytorch_model.bin": b"\x80\x02"}, check=begin,
+    ),
+    Fault(
+        "a configuration that is broken", r"{d}/m: ", "cannot be loaded", "whole",
+        recipe=BASE, files={"m/config.json": '{"model_type": "llama", ', "m/model.safetensors": b""}, check=begin,
+    ),
+    Fault(
+        "a model without tokenizer", r"{d}/m: ", "cannot be loaded", "whole",
+        recipe=BASE, files={"m/config.json": '{"model_type": "llama"}', "m/model.safetensors": b"\0" * 64}, check=begin,
+    ),
+    Fault(
+        "an unknown architecture", r"{d}/m: ", "cannot be loaded", "whole",
+        recipe=BASE, files={"m/config.json": '{"model_type": "lama"}', "m/model.safetensors": b"\0" * 64}, check=begin,
+    ),
+    Fault(
+        "no such GGUF file", r"x\.gguf: ", "no such GGUF file", "check the path",
+        recipe=BASE.replace("base: m", "base: x.gguf"), check=begin,
+    ),
+    Fault(
+        "not a GGUF file", r"{d}/x\.gguf: ", "not a GGUF file that can be read", "download it again",
+        recipe=BASE.replace("base: m", "base: x.gguf"), files={"x.gguf": b"GGUF no"}, check=begin,
+    ),
+    Fault(
+        "a hub id without a network", r"base: nobody/nothing-here: ", "cannot be loaded from the hub", "folder, a GGUF",
+        recipe=BASE.replace("base: m", "base: nobody/nothing-here"), check=begin,
+    ),
+    Fault(
+        "no such device", r"", "device 'cuda:77' cannot be used here", "use auto or cpu",
+        recipe=BASE.replace("base: m", "base: {model: SMALL, device: 'cuda:77'}"), check=begin,
+    ),
+    Fault(
+        "no such template", r"{d}/t\.jinja: ", "the chat template cannot be read", "check the path",
+        recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"), check=begin,
+    ),
+    Fault(
+        "a template that is none", r"", "template", "template",
+        recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"),
+        files={"t.jinja": "{% for m in messages %}{{ m['content'] "}, check=begin,
+    ),
+    Fault(
+        "a template that refuses", r"", "template", "template",
+        recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"),
+        files={"t.jinja": "{{ raise_exception('no') }}"}, check=begin,
+    ),
+    # what forgetting is measured on
+    Fault(
+        "no general text", r"{d}/none\.txt: ", "the general text cannot be read", "UTF-8 text file",
+        recipe=BASE.replace("base: m", "base: SMALL\nforgetting: {text: none.txt}"), check=until_reference,
+    ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-def test_a_fault_is_one_line(fault: Fault, tmp_path: Path) -> None:
-    path = tmp_path / "r.yaml"
+def plant(fault: Fault, folder: Path, small: Path) -> Path:
+    """Write a fault's files; returns its recipe."""
+    path = folder / "r.yaml"
     if fault.recipe != "-":
-        path.write_text(fault.recipe or f"task:\n  {fault.task}\nmethods: [zero-shot]\n")
+        recipe = fault.recipe or f"task:\n  {fault.task}\nmethods: [zero-shot]\n"
+        path.write_text(recipe.replace("SMALL", str(small)))
     for name, content in fault.files.items():
-        file = tmp_path / name
+        file = folder / name
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_a_fault_is_one_line(fault: Fault, tmp_path: Path, small_folder: Path) -> None:
+    path = plant(fault, tmp_path, small_folder)
     with pytest.raises(KamertonError) as caught:
         fault.check(path)
     line = str(caught.value)
@@ -318,6 +465,28 @@ def test_a_fault_is_one_line(fault: Fault, tmp_path: Path) -> None:
     assert re.search(fault.says.replace("{d}", folder), said), line
     assert re.search(fault.mend, mend), line
     assert len(line) - line.count(str(tmp_path)) * len(str(tmp_path)) < 320, "a line is to be read at a glance"
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_the_command_line_prints_that_line(
+    fault: Fault, tmp_path: Path, small_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`kamerton compare` with every fault: exit status 2, one line of error, no traceback, and no cell begun."""
+    path = plant(fault, tmp_path, small_folder)
+    monkeypatch.setattr(sys, "argv", ["kamerton", "compare", str(path), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert said.err.endswith(errors[0] + "\n")
+    line = errors[0].removeprefix("error: ")
+    folder = re.escape(str(tmp_path))
+    assert re.match(fault.place.replace("{d}", folder), line), line
+    assert re.search(fault.says.replace("{d}", folder), line), line
+    assert "Traceback" not in said.err + said.out
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 VALUES = st.recursive(

@@ -94,8 +94,9 @@ def tune(
         parsed = parse_options(chosen, {**spec.options, **(options or {})})
     except OptionError as error:
         raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
+    asked = recipe.task if task is None else None
     task = task or load_task(recipe.task)
-    check_task(task)
+    check_task(task, asked)
     base = base or load_base(**base_options(recipe))
     folder = Path(output)
     lock = Store(folder).lock()
@@ -166,8 +167,9 @@ def evaluate(
         split: test, validation or train.
     """
     recipe = _recipe(recipe, data)
+    asked = recipe.task if task is None else None
     task = task or load_task(recipe.task)
-    check_task(task)
+    check_task(task, asked)
     if split not in ("train", "validation", "test"):
         raise KamertonError(f"no split '{split}'", mend="use test, validation or train")
     adapted = target if isinstance(target, Adapted) else load(target)

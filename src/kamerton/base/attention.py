@@ -387,6 +387,8 @@ def packed_attention(
         raise RuntimeError("the attention function 'kamerton' needs a layout; call the model through CausalModel")
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases are not supported")
+    if query.dtype != value.dtype:  # float32 weights under mixed precision: rotation by position left them in float32
+        query, key = query.to(value.dtype), key.to(value.dtype)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D), a view of what the projections gave

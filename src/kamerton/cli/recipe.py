@@ -36,7 +36,7 @@ def check(
     loaded = load_recipe(recipe, data=data)
     methods = resolve(loaded)
     task = load_task(loaded.task)
-    check_task(task)
+    check_task(task, loaded.task)
     console = Console()
 
     def say(text: str) -> None:

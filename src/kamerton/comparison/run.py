@@ -23,10 +23,10 @@ from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
-from kamerton.evaluation.metrics import get_metric
+from kamerton.evaluation.metrics import task_metrics
 from kamerton.inference import Engine, Sampling
 from kamerton.methods import resolve
-from kamerton.recipe import Recipe, TextSpec, load_recipe
+from kamerton.recipe import Recipe, TaskSpec, TextSpec, load_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget
@@ -129,8 +129,9 @@ def compare(
         recipe = Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
     methods = resolve(recipe)
     budget = Budget(**recipe.budget.model_dump())
+    spec = recipe.task if task is None else None
     task = task or load_task(recipe.task)
-    check_task(task)
+    check_task(task, spec)
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
     store = Store(folder)
     lock = store.lock()
@@ -210,14 +211,20 @@ def _plan_before(store: Store, request: dict[str, Any]) -> dict[str, Any] | None
     return None
 
 
-def check_task(task: Task) -> None:
-    """Refuse a task that cannot be judged: an unknown metric, an empty test set."""
+def check_task(task: Task, spec: TaskSpec | None = None) -> None:
+    """Refuse a task that cannot be judged: an unknown metric, a metric that its own answers do not fit, no test set.
+
+    Args:
+        task: the task.
+        spec: the recipe's part that it was read from, where there is one.
+    """
     if not task.test:
         raise KamertonError(
             "the test split is empty", where=task.name, mend="give test examples, or split: {test: 0.2}"
         )
-    for name in task.metrics:
-        get_metric(name, task.test)
+    for metric in task_metrics(task, spec):
+        # found out now and not after a training
+        metric.statistics([example.answers[0] for example in task.test], task.test)
 
 
 def base_options(recipe: Recipe) -> dict[str, Any]:

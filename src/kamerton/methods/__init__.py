@@ -59,16 +59,16 @@ def parse_options(method: Method, options: dict[str, Any]) -> Options:
             raise OptionError(f"{method.name} has no option '{name}'", option=name, mend=mend) from None
         message = first["msg"].removeprefix("Value error, ")
         raise OptionError(
-            f"{method.name}.{name}: {message[0].lower()}{message[1:]}, not {first['input']!r}", option=name,
-            mend=f"see: kamerton methods {method.name}",
+            f"{message[0].lower()}{message[1:]}, not {first['input']!r}", option=name,
+            mend=f"see: kamerton methods {method.name}", where=f"{method.name}.{name}",
         ) from None
 
 
 class OptionError(RecipeError):
     """An option that a method does not have or cannot take."""
 
-    def __init__(self, message: str, *, option: str, mend: str) -> None:
-        super().__init__(message, mend=mend)
+    def __init__(self, message: str, *, option: str, mend: str, where: str | None = None) -> None:
+        super().__init__(message, where=where, mend=mend)
         self.option = option
 
     def __reduce__(self) -> tuple[object, ...]:

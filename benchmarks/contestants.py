@@ -24,6 +24,7 @@ import torch
 
 from kamerton.base.load import Base, demo_gguf, dequantise, load_base
 from kamerton.evaluation.memory import peak_bytes, reset_peak
+from kamerton.rendering import Renderer
 from workloads import choice_questions, prompts, training_examples
 
 RANK, RATE, BATCH = 16, 1e-3, 16
@@ -34,6 +35,14 @@ NEW_TOKENS = 64
 def base(dtype: str) -> Base:
     """The demo model as Kamerton loads it."""
     return load_base("demo", dtype=dtype, verify=False)  # type: ignore[arg-type]
+
+
+@functools.cache
+def renderer() -> Renderer:
+    """Kamerton's renderer without its model: what peers are given must not cost them a second model's memory."""
+    from transformers import AutoTokenizer
+
+    return Renderer(AutoTokenizer.from_pretrained(dequantise(demo_gguf())))
 
 
 @functools.cache
@@ -103,9 +112,8 @@ def train_trl(data: str, steps: int, warm: int, dtype: str, setting: str) -> dic
 
     examples = training_examples(data, steps * BATCH)
     assert examples is not None
-    renderer = base(dtype).renderer
     picked = [examples[i] for step in range(steps) for i in order(step, BATCH, len(examples), 0)]
-    rendered = [renderer.example(e.messages, e.answers[0]) for e in picked]
+    rendered = [renderer().example(e.messages, e.answers[0]) for e in picked]
     rows = Dataset.from_list([
         {"input_ids": list(r.tokens), "labels": [t if w else -100 for t, w in zip(r.tokens, r.weights, strict=True)]}
         for r in rendered
@@ -176,7 +184,7 @@ def generate_kamerton(batch: int, shared: bool, dtype: str, new: int = NEW_TOKEN
 def generate_transformers(batch: int, shared: bool, dtype: str, new: int = NEW_TOKENS) -> dict[str, Any]:
     """transformers' `generate`, padded on the left."""
     model = hf(dtype)
-    rows = [base(dtype).renderer.prompt(c) for c in prompts(batch, shared=shared)]
+    rows = [renderer().prompt(c) for c in prompts(batch, shared=shared)]
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -237,9 +245,8 @@ def _harness(dtype: str, batch: int) -> Any:
 def score_lm_eval(questions: int, dtype: str, batch: int) -> dict[str, Any]:
     """lm-eval's HF backend behind its tokenisation, so that it scores the very same tokens."""
     _, asked, choices = choice_questions(questions)
-    renderer = base(dtype).renderer
     harness = _harness(dtype, batch)
-    requests = [(("", ""), renderer.prompt(c), renderer.answer(choice)) for c in asked for choice in choices]
+    requests = [(("", ""), renderer().prompt(c), renderer().answer(choice)) for c in asked for choice in choices]
     harness._loglikelihood_tokens(requests[:2], disable_tqdm=True)
     answer: dict[str, Any] = {}
     with measured(answer):

@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 600
 """Seconds that one command may take."""
 
+QUESTION = b"Where is my parcel?\n"
+"""What a chat is asked."""
+
 _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<'?(\w+)'?")
 
@@ -83,6 +86,8 @@ def main() -> int:
         cache = os.environ.get("KAMERTON_CACHE") or str(Path.home() / ".cache" / "kamerton")
         environment = {
             **os.environ, "HOME": str(home), "KAMERTON_CACHE": cache, "HF_HUB_OFFLINE": "1", "SHELL": "/bin/bash",
+            # as the command line sets it for itself: waiting threads would stall those that compute on a busy machine
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PATH": f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
         for language, code in blocks((ROOT / "README.md").read_text(encoding="utf-8")):
@@ -93,12 +98,14 @@ def main() -> int:
                     print(f"$ {shown}\n  not run: {reason}", flush=True)
                     continue
                 print(f"$ {shown}", flush=True)
-                program = ["bash", "-euo", "pipefail", "-c", command] if language == "bash" else ["python", "-c", code]
+                # the shell stays as the parent: a command may want to know which shell it was called from
+                shell = ["bash", "-euo", "pipefail", "-c", f"{command}\n:"]
+                program = shell if language == "bash" else ["python", "-c", code]
                 started = time.monotonic()
                 try:
-                    # a chat reads its end of input at once and leaves
+                    # a chat reads one question and the end of its input, answers and leaves
                     status: int | str = subprocess.run(
-                        program, cwd=folder, env=environment, stdin=subprocess.DEVNULL, timeout=LIMIT, check=False
+                        program, cwd=folder, env=environment, input=QUESTION, timeout=LIMIT, check=False
                     ).returncode
                 except subprocess.TimeoutExpired:
                     status = f"more than {LIMIT} s"

@@ -43,7 +43,9 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, kamerton; print([m for m in ('torch', 'numpy', 'transformers', 'pydantic') if m in sys.modules])"
+    code = (
+        "import sys, kamerton; print([m for m in ('torch', 'numpy', 'transformers', 'pydantic') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -51,7 +53,11 @@ def test_import_is_light() -> None:
 def test_tune_load_evaluate(recipe: Path, tmp_path: Path, small_base: kt.Base) -> None:
     stages: list[str] = []
     adapted = kt.tune(
-        recipe, "lora", output=tmp_path / "a", options={"rank": 2}, report=lambda stage, share, text: stages.append(stage)
+        recipe,
+        "lora",
+        output=tmp_path / "a",
+        options={"rank": 2},
+        report=lambda stage, *_: stages.append(stage),
     )
     assert adapted.options.rank == 2  # type: ignore[attr-defined]
     assert stages

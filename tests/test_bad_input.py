@@ -47,7 +47,7 @@ class Before(Watcher):
     """Ends a comparison before its first cell."""
 
     def start(self, waiting: int, finished: int) -> None:
-        raise Stop
+        raise Stop(waiting, finished)
 
 
 def begin(path: Path) -> None:
@@ -339,11 +339,13 @@ FAULTS = [
         recipe="task: dates\nmethods:\n  - zero-shot\n  - lora: {rnak: 2}\n", check=begin,
     ),
     Fault(
-        "an option that cannot be", r"{d}/r\.yaml:4: methods\.0\.lora\.rank: ", "greater than 0, not -2", "kamerton methods",
+        "an option that cannot be", r"{d}/r\.yaml:4: methods\.0\.lora\.rank: ", "greater than 0, not -2",
+        "kamerton methods",
         recipe="task: dates\nmethods:\n  - lora:\n      rank: -2\n", check=begin,
     ),
     Fault(
-        "an option in words", r"{d}/r\.yaml:3: methods\.0\.lora\.learning_rate: ", "valid number, .*, not 'fast'", "kamerton methods",
+        "an option in words", r"{d}/r\.yaml:3: methods\.0\.lora\.learning_rate: ", "valid number, .*, not 'fast'",
+        "kamerton methods",
         recipe="task: dates\nmethods:\n  - lora: {learning_rate: fast}\n", check=begin,
     ),
     Fault(
@@ -351,11 +353,13 @@ FAULTS = [
         recipe="task: dates\nmethods:\n  - full: {clip: .inf}\n", check=begin,
     ),
     Fault(
-        "an option of another method", r"{d}/r\.yaml:3: methods\.0\.zero-shot\.shots: ", "no option 'shots'", "no option",
+        "an option of another method", r"{d}/r\.yaml:3: methods\.0\.zero-shot\.shots: ", "no option 'shots'",
+        "no option",
         recipe="task: dates\nmethods:\n  - zero-shot: {shots: 2}\n", check=begin,
     ),
     Fault(
-        "an unknown objective", r"{d}/r\.yaml:3: methods\.0\.lora\.objective: ", "'supervised', not 'dop'", "kamerton methods",
+        "an unknown objective", r"{d}/r\.yaml:3: methods\.0\.lora\.objective: ", "'supervised', not 'dop'",
+        "kamerton methods",
         recipe="task: dates\nmethods:\n  - lora: {objective: dop}\n", check=begin,
     ),
     # splits and budget
@@ -469,7 +473,11 @@ def test_a_fault_is_one_line(fault: Fault, tmp_path: Path, small_folder: Path) -
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_the_command_line_prints_that_line(
-    fault: Fault, tmp_path: Path, small_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fault: Fault,
+    tmp_path: Path,
+    small_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`kamerton compare` with every fault: exit status 2, one line of error, no traceback, and no cell begun."""
     path = plant(fault, tmp_path, small_folder)

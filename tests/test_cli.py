@@ -58,7 +58,9 @@ def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 # -- help -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [(), ("compare",), ("tune",), ("eval",), ("chat",), ("methods",), ("recipe", "check")])
+@pytest.mark.parametrize(
+    "command", [(), ("compare",), ("tune",), ("eval",), ("chat",), ("methods",), ("recipe", "check")]
+)
 def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
     status, out, err = cli(*command, "--help")
     assert (status, err) == (0, "")
@@ -137,8 +139,11 @@ def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     assert cli("eval", folder, recipe, "--split", "validation", "--show", 0)[1].count("12 questions") == 1
 
     long = "apple " * 600
-    said = f"\n/prompt\n{long}\n/system Which colour?\nriver red 3\n/prompt\n/set temperature=0\n/set max_tokens=4\nblue\n/reset\n/prompt\n"
-    status, out, _ = cli("chat", folder, "--max-tokens", 8, stdin=said + "/set temperature=-1\n/set x=1\n/what\n/help\n/quit\nno\n")
+    lines = [
+        "", "/prompt", long, "/system Which colour?", "river red 3", "/prompt", "/set temperature=0", "/set max_tokens=4",
+        "blue", "/reset", "/prompt", "/set temperature=-1", "/set x=1", "/what", "/help", "/quit", "not read",
+    ]  # fmt: skip
+    status, out, _ = cli("chat", folder, "--max-tokens", 8, stdin="\n".join(lines))
     assert status == 0
     assert "method lora" in out
     assert "<|system|>Which colour?<|end|>\n<|user|>river red 3<|end|>" in out
@@ -161,7 +166,16 @@ def test_compare_then_eval_the_winner(cli: Cli, recipe: Path, tmp_path: Path) ->
     best = next(m for m in results["methods"] if m["label"] == results["verdict"]["rows"][0]["label"])
     assert f"{best['metrics']['exact-match']['value']:.4f}" in out
     status, out, err = cli(
-        "compare", recipe, "--output", folder, "--workers", 1, "--set", "budget.steps=60", "--set", "methods.1={lora: {targets: [x]}}"
+        "compare",
+        recipe,
+        "--output",
+        folder,
+        "--workers",
+        1,
+        "--set",
+        "budget.steps=60",
+        "--set",
+        "methods.1={lora: {targets: [x]}}",
     )
     assert status == 1, "a comparison with a failed cell"
     assert "1 cells failed; run the same command" in out
@@ -200,8 +214,8 @@ def test_compare_then_eval_the_winner(cli: Cli, recipe: Path, tmp_path: Path) ->
     ],
 )
 def test_a_mistake_is_one_line_and_status_two(
-    cli: Cli, recipe: Path, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...],
-    says: str,
+    cli: Cli, recipe: Path, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], says: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("a file")
@@ -215,7 +229,9 @@ def test_a_mistake_is_one_line_and_status_two(
     assert len([row for row in err.splitlines() if row.startswith("error")]) == 1
 
 
-@pytest.mark.parametrize("arguments", [("compare",), ("tune", "--no"), ("eval", "x"), ("nothing",), ("compare", "a", "--workers", "0")])
+@pytest.mark.parametrize(
+    "arguments", [("compare",), ("tune", "--no"), ("eval", "x"), ("nothing",), ("compare", "a", "--workers", "0")]
+)
 def test_wrong_usage_is_status_two(cli: Cli, arguments: tuple[str, ...]) -> None:
     status, _, err = cli(*arguments)
     assert status == 2

@@ -19,6 +19,7 @@ from kamerton.base import Base, CausalModel, Front, load_base
 from kamerton.errors import KamertonError
 from kamerton.inference import Answer, Engine, Sampling
 from kamerton.inference import generate as decoding
+from kamerton.inference import rank as ranking
 from kamerton.inference.prefix import common_prefix, fill
 from kamerton.inference.sampling import draw, filter_logits, next_tokens, stream_key, uniforms
 from kamerton.inference.score import Tree
@@ -502,10 +503,12 @@ def test_the_best_score_of_a_greedy_answer_is_its_own(demo: Base) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-@pytest.mark.parametrize("room", [8192, 64])
+@pytest.mark.parametrize(("room", "part"), [(8192, 1), (64, 1), (8192, 8)])
 def test_the_choice_that_ranks_first_has_the_greatest_score(
-    name: str, room: int, tiny_base: Callable[[str], Base]
+    name: str, room: int, part: int, tiny_base: Callable[[str], Base], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ranking, "SMALLEST", 16)
+    monkeypatch.setattr(ranking, "PART", part)  # 1: searched to the end; 8: given up early
     base = tiny_base(name)
     texts = [*TEXTS, *(f"{a}{b}" for a in "abcdefg" for b in "xyz")]
     words = ["".join(w) for w in itertools.product("abcde", repeat=3)]  # as long as one another: none wins by length
@@ -521,7 +524,9 @@ def test_the_choice_that_ranks_first_has_the_greatest_score(
     assert len({choices[i][best] for i, best in enumerate(ranked)}) >= 3
     whole = engine(base)
     whole.score(asked(*texts), choices)
-    assert e.usage.outputs < whole.usage.outputs
+    if part == 1:
+        assert e.usage.outputs < whole.usage.outputs
+    assert e.usage.computed_tokens < 1.5 * whole.usage.computed_tokens
     assert e.usage.asked_tokens == whole.usage.asked_tokens
 
 

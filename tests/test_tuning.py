@@ -1,4 +1,4 @@
-"""Parameterisations: loss and gradient against peft with transformers' own forward, where they start, what they save."""
+"""Parameterisations: loss and gradient against peft with transformers' forward, where they start, what they save."""
 
 from __future__ import annotations
 

@@ -20,7 +20,12 @@ import pytest
 import torch
 
 from kamerton.base import Base, load_base
+from kamerton.methods import get_method, parse_options
+from kamerton.methods.method import Adapted, Report, Run
 from kamerton.tasks.example import Example, Task, conversation
+from kamerton.training import Budget
+
+STEPS = Budget(steps=8)
 
 WORDS = (
     "red green blue white black seven eight nine apple river stone cloud bread window garden letter music paper winter "
@@ -132,6 +137,19 @@ def write_recipe(
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def fit(
+    base: Base, name: str, folder: Path, *, budget: Budget = STEPS, task: Task | None = None, seed: int = 0,
+    report: Report | None = None, method: Any = None, **options: Any,
+) -> Adapted:  # fmt: skip
+    """Adapt a base to the tiny task by a method (by its name, or `method` itself)."""
+    chosen = method or get_method(name)
+    run = Run(folder, seed)
+    if report is not None:
+        run.report = report
+    adapted: Adapted = chosen.fit(base, task or colour_task(), budget, parse_options(chosen, options), run)
+    return adapted
 
 
 @pytest.fixture(scope="session")

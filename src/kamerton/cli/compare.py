@@ -39,7 +39,6 @@ def register(app: typer.Typer) -> None:
         console = Console()
         console.print()
         console.print(str(result), highlight=False, markup=False, soft_wrap=True)
-        console.print(result.sentence, highlight=False, markup=False, soft_wrap=True)
         console.print(f"\nreport: {result.report}", highlight=False, markup=False, soft_wrap=True)
         if result.failed:
             console.print(f"{len(result.failed)} cells failed; run the same command to try them again", highlight=False)

@@ -7,7 +7,6 @@ is kept. Nothing heavy is imported before a command needs it, so `kamerton --hel
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import warnings
 
@@ -43,9 +42,6 @@ def _top(version: bool = typer.Option(False, "--version", help="Print the versio
 
 def run() -> None:
     """Entry point of the command."""
-    # read when PyTorch's threads start: waiting threads sleep instead of spinning, which would stall them many times
-    # over as soon as anything else runs on the machine
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # libraries telling each other about their next version: nothing that a user could act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")
     try:

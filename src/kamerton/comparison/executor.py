@@ -34,8 +34,6 @@ class _Worker:
         self.cell: Cell | None = None
         self._log = (store.folder / f"worker-{number}.log").open("ab")
         environment = {
-            # threads that wait by spinning stall each other many times over as soon as anything else runs here
-            "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
         self.process = subprocess.Popen(

@@ -92,11 +92,11 @@ class Comparison:
         best = min(records, key=lambda r: (r["validation_loss"] is None, r["validation_loss"] or 0.0, r["seed"]))
         return store.cell_folder(label, best["seed"]) / "adapter"
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # the verdict in a sentence, then the table
         return (self.folder / "table.md").read_text(encoding="utf-8")
 
     def _repr_markdown_(self) -> str:
-        return f"{self.sentence}\n\n{self}"
+        return str(self)
 
 
 def compare(

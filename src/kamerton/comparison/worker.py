@@ -1,8 +1,8 @@
 """A worker process: loads the base once and runs the cells that it is given, one after another.
 
 Started as `python -m kamerton.comparison.worker DIR THREADS PARENT`. Reads one JSON line a cell on standard input and
-writes one JSON line an event on standard output: `progress`, `done`, `failed`. A crash here (out of memory, a fault in a
-native library) ends this process and not the comparison.
+writes one JSON line an event on standard output: `progress`, `done`, `failed`. A crash here (out of memory, a fault in
+a native library) ends this process and not the comparison.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class Engine:
         with self._working():
             best = ranker.best(prompts, trees)
         self._count(ranker)
-        return [choice for choice, _ in best]
+        return best
 
     def token_log_probs(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]

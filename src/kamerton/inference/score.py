@@ -143,21 +143,29 @@ class Scorer:
         """
         shared = common_prefix(prompts)
         prefix = SharedPrefix(self.model, prompts[0][:shared] if prompts else ())
-        rows = [[*prompt[shared:], *tree.tokens] for prompt, tree in zip(prompts, trees, strict=True)]
-        front = prefix.length - shared
-        for prompt, tree in zip(prompts, trees, strict=True):
-            self.asked += sum(front + len(prompt) + len(path) for path in tree.paths)
+        self.ask(prompts, trees, prefix.length - shared)
+        out = self.behind(prefix, [prompt[shared:] for prompt in prompts], trees)
+        self.computed += prefix.computed
+        return out
+
+    def ask(self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], front: int) -> None:
+        """Count what a program without sharing would have computed."""
+        self.asked += sum(front + len(prompt) + len(path) for prompt, tree in zip(prompts, trees, strict=True)
+                          for path in tree.paths)  # fmt: skip
+
+    def behind(self, prefix: SharedPrefix, owns: Sequence[Sequence[int]], trees: Sequence[Tree]) -> list[Tensor]:
+        """`edges` of prompts that are a prefix and at least one token of their own."""
+        rows = [[*own, *tree.tokens] for own, tree in zip(owns, trees, strict=True)]
         out = {i: torch.empty(0) for i, tree in enumerate(trees) if not tree.paths}
         order = sorted((i for i in range(len(rows)) if i not in out), key=lambda i: -len(rows[i]))
         for batch in fill([len(rows[i]) for i in order], self.max_tokens):
             chosen = [order[i] for i in batch]
-            owns = [len(prompts[i]) - shared for i in chosen]
-            scores = self._batch(prefix, [rows[i] for i in chosen], owns, [trees[i] for i in chosen])
+            scores = self._batch(prefix, [rows[i] for i in chosen], [len(owns[i]) for i in chosen],
+                                 [trees[i] for i in chosen])  # fmt: skip
             out.update(zip(chosen, scores, strict=True))
             if self.progress is not None:
-                self.progress(len(out), len(prompts))
-        self.computed += prefix.computed
-        return [out[i] for i in range(len(prompts))]
+                self.progress(len(out), len(rows))
+        return [out[i] for i in range(len(rows))]
 
     def _batch(
         self, prefix: SharedPrefix, rows: list[list[int]], owns: list[int], trees: Sequence[Tree]

@@ -9,11 +9,11 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test talks to the network; read when the hub's library is imported
 
-import architectures
 import pytest
 import torch
 from hypothesis import settings
 
+import architectures
 from kamerton.base import Base, load_base
 
 # a test that fails on one run in a hundred tells nothing in CI: there, hypothesis draws the same examples every time

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import architectures
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import architectures
 from kamerton.base import Base, CausalModel, Front, load_base
 from kamerton.base import load as loading
 from kamerton.base.attention import RowCache

@@ -17,7 +17,7 @@ from transformers.generation import logits_process as reference
 
 from kamerton.base import Base, CausalModel, Front, load_base
 from kamerton.errors import KamertonError
-from kamerton.inference import Answer, Engine, Sampling
+from kamerton.inference import Engine, Sampling
 from kamerton.inference import generate as decoding
 from kamerton.inference import rank as ranking
 from kamerton.inference.prefix import common_prefix, fill
@@ -26,7 +26,13 @@ from kamerton.inference.score import Tree
 from kamerton.tasks.example import Conversation, conversation
 
 TINY = ["llama", "qwen3", "gemma2", "gemma3", "mistral-window", "gpt2"]
-TEXTS = ["Why?", "A much longer question, with a clause or two, about nothing at all.", "ab", "Name three rivers.", "x y z"]
+TEXTS = [
+    "Why?",
+    "A much longer question, with a clause or two, about nothing at all.",
+    "ab",
+    "Name three rivers.",
+    "x y z",
+]
 DEMO_TEXTS = [
     "What is the capital of France?",
     "Hi",

@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import colour_task, small_base, small_folder  # noqa: F401
 
 from kamerton.base import Base
 from kamerton.objectives.supervised import Supervised
 from kamerton.training import Budget, Settings, fit
 from kamerton.tuning import PARAMETERISATIONS, get_parameterisation
+from tiny import colour_task, small_base, small_folder  # noqa: F401
 
 
 @pytest.mark.parametrize("name", PARAMETERISATIONS)
 @pytest.mark.parametrize("share", [True, False])
-def test_bfloat16_follows_float32(
-    name: str, share: bool, small_base: Base, tmp_path: Path
-) -> None:
+def test_bfloat16_follows_float32(name: str, share: bool, small_base: Base, tmp_path: Path) -> None:
     base, task = small_base, colour_task()
     losses = {}
     for bfloat16 in (False, True):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import architectures
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import architectures
 from kamerton.base import Base
 from kamerton.errors import ModelError
 from kamerton.rendering import FIXED_DATE, PLAIN_TEMPLATE, Renderer
@@ -162,7 +162,9 @@ def test_a_template_of_the_recipe_replaces_the_models_own() -> None:
 
 
 def test_a_template_that_refuses_the_order_of_roles_gets_one_line() -> None:
-    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + architectures.TEMPLATE
+    strict = (
+        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + architectures.TEMPLATE
+    )
     r = renderer(strict)
     with pytest.raises(ModelError, match="refuses a conversation of assistant, user: user first") as caught:
         r.prompt(conversation([("assistant", "a"), ("user", "b")]))

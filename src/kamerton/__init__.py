@@ -13,8 +13,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Read when PyTorch's threads start: waiting threads sleep instead of spinning, which would stall them many times over as
-# soon as anything else runs on the machine. Set the variable yourself to have it otherwise.
+# Read when PyTorch's threads start: waiting threads sleep instead of spinning, which would stall them many times over
+# as soon as anything else runs on the machine. Set the variable yourself to have it otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _NAMES = {

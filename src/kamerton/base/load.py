@@ -124,7 +124,11 @@ def load_base(
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         free = _free_bytes(target)
         hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code,
+            source,
+            config=config,
+            dtype=kind,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
     except MemoryError as error:
@@ -136,7 +140,8 @@ def load_base(
     if target.type != "cpu" and bytes_ > free:
         raise ModelError(
             f"the weights take {bytes_ / 2**30:.1f} GiB and {target} has {free / 2**30:.1f} GiB free",
-            where=source, mend="choose a smaller model, a smaller data type, or device: cpu",
+            where=source,
+            mend="choose a smaller model, a smaller data type, or device: cpu",
         )
     hf = hf.to(target).eval()
     hf.requires_grad_(False)
@@ -148,9 +153,16 @@ def load_base(
     if verify:
         _verify(model, renderer, label)
     info = BaseInfo(
-        name=label, source=source, architecture=type(hf).__name__,
-        parameters=sum(p.numel() for p in hf.parameters()), dtype=str(kind).removeprefix("torch."),
-        device=str(target), reason=reason, bytes=bytes_, free_bytes=free, fingerprint=_fingerprint(hf),
+        name=label,
+        source=source,
+        architecture=type(hf).__name__,
+        parameters=sum(p.numel() for p in hf.parameters()),
+        dtype=str(kind).removeprefix("torch."),
+        device=str(target),
+        reason=reason,
+        bytes=bytes_,
+        free_bytes=free,
+        fingerprint=_fingerprint(hf),
     )
     return Base(info, model, renderer, request)
 
@@ -176,7 +188,8 @@ def _whole(loaded: dict[str, Any], source: str) -> None:
     missing = sorted(loaded["missing_keys"])
     if missing:  # transformers would go on with random numbers in their place
         raise ModelError(
-            f"{len(missing)} weights are missing, the first is {missing[0]}", where=source,
+            f"{len(missing)} weights are missing, the first is {missing[0]}",
+            where=source,
             mend="check that its files are whole",
         )
 
@@ -210,7 +223,8 @@ def dequantise(gguf: Path) -> Path:
         hf = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except Exception as error:
         raise ModelError(
-            f"not a GGUF file that can be read ({type(error).__name__}: {_first_line(error)})", where=gguf,
+            f"not a GGUF file that can be read ({type(error).__name__}: {_first_line(error)})",
+            where=gguf,
             mend="download it again, or use a folder of safetensors",
         ) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +299,8 @@ def _resolve(name: str) -> tuple[str, str]:
             pickled = [p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
             if pickled:
                 raise ModelError(
-                    f"the weights are pickled ({pickled[0]}), which can run code when they are read", where=path,
+                    f"the weights are pickled ({pickled[0]}), which can run code when they are read",
+                    where=path,
                     mend="convert them to safetensors",
                 )
             raise ModelError("the model folder has no weights", where=path, mend="add model.safetensors")
@@ -299,7 +314,8 @@ def _explain(error: Exception, source: str, label: str) -> ModelError:
     text = _first_line(error)
     if isinstance(error, OSError) and not Path(source).exists():
         return ModelError(
-            f"cannot be loaded from the hub ({text})", where=f"base: {label}",
+            f"cannot be loaded from the hub ({text})",
+            where=f"base: {label}",
             mend="check the id and the network, or use a folder, a GGUF file or 'demo'",
         )
     return ModelError(
@@ -352,12 +368,14 @@ def _verify(model: CausalModel, renderer: Renderer, label: str) -> None:
         raise ModelError(
             f"{type(model.hf).__name__} cannot be computed through packs ({type(error).__name__}: "
             f"{_first_line(error)})",
-            where=f"base: {label}", mend=_OTHER_MODEL,
+            where=f"base: {label}",
+            mend=_OTHER_MODEL,
         ) from error
     if not difference <= _TOLERANCE[model.dtype]:
         raise ModelError(
             f"{type(model.hf).__name__} gives other log-probabilities through packs (off by {difference:.2g})",
-            where=f"base: {label}", mend=_OTHER_MODEL,
+            where=f"base: {label}",
+            mend=_OTHER_MODEL,
         )
 
 
@@ -368,6 +386,6 @@ def _fingerprint(hf: Any) -> str:
     sums = {}
     for name, weight in hf.named_parameters():
         integers = weight.detach().contiguous().view(views[weight.element_size()]).flatten()
-        sums[name] = [int(integers.sum(dtype=torch.int64)), int(integers[:: 7].sum(dtype=torch.int64)), weight.numel()]
+        sums[name] = [int(integers.sum(dtype=torch.int64)), int(integers[::7].sum(dtype=torch.int64)), weight.numel()]
     config = {k: v for k, v in hf.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return fingerprint({"config": repr(sorted(config.items())), "weights": sums})

@@ -203,7 +203,13 @@ class CausalModel:
             parts.extend(past + p + int(start) + torch.as_tensor(d) for start, d in zip(starts, depths, strict=True))
         positions = torch.cat(parts).to(device)
         layout = Layout(
-            prefix=p, lengths=lengths, positions=positions, shared=keys, cache=cache, slots=slots, tree=tree,
+            prefix=p,
+            lengths=lengths,
+            positions=positions,
+            shared=keys,
+            cache=cache,
+            slots=slots,
+            tree=tree,
             record=record,
         )
         embeds = self.hf.get_input_embeddings()(ids)

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
         data: Annotated[Path | None, typer.Option(help="A local copy of the task's data: a folder or file.")] = None,
         seed: Annotated[int | None, typer.Option(min=0, help="Seed; default: the recipe's first.")] = None,
         option: Annotated[list[str] | None, typer.Option(help="An option of the method: rank=4.")] = None,
-        tracker: Annotated[list[str] | None, typer.Option(help="A tracker of accelerate's: tensorboard, wandb.")] = None,
+        tracker: Annotated[list[str] | None, typer.Option(help="A tracker: tensorboard, wandb, …")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: budget.epochs=2.")] = None,
     ) -> None:
         """Adapt a base to a task by one method and save the result.

@@ -99,7 +99,10 @@ def reference(base: Engine, text: str, prompts: int, *, answer_tokens: int = ANS
     answers = base.generate([_ask(p) for p in asked], Sampling(max_tokens=answer_tokens, temperature=1.0, seed=seed))
     tokens = [list(a.tokens) for a in answers]
     return Reference(
-        pieces=pieces, bits_per_byte=bits_per_byte(base, pieces), prompts=asked, answers=tokens,
+        pieces=pieces,
+        bits_per_byte=bits_per_byte(base, pieces),
+        prompts=asked,
+        answers=tokens,
         log_probs=_answer_log_probs(base, [_ask(p) for p in asked], tokens),
     )
 

@@ -157,7 +157,11 @@ class Engine:
         return [tree.totals(values) for tree, values in zip(trees, edges, strict=True)]
 
     def rank(
-        self, conversations: Sequence[Conversation], choices: Sequence[Sequence[str]], *, progress: Progress | None = None
+        self,
+        conversations: Sequence[Conversation],
+        choices: Sequence[Sequence[str]],
+        *,
+        progress: Progress | None = None,
     ) -> list[int]:
         """The number of the likeliest choice of each conversation: the greatest of what `score` gives, found sooner.
 
@@ -171,7 +175,9 @@ class Engine:
             ValueError: not one sequence of choices for each conversation, or an empty one.
         """
         if len(conversations) != len(choices) or not all(map(len, choices)):
-            raise ValueError(f"{len(conversations)} conversations need as many sequences of choices, none of them empty")
+            raise ValueError(
+                f"{len(conversations)} conversations need as many sequences of choices, none of them empty"
+            )
         prompts, trees = self._encode(conversations, choices)
         self._check(prompts, trees)
         ranker = Ranker(self.model, self.max_batch_tokens, progress)
@@ -180,9 +186,7 @@ class Engine:
         self._count(ranker)
         return best
 
-    def token_log_probs(
-        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-    ) -> list[Tensor]:
+    def token_log_probs(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """Log-probability in nats of each token of each continuation.
 
         Args:

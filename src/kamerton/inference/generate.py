@@ -70,7 +70,12 @@ class Decoder:
     """
 
     def __init__(
-        self, model: CausalModel, sampling: Sampling, end_ids: Sequence[int], stopped: Callable[[list[int]], bool], max_tokens: int
+        self,
+        model: CausalModel,
+        sampling: Sampling,
+        end_ids: Sequence[int],
+        stopped: Callable[[list[int]], bool],
+        max_tokens: int,
     ) -> None:
         self.model, self.sampling, self.end_ids, self.stopped = model, sampling, frozenset(end_ids), stopped
         self.max_tokens = max_tokens

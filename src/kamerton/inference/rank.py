@@ -65,9 +65,7 @@ class Ranker:
         progress: called with the prompts done and their number.
     """
 
-    def __init__(
-        self, model: CausalModel, max_tokens: int, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, model: CausalModel, max_tokens: int, progress: Callable[[int, int], None] | None = None) -> None:
         self.model, self.max_tokens, self.progress = model, min(max_tokens, PASS_TOKENS), progress
         self._scorer = Scorer(model, max_tokens)
         self._outputs = self.computed = 0

@@ -124,9 +124,7 @@ class Scorer:
         progress: called with the prompts done and their number.
     """
 
-    def __init__(
-        self, model: CausalModel, max_tokens: int, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, model: CausalModel, max_tokens: int, progress: Callable[[int, int], None] | None = None) -> None:
         self.model, self.max_tokens, self.progress = model, min(max_tokens, PASS_TOKENS), progress
         self.asked = self.computed = self.outputs = 0
 

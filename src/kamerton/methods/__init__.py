@@ -59,8 +59,10 @@ def parse_options(method: Method, options: dict[str, Any]) -> Options:
             raise OptionError(f"{method.name} has no option '{name}'", option=name, mend=mend) from None
         message = first["msg"].removeprefix("Value error, ")
         raise OptionError(
-            f"{message[0].lower()}{message[1:]}, not {first['input']!r}", option=name,
-            mend=f"see: kamerton methods {method.name}", where=f"{method.name}.{name}",
+            f"{message[0].lower()}{message[1:]}, not {first['input']!r}",
+            option=name,
+            mend=f"see: kamerton methods {method.name}",
+            where=f"{method.name}.{name}",
         ) from None
 
 
@@ -124,7 +126,8 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
     ):
         if own != saved:
             raise ModelError(
-                f"it was made for another {name} (fingerprint {saved[:12]}, this one has {own[:12]})", where=path,
+                f"it was made for another {name} (fingerprint {saved[:12]}, this one has {own[:12]})",
+                where=path,
                 mend="use the base, template and data type that it was made with, or tune it again",
             )
     return method.load(base, folder, about)

@@ -72,7 +72,12 @@ class FewShot:
         room = None if limit is None else limit - min(int(state["room"]), limit // 2)
         prepare = _prepare(pool, options, base.renderer, room)
         return Adapted(
-            base, base.model, method=self.name, options=options, prepare=prepare, state=state,
+            base,
+            base.model,
+            method=self.name,
+            options=options,
+            prepare=prepare,
+            state=state,
             max_batch_tokens=max_batch_tokens,
         )
 

@@ -111,17 +111,13 @@ class TrainedMethod:
         tuned.module.requires_grad_(False)
         return self._adapted(base, tuned, self.options(**about["options"]), FitRecord(), 8192)
 
-    def _adapted(
-        self, base: Base, tuned: Tuned, options: Options, record: FitRecord, max_batch_tokens: int
-    ) -> Adapted:
+    def _adapted(self, base: Base, tuned: Tuned, options: Options, record: FitRecord, max_batch_tokens: int) -> Adapted:
         return Adapted(
             base, tuned.model, method=self.name, options=options, tuned=tuned, record=record,
             max_batch_tokens=max_batch_tokens,
         )  # fmt: skip
 
-    def _search(
-        self, trial: _Trial, budget: Budget, options: Any, run: Run, record: FitRecord
-    ) -> tuple[float, Budget]:
+    def _search(self, trial: _Trial, budget: Budget, options: Any, run: Run, record: FitRecord) -> tuple[float, Budget]:
         """Successive halving with one rung: the chosen learning rate, and the budget that its schedule spans."""
         n = len(self.learning_rates)
         # n candidates spend `search_share` together; the winner's schedule spans its own part and all that is left

@@ -72,9 +72,7 @@ def make_batch(rendered: Sequence[Rendered], *, share: bool = True) -> Batch:
     )
 
 
-def microbatches(
-    rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 1, share: bool = True
-) -> list[Batch]:
+def microbatches(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 1, share: bool = True) -> list[Batch]:
     """Cut examples into microbatches of at most `max_tokens` tokens (one example may exceed it), at least `parts`.
 
     Sorted by length, so that rows of one microbatch are about equally long.

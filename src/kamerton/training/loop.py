@@ -183,7 +183,10 @@ def fit(
 
     def share() -> float:
         return budget.share(
-            examples=state.examples, tokens=state.tokens, steps=state.step, seconds=state.seconds,
+            examples=state.examples,
+            tokens=state.tokens,
+            steps=state.step,
+            seconds=state.seconds,
             epoch_examples=objective.epoch_examples,
         )
 
@@ -234,10 +237,17 @@ def fit(
         state.examples += _total(accelerator, sum(b.examples for b in batches))
         state.tokens += _total(accelerator, sum(b.tokens for b in batches))
         state.seconds = time.perf_counter() - started
-        state.curve.append({
-            "step": state.step, "tokens": state.tokens, "seconds": state.seconds, "loss": loss,
-            "learning_rate": rate, "gradient_norm": norm, **metrics,
-        })
+        state.curve.append(
+            {
+                "step": state.step,
+                "tokens": state.tokens,
+                "seconds": state.seconds,
+                "loss": loss,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                **metrics,
+            }
+        )
         done = share()
         due = math.floor(done * settings.validations + 1e-9)
         if due > state.validated or done >= 1:
@@ -275,8 +285,12 @@ def fit(
 
 
 def _step(
-    accelerator: Any, wrapped: nn.Module, batches: Sequence[Any], parameters: list[nn.Parameter],
-    optimiser: torch.optim.Optimizer, settings: Settings,
+    accelerator: Any,
+    wrapped: nn.Module,
+    batches: Sequence[Any],
+    parameters: list[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    settings: Settings,
 ) -> tuple[float, dict[str, float], float]:
     """One optimiser step over all microbatches: (mean loss, mean metrics, gradient norm before clipping)."""
     count = _total(accelerator, sum(b.count for b in batches))
@@ -353,11 +367,14 @@ def _accelerator(model: CausalModel, settings: Settings, folder: Path) -> Any:
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # one process may train several methods, each with its own precision
     accelerator = Accelerator(
-        cpu=model.device.type == "cpu", mixed_precision=precision, log_with=list(settings.trackers) or None,
+        cpu=model.device.type == "cpu",
+        mixed_precision=precision,
+        log_with=list(settings.trackers) or None,
         project_dir=folder if settings.trackers else None,
     )
     if settings.trackers:
-        accelerator.init_trackers("kamerton", config={k: v for k, v in asdict(settings).items() if isinstance(v, int | float)})
+        numbers = {k: v for k, v in asdict(settings).items() if isinstance(v, int | float)}
+        accelerator.init_trackers("kamerton", config=numbers)
     return accelerator
 
 

@@ -40,4 +40,3 @@ class Full:
     def load(base: Base, folder: Path) -> Tuned:
         hf = load_weights_folder(folder, base.model.dtype, base.model.device)
         return Tuned(CausalModel(hf), hf)
-

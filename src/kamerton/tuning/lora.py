@@ -50,7 +50,8 @@ class Lora:
         except ValueError as error:
             raise RecipeError(
                 f"LoRA targets {options.targets} match no module of {fresh.info.architecture}",
-                where="lora.targets", mend=f"use all-linear or some of: {', '.join(linear_names(fresh))}",
+                where="lora.targets",
+                mend=f"use all-linear or some of: {', '.join(linear_names(fresh))}",
             ) from error
         _keep_dtype(peft)
         return Tuned(CausalModel(fresh.model.hf), peft, peft)

@@ -140,8 +140,8 @@ def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
 
     long = "apple " * 600
     lines = [
-        "", "/prompt", long, "/system Which colour?", "river red 3", "/prompt", "/set temperature=0", "/set max_tokens=4",
-        "blue", "/reset", "/prompt", "/set temperature=-1", "/set x=1", "/what", "/help", "/quit", "not read",
+        "", "/prompt", long, "/system Which colour?", "river red 3", "/prompt", "/set temperature=0",
+        "/set max_tokens=4", "blue", "/reset", "/prompt", "/set temperature=-1", "/set x=1", "/what", "/help", "/quit", "not read",
     ]  # fmt: skip
     status, out, _ = cli("chat", folder, "--max-tokens", 8, stdin="\n".join(lines))
     assert status == 0

@@ -532,7 +532,8 @@ def test_the_choice_that_ranks_first_has_the_greatest_score(
     whole.score(asked(*texts), choices)
     if part == 1:
         assert e.usage.outputs < whole.usage.outputs
-    assert e.usage.computed_tokens < 1.5 * whole.usage.computed_tokens
+    else:  # a search that is given up must not cost much
+        assert e.usage.computed_tokens < 1.5 * whole.usage.computed_tokens
     assert e.usage.asked_tokens == whole.usage.asked_tokens
 
 

@@ -38,7 +38,8 @@ class Crash(Exception):
 
 def run(
     base: Base, kind: str, folder: Path, *, crash: int | None = None, key: str = "k",
-    changes: dict[str, Any] | None = None, budget: Budget = BUDGET, goal: Supervised | None = None, until: float = 1.0, stop_after: int | None = None,
+    changes: dict[str, Any] | None = None, budget: Budget = BUDGET, goal: Supervised | None = None,
+    until: float = 1.0, stop_after: int | None = None,
 ) -> tuple[Tuned, Result]:  # fmt: skip
     """Train as a fresh process would; `crash` ends it after that step, before whatever follows the step."""
     tuned = attach(base, kind)

@@ -48,7 +48,7 @@ class _Search:
 
     def take(self, width: int) -> list[tuple[float, int]]:
         """The nodes to be opened next."""
-        taken = []
+        taken: list[tuple[float, int]] = []
         while self.open and len(taken) < width and self.open[0][1] < 0:
             value, _, node = heapq.heappop(self.open)
             taken.append((-value, node))

@@ -335,7 +335,7 @@ def oracle(folder: Path, wanted: Any) -> list[str]:
         ("#filter=only-right&method=full&seed=1", lambda s: s["full"] == 1 and sum(s.values()) == 1),
         ("#filter=only-wrong&method=zero-shot&seed=1", lambda s: s["zero-shot"] == 0 and sum(s.values()) == 4),
         ("#filter=all-wrong&seed=1", lambda s: not sum(s.values())),
-        ("#filter=nonsense&seed=1", lambda s: True),  # noqa: ARG005
+        ("#filter=nonsense&seed=1", lambda s: True),
     ],
 )
 def test_filters_in_a_browser(folder: Path, tmp_path: Path, state: str, wanted: Any) -> None:

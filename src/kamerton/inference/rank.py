@@ -6,9 +6,9 @@ same answer as scoring every choice (uniform-cost search), after a fraction of t
 side by side, one pass a round.
 
 How much it saves depends on how sure the model is. On the 77 intents of banking77 the demo model with eight examples in
-its prompt opens 14 of 229 inner nodes for a question, and is four to five times faster than scoring them all; without
+its prompt opens 14 of 229 inner nodes for a question, and is two to five times faster than scoring them all; without
 examples it opens 89, which search does slower than one pass over the whole tree. So a search that has opened an eighth
-of its tree is given up for that one pass, and small trees are not searched at all.
+of its tree is given up for that one pass (a fifth is lost then), and small trees are not searched at all.
 
 What it leaves out: the scores of the choices that lost.
 """

@@ -24,7 +24,7 @@ from kamerton.objectives.supervised import Supervised
 from kamerton.training import Budget, Result, fit
 from kamerton.training.batches import Batch, common_prefix, make_batch, microbatches, order
 from kamerton.training.checkpoint import checkpoints, trained_weights
-from kamerton.tuning import Tuned
+from kamerton.tuning import Tuned, get_parameterisation
 from training_runs import BUDGET, KINDS, RATES, SETTINGS, Crash, attach, history, objective, run, same, weights
 
 pytest_plugins = ("tiny",)

@@ -393,6 +393,35 @@ def check_sigkill(recipe: Path, folder: Path, kills: int, longest: float, worker
     assert not workers_of(killed)
 
 
+def test_workers_end_with_their_parent(small_folder: Path, tmp_path: Path) -> None:
+    """In the middle of a cell that would take minutes, and at their very start."""
+    recipe = tiny.write_recipe(
+        tmp_path / "r", small_folder, f"- lora: {FAST}", seeds="[0]", budget="{steps: 100000}", forgetting="false"
+    )
+    output = tmp_path / "out"
+    process = start(recipe, output, "1")
+    deadline = time.monotonic() + 90
+    while not list(output.glob("cells/lora/seed-0/fit/learning-rate-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = workers_of(output)
+    assert len(workers) == 1
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive
+    late = subprocess.Popen(
+        [sys.executable, "-m", "kamerton.comparison.worker", str(output), "1", str(process.pid)], env=ENVIRONMENT,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert late.wait(timeout=30) == 1, "its parent is gone already"
+    finally:
+        late.kill()
+        late.communicate()
+
+
 SIX = f"- lora: {FAST}\n- prompt-tuning: {{tokens: 4}}"
 
 

@@ -125,10 +125,12 @@ def plain_ranking(pool: list[str], question: str) -> list[float]:
     return [sum(x * asked.get(f, 0.0) for f, x in vector(bag).items()) for bag in bags]
 
 
-TEXT = st.text("abc Äß.19", min_size=1, max_size=12)
+TEXT = st.text("abc Äß.19", min_size=1, max_size=12) | st.lists(
+    st.sampled_from(["cat", "dog", "fox", "Cat"]), min_size=1, max_size=8
+).map(" ".join)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(TEXT, min_size=1, max_size=8), TEXT)
 def test_the_ranking_is_that_of_tf_idf(pool: list[str], question: str) -> None:
     examples = [Example(str(i), conversation([("user", text)]), ("a",)) for i, text in enumerate(pool)]

@@ -6,6 +6,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,17 @@ def run_cell(
             "prompt": sum(answers.prompt_tokens) / n, "generated": sum(answers.generated_tokens) / n,
         },
         "forgetting": forgot, "validation_loss": _best(fit.curve),
+        "findings": [asdict(f) for f in (*fit.findings, *adapted.findings(task.test, answers.answers))],
+        "marks": fit.marks,
         "notes": [*fit.notes, *cut, *([] if can_reset else ["peak memory counts from the start of the process"])],
     }  # fmt: skip
     lines = [
-        {"id": e.id, "answer": text, "statistics": {name: rows[i].tolist() for name, rows in statistics.items()}}
-        for i, (e, text) in enumerate(zip(task.test, answers.texts, strict=True))
-    ]
+        {
+            "id": e.id, "answer": one.text, "statistics": {name: rows[i].tolist() for name, rows in statistics.items()},
+            **({"details": one.details} if one.details else {}),
+        }
+        for i, (e, one) in enumerate(zip(task.test, answers.answers, strict=True))
+    ]  # fmt: skip
     store.write_cell(cell, record, lines, fit.curve)
     shutil.rmtree(folder / "fit", ignore_errors=True)
     return record

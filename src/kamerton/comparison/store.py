@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kamerton.errors import KamertonError
-from kamerton.tasks.example import Example, Message, Task
+from kamerton.tasks.example import Task, example_from
 from kamerton.training.files import read_jsonl, write_json, write_jsonl
 
 SPLITS = ("train", "validation", "test")
@@ -139,12 +139,5 @@ class Store:
     def read_task(self) -> Task:
         about = json.loads((self.folder / "task.json").read_text())
         for split in SPLITS:
-            about[split] = tuple(_example(row) for row in read_jsonl(self.folder / f"{split}.jsonl"))
+            about[split] = tuple(example_from(row) for row in read_jsonl(self.folder / f"{split}.jsonl"))
         return Task(**{**about, "metrics": tuple(about["metrics"]), "notes": tuple(about["notes"])})
-
-
-def _example(row: dict[str, Any]) -> Example:
-    return Example(**{
-        **row, "messages": tuple(Message(**m) for m in row["messages"]), "answers": tuple(row["answers"]),
-        "choices": tuple(row["choices"]),
-    })  # fmt: skip

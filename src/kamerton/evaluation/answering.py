@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +23,10 @@ class Answerer(Protocol):
         self, conversations: Sequence[Conversation], sampling: Sampling, *, progress: Watch | None = None
     ) -> list[Answer]: ...
 
-    def score(
-        self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]], *,
+    def choose(
+        self, conversations: Sequence[Conversation], choices: Sequence[Sequence[str]], sampling: Sampling, *,
         progress: Watch | None = None,
-    ) -> list[list[float]]: ...  # fmt: skip
+    ) -> list[Answer]: ...  # fmt: skip
 
     def prompt_tokens(self, conversation: Conversation) -> int: ...
 
@@ -40,25 +40,25 @@ class Answers:
     Attributes:
         texts: one answer for each example.
         prompt_tokens: tokens that the model read for each, shots and soft tokens included.
-        generated_tokens: tokens that it wrote (none for a choice, which is ranked).
+        generated_tokens: tokens that it wrote, those on the way included (none for a choice that is only ranked).
         cut: questions that had to be cut to fit the model's positions.
+        answers: the whole answers.
     """
 
     texts: list[str]
     prompt_tokens: list[int]
     generated_tokens: list[int]
     cut: int = 0
+    answers: list[Answer] = field(default_factory=list)
 
 
 def answer(
     model: Answerer, examples: Sequence[Example], sampling: Sampling, *, progress: Watch | None = None
 ) -> Answers:
-    """Answer every example: choices are ranked by the log-probability of the whole choice, the rest is generated.
+    """Answer every example: of closed sets one choice is chosen, the rest is generated. One answer each.
 
     A question too long for the model is cut as in training, and counted.
     """
-    texts = [""] * len(examples)
-    prompts, generated = [0] * len(examples), [0] * len(examples)
     closed = [i for i, e in enumerate(examples) if e.choices]
     free = [i for i, e in enumerate(examples) if not e.choices]
     total = len(examples)
@@ -68,16 +68,19 @@ def answer(
     def tell(offset: int) -> Watch:
         return lambda done, _: progress(offset + done, total) if progress is not None else None
 
+    said: dict[int, Answer] = {}
     if closed:
-        scores = model.score([asked[i][0] for i in closed], [examples[i].choices for i in closed], progress=tell(0))
-        for i, values in zip(closed, scores, strict=True):
-            texts[i] = examples[i].choices[int(np.argmax(values))]
-            prompts[i] = model.prompt_tokens(asked[i][0])
+        choices = [examples[i].choices for i in closed]
+        chosen = model.choose([asked[i][0] for i in closed], choices, sampling, progress=tell(0))
+        said.update(zip(closed, chosen, strict=True))
     if free:
-        answers = model.generate([asked[i][0] for i in free], sampling, progress=tell(len(closed)))
-        for i, one in zip(free, answers, strict=True):
-            texts[i], prompts[i], generated[i] = one.text, one.prompt_tokens, len(one.tokens)
-    return Answers(texts, prompts, generated, sum(cut for _, cut in asked))
+        generated = model.generate([asked[i][0] for i in free], sampling, progress=tell(len(closed)))
+        said.update(zip(free, generated, strict=True))
+    answers = [said[i] for i in range(total)]
+    return Answers(
+        [a.text for a in answers], [a.prompt_tokens for a in answers], [a.generated_tokens for a in answers],
+        sum(cut for _, cut in asked), answers,
+    )  # fmt: skip
 
 
 def judge(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, np.ndarray]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Answer:
         logprobs: of each token, in nats, under the model at temperature 1 without filters.
         finish: "stop" at an end token or a stop string, "length" where the room was used up.
         prompt_tokens: tokens that the model read for it, soft tokens included.
+        extra_tokens: tokens that were generated on the way to it and are not in `tokens` (other samples, reasoning).
+        details: how it came about (reasoning, votes, sources), as JSON; kept beside the answer.
     """
 
     text: str
@@ -40,6 +42,13 @@ class Answer:
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
     prompt_tokens: int
+    extra_tokens: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def generated_tokens(self) -> int:
+        """All tokens that were generated for it."""
+        return len(self.tokens) + self.extra_tokens
 
 
 @dataclass

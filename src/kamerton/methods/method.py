@@ -11,7 +11,7 @@ from kamerton.base.load import Base
 from kamerton.base.model import CausalModel
 from kamerton.inference import Answer, Engine, Sampling
 from kamerton.rendering import Renderer
-from kamerton.tasks.example import Conversation, Task
+from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget
 from kamerton.training.files import write_json
 from kamerton.tuning.parameterisation import Options, Tuned
@@ -44,6 +44,25 @@ class Run:
     trackers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a method shows a reader of the report beside its answers: a small table, or curves.
+
+    Attributes:
+        title: what it is about.
+        columns: names of the columns.
+        rows: as many values each; text or numbers.
+        curve: draw it: the first column is x, all others are y.
+        note: how to read it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    curve: bool = False
+    note: str = ""
+
+
 @dataclass
 class FitRecord:
     """What a fit did and cost.
@@ -54,6 +73,7 @@ class FitRecord:
         curve: learning curve of the run that was kept.
         trainable_parameters: numbers that were trained.
         notes: what the user should know.
+        findings: what a reader of the report should see; `marks`: short words beside the method's name ("fragile").
     """
 
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +84,8 @@ class FitRecord:
     curve: list[dict[str, float]] = field(default_factory=list)
     trainable_parameters: int = 0
     notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
 
 
 class Adapted:
@@ -111,6 +133,31 @@ class Adapted:
         """Sample `sampling.n` answers to each conversation, in the order given."""
         return self.engine.generate([self.prepare(c) for c in conversations], sampling, progress=progress)
 
+    def choose(
+        self,
+        conversations: Sequence[Conversation],
+        choices: Sequence[Sequence[str]],
+        sampling: Sampling,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """The answer among a closed set, `sampling.n` for each conversation: the likeliest choice as a whole.
+
+        Nothing is sampled here, so the n answers are the same; methods that think before they choose do sample.
+        """
+        asked = [self.prepare(c) for c in conversations]
+        best = self.engine.rank(asked, choices, progress=progress)
+        front = len(self.engine.model.front())
+        return [
+            Answer(options[i], (), (), "stop", len(self.renderer.prompt(c)) + front)
+            for c, options, i in zip(asked, choices, best, strict=True)
+            for _ in range(sampling.n)
+        ]
+
+    def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:  # noqa: ARG002
+        """What this model shows in the report once the test set was read; nothing by default."""
+        return []
+
     def score(
         self,
         conversations: Sequence[Conversation],
@@ -139,8 +186,7 @@ class Adapted:
     def save(self, folder: Path) -> None:
         """Write everything that `kamerton.methods.load_adapted` needs: `kamerton.json` and the trained weights."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.tuned is not None:
-            self.tuned.save(folder)
+        self._save_weights(folder)
         request = {k: str(v) if isinstance(v, Path) else v for k, v in self.base.request.items()}
         request["dtype"] = self.base.info.dtype  # `auto` may choose another one on another day
         about = {
@@ -152,6 +198,55 @@ class Adapted:
             "renderer_fingerprint": self.renderer.fingerprint,
         }
         write_json(folder / "kamerton.json", about)  # last: its presence means that the rest is there
+
+    def _save_weights(self, folder: Path) -> None:
+        if self.tuned is not None:
+            self.tuned.save(folder)
+
+
+class Wrapped(Adapted):
+    """A model that is asked, or answers, through something around another one: shots, documents, votes.
+
+    Args:
+        inner: the model inside, itself perhaps a wrapped one.
+        method, options: what made this one.
+        own: what it does to a conversation before the model inside sees it.
+        state: what `load` needs, as JSON.
+    """
+
+    def __init__(
+        self, inner: Adapted, *, method: str, options: Options, own: Prepare, state: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(
+            inner.base, inner.engine.model, method=method, options=options,
+            prepare=lambda conversation: inner.prepare(own(conversation)), tuned=inner.tuned, state=state,
+        )  # fmt: skip
+        self.engine = inner.engine  # one engine, so that its counts are those of all that was done
+        self.inner, self.own = inner, own
+
+    def generate(
+        self, conversations: Sequence[Conversation], sampling: Sampling, *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:  # fmt: skip
+        return self.inner.generate([self.own(c) for c in conversations], sampling, progress=progress)
+
+    def choose(
+        self, conversations: Sequence[Conversation], choices: Sequence[Sequence[str]], sampling: Sampling, *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:  # fmt: skip
+        return self.inner.choose([self.own(c) for c in conversations], choices, sampling, progress=progress)
+
+    def score(
+        self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]], *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[float]]:  # fmt: skip
+        return self.inner.score([self.own(c) for c in conversations], continuations, progress=progress)
+
+    def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:
+        return self.inner.findings(examples, answers)
+
+    def _save_weights(self, folder: Path) -> None:
+        self.inner.save(folder / "over")
 
 
 class Method(Protocol):

@@ -12,19 +12,20 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError
 from kamerton.methods.method import Adapted, FitRecord, Run
-from kamerton.objectives.supervised import Supervised
+from kamerton.objectives import OBJECTIVES, get_objective
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.training.files import write_json
+from kamerton.training.objective import Objective
 from kamerton.tuning import Options, Tuned
 
 DEFAULT_BUDGET = Budget(epochs=4)
@@ -34,7 +35,7 @@ DEFAULT_BUDGET = Budget(epochs=4)
 class TrainingOptions(Options):
     """Options that every trained method has."""
 
-    objective: Literal["supervised"] = Field("supervised", description="what is optimised")
+    objective: str = Field("supervised", description="what is optimised")
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate; none: searched on validation")
     batch_size: int = Field(16, gt=0, description="examples in an optimiser step")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
@@ -45,6 +46,13 @@ class TrainingOptions(Options):
     max_tokens: int = Field(4096, gt=0, description="tokens in one pass through the model")
     limit: int | None = Field(None, gt=0, description="longest example in tokens; default: the model's positions")
     search_share: float = Field(0.3, gt=0, lt=1, description="share of the budget for choosing the learning rate")
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in OBJECTIVES:
+            raise ValueError(f"unknown objective '{name}'; use one of: {', '.join(OBJECTIVES)}")
+        return name
 
 
 class TrainedMethod:
@@ -64,10 +72,9 @@ class TrainedMethod:
     def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
         """Train within the budget; what was started in `run.folder` goes on from there."""
         budget = DEFAULT_BUDGET if budget.unlimited else budget
-        objective = Supervised(
-            base.renderer, task.train, task.validation, batch_size=options.batch_size, max_tokens=options.max_tokens,
-            limit=self._limit(base, options), seed=run.seed,
-        )  # fmt: skip
+        objective: Objective = get_objective(options.objective).build(
+            base, task, options, limit=self._limit(base, options), seed=run.seed
+        )
         record = FitRecord(notes=list(objective.notes))
         trial = _Trial(self, base, task, options, run, objective, record)
         if options.learning_rate is not None:
@@ -171,7 +178,7 @@ class _Trial:
     task: Task
     options: Any
     run: Run
-    objective: Supervised
+    objective: Objective
     record: FitRecord
 
     def key(self, rate: float, horizon: Budget) -> str:

@@ -7,13 +7,15 @@ run over the whole optimiser step, so accumulation and the number of processes l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from kamerton.base.load import Base
 from kamerton.base.model import CausalModel
 from kamerton.errors import TaskError
 from kamerton.rendering import Renderer
-from kamerton.tasks.example import Example
+from kamerton.tasks.example import Example, Task
 from kamerton.training.batches import Batch, microbatches, order
 from kamerton.training.objective import Loss
 
@@ -68,6 +70,14 @@ class Supervised:
             cut = sum(r.cut for r in rendered)
             if cut:
                 self.notes.append(f"{cut} of {len(rendered)} {name} examples were cut to {limit} tokens")
+
+    @classmethod
+    def build(cls, base: Base, task: Task, options: Any, *, limit: int | None, seed: int) -> Supervised:
+        """For a base, a task and the options of a trained method."""
+        return cls(
+            base.renderer, task.train, task.validation, batch_size=options.batch_size, max_tokens=options.max_tokens,
+            limit=limit, seed=seed,
+        )  # fmt: skip
 
     @property
     def epoch_examples(self) -> int:

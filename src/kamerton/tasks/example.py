@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 SplitName = Literal["train", "validation", "test"]
@@ -83,6 +83,14 @@ class Task:
                 "max_answer_tokens": self.max_answer_tokens,
             }
         )
+
+
+def example_from(record: Mapping[str, Any]) -> Example:
+    """An example from what `dataclasses.asdict` and JSON made of it."""
+    return Example(**{
+        **record, "messages": tuple(Message(**m) for m in record["messages"]), "answers": tuple(record["answers"]),
+        "choices": tuple(record["choices"]),
+    })  # fmt: skip
 
 
 def fingerprint(value: object) -> str:

@@ -39,6 +39,7 @@ class Objective(Protocol):
     """What is optimised. Knows neither the parameterisation nor the loop."""
 
     name: str
+    notes: list[str]
 
     @property
     def epoch_examples(self) -> int:

@@ -58,13 +58,14 @@ def parse_options(method: Method, options: dict[str, Any]) -> Options:
             mend = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(known) or 'no option'}"
             raise OptionError(f"{method.name} has no option '{name}'", option=name, mend=mend) from None
         message = first["msg"].removeprefix("Value error, ")
-        # our own checks say what they were given; pydantic's do not
-        given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+        mend = f"see: kamerton methods {method.name}"
+        if first["type"] == "value_error":  # our own checks say what they were given, and the mend
+            message, _, own = message.partition("; ")
+            mend = own or mend
+        else:
+            message = f"{message}, not {first['input']!r}"
         raise OptionError(
-            f"{message[0].lower()}{message[1:]}{given}",
-            option=name,
-            mend=f"see: kamerton methods {method.name}",
-            where=f"{method.name}.{name}",
+            f"{message[0].lower()}{message[1:]}", option=name, mend=mend, where=f"{method.name}.{name}"
         ) from None
 
 

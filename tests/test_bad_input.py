@@ -358,7 +358,7 @@ FAULTS = [
         recipe="task: dates\nmethods:\n  - zero-shot: {shots: 2}\n", check=begin,
     ),
     Fault(
-        "an unknown objective", r"{d}/r\.yaml:3: methods\.0\.lora\.objective: ", "unknown objective 'dop'$",
+        "an unknown objective", r"{d}/r\.yaml:3: methods\.0\.lora\.objective: ", "unknown objective 'dop'",
         "use one of: supervised",
         recipe="task: dates\nmethods:\n  - lora: {objective: dop}\n", check=begin,
     ),

@@ -93,10 +93,14 @@ def write_comparison(
                 (place / "cell.json").write_text(json.dumps(record))
                 continue
             statistics = {j.name: j.statistics(answers, tests) for j in judges}
+            told = {"details": {"reasoning": f"Day, month, year.{hostile}", "votes": {"a": 3}}}
             lines = [
-                {"id": e.id, "answer": a, "statistics": {k: v[i].tolist() for k, v in statistics.items()}}
+                {
+                    "id": e.id, "answer": a, "statistics": {k: v[i].tolist() for k, v in statistics.items()},
+                    **(told if shots else {}),
+                }
                 for i, (e, a) in enumerate(zip(tests, answers, strict=True))
-            ]
+            ]  # fmt: skip
             _lines(place / "answers.jsonl", lines)
             if parameters:
                 _lines(place / "curve.jsonl", _curve(rng, skill, clock))
@@ -118,6 +122,8 @@ def write_comparison(
                 "latency_seconds": (0.2 + 0.002 * prompt) * clock,
                 "tokens_per_answer": {"prompt": prompt, "generated": 10.2},
                 "forgetting": {"bits_per_byte": 1.0 + kl / 4, "bits_per_byte_base": 1.0, "kl": kl},
+                "marks": [f"fragile{hostile}"] if label == "prompt-tuning" else [],
+                "findings": _findings(shots, s, hostile),
                 "notes": [f"3 of 256 training examples were cut to 512 tokens{hostile}"] if parameters else [],
             }
             (place / "cell.json").write_text(json.dumps(record))
@@ -172,3 +178,21 @@ def _example(e: Example) -> dict[str, Any]:
 def _lines(file: Path, lines: Sequence[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def _findings(shots: int, seed: int, hostile: str) -> list[dict[str, Any]]:
+    """A table of words and numbers and a curve, as prompting methods give them; numbers differ between seeds."""
+    if not shots:
+        return []
+    phrasings = [[f"Write it as ISO 8601.{hostile}", 0.2 + seed / 100], ["Give the date.", 0.1]]
+    curve = [[n, 0.3 + 0.05 * i + seed / 100] for i, n in enumerate((1, 2, 4, 8))]
+    return [
+        {
+            "title": "Phrasings",
+            "columns": ["phrasing", "validation"],
+            "rows": phrasings,
+            "curve": False,
+            "note": "on 96",
+        },
+        {"title": "Votes", "columns": ["samples", "exact match"], "rows": curve, "curve": True, "note": ""},
+    ]

@@ -117,6 +117,36 @@ def test_page_is_well_formed_self_contained_and_whole(page: str) -> None:
     assert "3 of 256 training examples were cut" in text
 
 
+def test_findings_and_marks_are_shown_and_joined_over_seeds(folder: Path, page: str) -> None:
+    found = json.loads((folder / "results.json").read_text())
+    methods = {m["label"]: m for m in found["methods"]}
+    assert methods["prompt-tuning"]["marks"] == ["fragile"]
+    assert methods["lora"]["marks"] == methods["lora"]["findings"] == []
+    phrasings, votes = methods["few-shot"]["findings"]
+    assert phrasings["seeds"] == votes["seeds"] == [0, 1, 2]
+    assert [row[1] for row in phrasings["rows"]] == pytest.approx([0.21, 0.1])
+    assert votes["rows"] == [[1, pytest.approx(0.31)], [2, pytest.approx(0.36)], [4, pytest.approx(0.41)],
+                             [8, pytest.approx(0.46)]]  # fmt: skip
+    text = "".join(Parser(page).text)
+    assert "mean of seeds 0, 1, 2" in text
+    assert "Write it as ISO 8601." in text
+    assert "fragile" in text
+    assert "Day, month, year." in "".join(Parser(page).scripts), "how an answer came about"
+
+
+def test_findings_that_differ_in_words_stand_apart() -> None:
+    from kamerton.comparison.report.data import Cell
+    from kamerton.comparison.report.findings import joined
+
+    def cell(word: str, value: float) -> Cell:
+        rows = [[1, word, value]]
+        finding = {"title": "t", "columns": ["n", "which", "v"], "rows": rows, "curve": False, "note": ""}
+        return Cell({"findings": [finding]}, [], {}, [])
+
+    found = joined({0: cell("a", 1.0), 1: cell("a", 3.0), 2: cell("b", 5.0)})
+    assert [(f["seeds"], f["rows"]) for f in found] == [([0, 1], [[1, "a", 2.0]]), ([2], [[1, "b", 5.0]])]
+
+
 def test_content_security_policy_lets_only_our_script_run(page: str) -> None:
     import base64
     import hashlib

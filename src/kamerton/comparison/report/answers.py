@@ -10,6 +10,7 @@ import numpy as np
 from kamerton.comparison.report.data import Comparison
 
 MAX_CHARACTERS = 24_000_000
+MAX_DETAILS = 1500  # characters that are shown of how one answer came about
 
 
 def side_by_side(comparison: Comparison, order: list[str], limit: int = MAX_CHARACTERS) -> dict[str, Any]:
@@ -29,14 +30,17 @@ def side_by_side(comparison: Comparison, order: list[str], limit: int = MAX_CHAR
             if same:
                 same["seeds"].append(seed)
             else:
-                runs.append({"m": place, "seeds": [seed], "a": cell.answers, "s": column})
+                run = {"m": place, "seeds": [seed], "a": cell.answers, "s": column}
+                if any(cell.details):
+                    run["d"] = [_told(details) for details in cell.details]
+                runs.append(run)
     count = min([len(run["a"]) for run in runs], default=0)
     system = _common_system(comparison)
     items = [_item(comparison, i, system) for i in range(count)]
     groups = sorted({example.group for example in examples if example.group})
     left_out = ""
     lengths = np.array([len(json.dumps(item, ensure_ascii=False)) for item in items], dtype=np.int64)
-    sizes = [np.array([len(answer) + 12 for answer in run["a"][:count]], dtype=np.int64) for run in runs]
+    sizes = [_sizes(run, count) for run in runs]
     if int(lengths.sum() + sum(s.sum() for s in sizes)) > limit:
         first = [next(i for i, run in enumerate(runs) if run["m"] == m) for m in range(len(order))]
         runs, sizes = [runs[i] for i in first], [sizes[i] for i in first]
@@ -46,7 +50,7 @@ def side_by_side(comparison: Comparison, order: list[str], limit: int = MAX_CHAR
         if kept < count:
             left_out += f" Only the first {kept:,} of {count:,} test examples are shown."
             items = items[:kept]
-            runs = [{**run, "a": run["a"][:kept], "s": run["s"] and run["s"][:kept]} for run in runs]
+            runs = [{**run, **{k: run[k] and run[k][:kept] for k in ("a", "s", "d") if k in run}} for run in runs]
     return {
         "methods": order,
         "seeds": sorted({seed for run in runs for seed in run["seeds"]}),
@@ -57,6 +61,21 @@ def side_by_side(comparison: Comparison, order: list[str], limit: int = MAX_CHAR
         "runs": runs,
         "left_out": left_out,
     }
+
+
+def _sizes(run: dict[str, Any], count: int) -> np.ndarray:
+    details = run.get("d") or [""] * count
+    return np.array([len(a) + len(d) + 12 for a, d in zip(run["a"][:count], details[:count], strict=True)], np.int64)
+
+
+def _told(details: dict[str, Any]) -> str:
+    """How an answer came about, a line for each thing that was kept."""
+    lines = []
+    for key, value in details.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{key}: {text}")
+    whole = "\n".join(lines)
+    return whole if len(whole) <= MAX_DETAILS else whole[:MAX_DETAILS] + " …"
 
 
 def _common_system(comparison: Comparison) -> str:

@@ -32,12 +32,14 @@ class Cell:
         answers: the answers, in test order.
         statistics: metric -> (N, S).
         curve: lines of curve.jsonl.
+        details: how each answer came about, {} where nothing was kept.
     """
 
     record: Record
     answers: list[str]
     statistics: dict[str, np.ndarray]
     curve: list[Record]
+    details: list[Record] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def _cell(folder: Path, record: Record, ids: list[str]) -> Cell:
         [str(line.get("answer", "")) for line in lines],
         statistics,
         list(_lines(curve)) if curve.exists() else [],
+        [line.get("details") or {} for line in lines],
     )
 
 

@@ -91,6 +91,11 @@
       mark.setAttribute("aria-label", s >= 1 ? "right" : s <= 0 ? "wrong" : "score " + s.toFixed(2));
       mark.setAttribute("role", "img");
       if (column.a[i].trim()) long(right, "answer", column.a[i]); else add(right, "div", "answer empty", "(empty)");
+      if (column.d && column.d[i]) {
+        var how = add(right, "details", "how");
+        add(how, "summary", "", "how it came about");
+        long(how, "answer", column.d[i]);
+      }
     });
     return box;
   }

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from kamerton.comparison.report import svg
 from kamerton.comparison.report.answers import script_json, side_by_side
 from kamerton.comparison.report.data import Comparison, Record, scale_of
+from kamerton.comparison.report.findings import findings, marks
 from kamerton.comparison.units import MINUS, Scale, duration, p_value, plain, quantity
 from kamerton.comparison.verdict import Row, Verdict
 
@@ -146,6 +147,8 @@ def _scored(comparison: Comparison, verdict: Verdict, found: Record, scale: Scal
         "quality": _quality_plots(verdict, methods, scale),
         "curves": _curves(comparison, order),
         "forgetting": _forgetting_plots(verdict, methods, scale),
+        "marks": {label: said for label in order if (said := marks(comparison, label))},
+        "findings": findings(comparison, order),
         "groups": _groups(order, methods, comparison),
         "answers": Markup(script_json(side_by_side(comparison, order))),
     }

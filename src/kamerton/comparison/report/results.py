@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kamerton.comparison.report.data import Cell, Comparison, Record
+from kamerton.comparison.report.findings import joined, marks
 from kamerton.comparison.verdict import Verdict, decide
 from kamerton.evaluation.statistics import estimate
 
@@ -73,6 +74,8 @@ def _method(comparison: Comparison, label: str) -> Record:
             if all(name in cell.statistics for cell in cells)
         },
         "groups": groups,
+        "marks": marks(comparison, label),
+        "findings": joined(comparison.cells[label]),
         **costs(cells),
         "cells": [cell.record for cell in cells],
     }

@@ -296,6 +296,33 @@ def curves(
     return picture(width, height, f"Loss of {title} by tokens", parts, "panel")
 
 
+def lines(title: str, x_name: str, series: Sequence[tuple[str, Line]]) -> str:
+    """A plot of a few named lines over one axis; every line's name stands at its end."""
+    width, height = 420, 240
+    left, right, top, bottom = 46.0, width - 110.0, 14.0, height - 40.0
+    points = [point for _, line_points in series for point in line_points]
+    x = linear([a for a, _ in points], left + 6, right, 5)
+    y = linear([b for _, b in points], bottom, top, 4)
+    parts = []
+    for value, shown in y.ticks:
+        parts += [line(left, y.place(value), right, y.place(value), "grid")]
+        parts += [text(left - 6, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
+    parts += [text(x.place(v), bottom + 16, shown, cls="tick mid") for v, shown in x.ticks]
+    parts += [line(left, bottom, right, bottom, "axis")]
+    parts += [text(right, bottom + 34, x_name, cls="axis-name", text_anchor="end")]
+    ends = sorted((y.place(line_points[-1][1]), name) for name, line_points in series if line_points)
+    at = -math.inf
+    for place, name in ends:
+        at = max(place + 4, at + 13)  # names do not cover each other
+        parts += [text(right + 6, at, name, cls="name")]
+    for i, (_, line_points) in enumerate(series):
+        steps = [(x.place(a), y.place(b)) for a, b in line_points]
+        kind = "validation" if i == 0 else "train"
+        parts += [tag("path", d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in steps), cls=f"curve {kind}")]
+        parts += [tag("circle", cx=a, cy=b, r=2.4, cls=f"dot {kind}") for a, b in steps]
+    return picture(width, height, title, parts, "panel")
+
+
 def _log_axis(low: float, high: float, start: float, end: float) -> Axis:
     a, b = math.log10(low), math.log10(high)
     ticks = [m * 10.0**k for k in range(math.floor(a), math.ceil(b) + 1) for m in ((1,) if b - a > 2 else (1, 3))]

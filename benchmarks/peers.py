@@ -92,16 +92,23 @@ def contestant(policy: str) -> Iterator[Contestant]:
         process.close()
 
 
-def parts(*, quick: bool, steps: int | None = None) -> list[Part]:
-    """All measurements."""
+def parts(*, quick: bool, dtype: str, steps: int | None = None) -> list[Part]:
+    """All measurements.
+
+    Args:
+        quick: short ones.
+        dtype: what is trained, generated and scored in; the checks of agreement are in float32.
+        steps: training steps of a turn.
+    """
     out = []
     counts = {"dates": (3, 1), "gsm8k": (2, 1)} if quick else {"dates": (4, 1), "gsm8k": (3, 1)}
     settings = ("padded", "grouped", "padding-free", "packed")
     for data, (count, warm) in counts.items():
-        same = {"data": data, "steps": steps or count, "warm": warm, "dtype": "bfloat16"}
+        same = {"data": data, "steps": steps or count, "warm": warm, "dtype": dtype}
         trl = {"job": "train_trl", **same}
         out.append(Part(
-            f"train-{data}", "tokens", {OURS: {"job": "train_kamerton", **same}, "TRL": {**trl, "setting": "padded"}},
+            f"train-{data}-{dtype}", "tokens",
+            {OURS: {"job": "train_kamerton", **same}, "TRL": {**trl, "setting": "padded"}},
             fresh=True, scout=() if quick else tuple({**trl, "setting": name} for name in settings),
             needs="" if data == "dates" else data,
         ))  # fmt: skip
@@ -111,23 +118,23 @@ def parts(*, quick: bool, steps: int | None = None) -> list[Part]:
         {OURS: {"job": "train_kamerton", **same}, "TRL": {"job": "train_trl", **same, "setting": "padded"}},
         check="losses", fresh=True, turns=1,
     ))  # fmt: skip
-    sizes = [(1, False), (16, False), (16, True), (64, False), (64, True)]
-    for dtype, batch, shared in [*(("bfloat16", b, s) for b, s in sizes), ("float32", 1, False), ("float32", 16, True)]:
-        same = {"batch": batch, "shared": shared, "dtype": dtype, "new": 8 if quick else 64}
+    sizes = [(dtype, batch, shared) for batch, shared in ((1, False), (16, False), (16, True), (64, False), (64, True))]
+    for kind, batch, shared in dict.fromkeys([*sizes, ("float32", 1, False), ("float32", 16, True)]):
+        same = {"batch": batch, "shared": shared, "dtype": kind, "new": 8 if quick else 64}
         out.append(Part(
-            f"generate-{dtype}-{batch}{'-shared' if shared else ''}", "tokens",
+            f"generate-{kind}-{batch}{'-shared' if shared else ''}", "tokens",
             {OURS: {"job": "generate_kamerton", **same}, "transformers": {"job": "generate_transformers", **same}},
             check="answers", turns=5 if batch == 1 else 3,
         ))  # fmt: skip
-    for dtype, few in (("bfloat16", 1), ("bfloat16", 20), ("float32", 1)):
-        harness = {"job": "score_lm_eval", "questions": 1, "dtype": dtype, "batch": 8}
-        sizes_ = () if quick or dtype == "float32" or few > 1 else tuple({**harness, "batch": n} for n in (1, 8, 32))
-        jobs = {OURS: {"job": "score_kamerton", "questions": few, "dtype": dtype}, "lm-eval": harness}
+    for kind, few in dict.fromkeys([(dtype, 1), (dtype, 20), ("float32", 1)]):
+        harness = {"job": "score_lm_eval", "questions": 1, "dtype": kind, "batch": 8}
+        sizes_ = () if quick or kind != dtype or few > 1 else tuple({**harness, "batch": n} for n in (1, 8, 32))
+        jobs = {OURS: {"job": "score_kamerton", "questions": few, "dtype": kind}, "lm-eval": harness}
         if few > 1:
-            jobs[f"{OURS}, rank"] = {"job": "rank_kamerton", "questions": few, "dtype": dtype}
+            jobs[f"{OURS}, rank"] = {"job": "rank_kamerton", "questions": few, "dtype": kind}
         out.append(Part(
-            f"score-{dtype}-{few}", "choices", jobs, check="scores", scout=sizes_,
-            turns=1 if dtype == "float32" else 2 if few > 1 else 3,
+            f"score-{kind}-{few}", "choices", jobs, check="scores", scout=sizes_,
+            turns=1 if kind != dtype else 2 if few > 1 else 3,
         ))  # fmt: skip
     return out
 
@@ -278,18 +285,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="parts whose names begin with one of these")
     parser.add_argument("--quick", action="store_true", help="one short turn of each part, no choice of settings")
     parser.add_argument("--no-scout", action="store_true", help="take the peers' first settings, not the fastest ones")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="auto: what this machine gains from"
+    )
     parser.add_argument("--steps", type=int, help="training steps of each turn, the first one not counted")
     parser.add_argument("--turns", type=int, help="turns of each part (default: 2 to 5 by its length)")
     parser.add_argument("--wait-policy", default="PASSIVE", choices=["PASSIVE", "ACTIVE"], help="OMP_WAIT_POLICY")
     parser.add_argument("--json", type=Path, default=Path("peers.json"), help="results; a .md table lies beside it")
     arguments = parser.parse_args()
     sys.path.insert(0, str(HERE))
+    import torch
+
+    from kamerton.base.load import choose_dtype
     from workloads import data_folder
+
+    chosen, reason = choose_dtype(arguments.dtype, torch.device("cpu"))
+    dtype = str(chosen).removeprefix("torch.")
+    print(f"{dtype}: {reason}", flush=True)
 
     done: dict[str, dict[str, Any]] = {}
     if arguments.json.is_file():
         done = {r["name"]: r for r in json.loads(arguments.json.read_text())["results"]}
-    for part in parts(quick=arguments.quick, steps=arguments.steps):
+    for part in parts(quick=arguments.quick, dtype=dtype, steps=arguments.steps):
         if arguments.only and not part.name.startswith(tuple(arguments.only)):
             continue
         if part.needs and data_folder(part.needs) is None:
@@ -302,7 +319,7 @@ def main() -> None:
         result = measure(part, turns, arguments.wait_policy)
         print(table([result]), flush=True)
         done[part.name] = result
-        order = [p.name for p in parts(quick=False)]
+        order = [p.name for p in parts(quick=False, dtype=dtype)]
         results = sorted(done.values(), key=lambda r: order.index(r["name"]) if r["name"] in order else len(order))
         arguments.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
         arguments.json.with_suffix(".md").write_text(table(results))

@@ -182,6 +182,27 @@ def test_the_method_of_contributing_works(
     ]
 
 
+def test_the_wrapper_of_contributing_works(
+    written: Callable[[str], ModuleType], small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("methods/reading_again.py")
+    line = re.search(r'^"(reading-again)": "(\S+)",$', read("CONTRIBUTING.md"), re.MULTILINE)
+    assert line is not None
+    monkeypatch.setitem(METHODS, line.group(1), line.group(2))
+    method, task = get_method("reading-again"), tiny.colour_task()
+    options = parse_options(method, {"bridge": "Again:", "over": {"lora": {"learning_rate": 0.01}}})
+    adapted = method.fit(small_base, task, Budget(steps=2), options, Run(tmp_path / "fit"))
+    system, user = task.test[0].messages
+    assert [m.content for m in adapted.prepare((system, user))] == [
+        system.content,
+        f"{user.content}\nAgain:\n{user.content}",
+    ]
+    adapted.save(tmp_path / "saved")
+    again = load_adapted(tmp_path / "saved", small_base)
+    asked, said = [e.messages for e in task.test[:4]], [["red", "blue"]] * 4
+    assert again.score(asked, said) == adapted.score(asked, said)
+
+
 def test_the_parameterisation_of_contributing_works(
     written: Callable[[str], ModuleType], small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

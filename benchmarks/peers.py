@@ -279,10 +279,15 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _named(part: Part, word: str, every: list[Part]) -> bool:
+    """Whether a word of `--only` means a part: the one of that name, or else all that begin so."""
+    return part.name == word if any(p.name == word for p in every) else part.name.startswith(word)
+
+
 def main() -> None:
     """Run what is asked for and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="parts whose names begin with one of these")
+    parser.add_argument("--only", nargs="*", help="a part's name, or parts whose names begin so")
     parser.add_argument("--quick", action="store_true", help="one short turn of each part, no choice of settings")
     parser.add_argument("--no-scout", action="store_true", help="take the peers' first settings, not the fastest ones")
     parser.add_argument(
@@ -306,8 +311,9 @@ def main() -> None:
     done: dict[str, dict[str, Any]] = {}
     if arguments.json.is_file():
         done = {r["name"]: r for r in json.loads(arguments.json.read_text())["results"]}
-    for part in parts(quick=arguments.quick, dtype=dtype, steps=arguments.steps):
-        if arguments.only and not part.name.startswith(tuple(arguments.only)):
+    every = parts(quick=arguments.quick, dtype=dtype, steps=arguments.steps)
+    for part in every:
+        if arguments.only and not any(_named(part, word, every) for word in arguments.only):
             continue
         if part.needs and data_folder(part.needs) is None:
             print(f"{part.name}: left out, {part.needs} is not on this machine (set KAMERTON_DATA)")

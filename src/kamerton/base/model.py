@@ -89,12 +89,19 @@ class CausalModel:
     Args:
         hf: the transformers model (`…ForCausalLM`); adapters that inject layers (LoRA) may live inside it.
         front: called at every pass for what stands before each sequence; None for nothing.
+        inferring: entered around passes without gradient over which the weights do not change.
     """
 
-    def __init__(self, hf: Any, front: Callable[[], Front] | None = None) -> None:
+    def __init__(
+        self,
+        hf: Any,
+        front: Callable[[], Front] | None = None,
+        *,
+        inferring: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         self.hf = hf
         self.config = hf.config.get_text_config()
-        self._front = front
+        self._front, self._enter = front, inferring
         self.work = Work()
         self._linears: PackedLinears | None = None
         self._inferring = 0
@@ -143,8 +150,11 @@ class CausalModel:
             self._linears = PackedLinears(self.hf)
         self._linears.refresh()
         self._inferring += 1
+        self.work.add(passes=1 if self._inferring == 1 else 0)
+        around = self._enter() if self._enter is not None and self._inferring == 1 else nullcontext()
         try:
-            yield
+            with around:
+                yield
         finally:
             self._inferring -= 1
 
@@ -222,7 +232,8 @@ class CausalModel:
         hidden = out.last_hidden_state[0]
         before = p * past + sum(lengths) * (past + p) + sum(n * int(s) for n, s in zip(lengths, starts, strict=True))
         own = p * (p + 1) // 2 + sum(n * (n + 1) // 2 for n in lengths)
-        self.work.add(tokens=len(positions), pairs=before + own, grad=hidden.requires_grad)
+        passes = 0 if self._inferring else 1
+        self.work.add(tokens=len(positions), pairs=before + own, passes=passes, grad=hidden.requires_grad)
         if cache is not None:
             used = torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))
             cache.lengths[used] += torch.as_tensor(lengths)

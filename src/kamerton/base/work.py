@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from kamerton.base.quantise import shape
+
 
 @dataclass
 class Work:
@@ -19,18 +21,21 @@ class Work:
 
     Attributes:
         tokens: tokens through the layers; `pairs`: query–key pairs; `outputs`: positions through the output layer.
+        passes: times that a layer prepared its weights for a pass (DoRA measures its rows).
         grad_tokens, grad_pairs, grad_outputs: the part of them that was computed with gradient.
     """
 
     tokens: int = 0
     pairs: int = 0
     outputs: int = 0
+    passes: int = 0
     grad_tokens: int = 0
     grad_pairs: int = 0
     grad_outputs: int = 0
 
-    def add(self, *, tokens: int = 0, pairs: int = 0, outputs: int = 0, grad: bool = False) -> None:
+    def add(self, *, tokens: int = 0, pairs: int = 0, outputs: int = 0, passes: int = 0, grad: bool = False) -> None:
         """Count some work."""
+        self.passes += passes
         self.tokens += tokens
         self.pairs += pairs
         self.outputs += outputs
@@ -53,24 +58,28 @@ def flops(work: Work, hf: Any) -> float:
     """Floating-point operations that some work took on a model (a transformers causal model, adapters inside)."""
     config = hf.config.get_text_config()
     head = hf.get_output_embeddings()
-    weights = trained = 0
+    weights = trained = prepared = 0
     seen = {id(head.weight)}
     for module in hf.modules():
         if module is head or isinstance(module, nn.Embedding):
             continue
+        if len(getattr(module, "lora_magnitude_vector", ())):  # B A is written out, through the unit matrix
+            n, m = module.in_features, module.out_features
+            prepared += sum(n * rank * (n + m) for rank in module.r.values())
         weight = getattr(module, "weight", None)
         if id(weight) in seen:  # a LoRA layer shows its base layer's weight as its own
             continue
         # every matrix is a product with the hidden state: Linear, GPT-2's Conv1D, a LoRA matrix
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
             seen.add(id(weight))
-            weights += weight.numel()
-            trained += weight.numel() if weight.requires_grad else 0
+            count = shape(weight).numel()  # of the matrix, not of its packed codes
+            weights += count
+            trained += count if weight.requires_grad else 0
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     attention = 4 * config.num_hidden_layers * heads * head_dim  # scores and their weighted sum, for one pair
-    output = 2 * head.weight.numel()
-    forward = 2 * weights * work.tokens + attention * work.pairs + output * work.outputs
+    output = 2 * shape(head.weight).numel()
+    forward = 2 * prepared * work.passes + 2 * weights * work.tokens + attention * work.pairs + output * work.outputs
     if not work.grad_tokens:
         return float(forward)
     activations = 2 * weights * work.grad_tokens + 2 * attention * work.grad_pairs + output * work.grad_outputs

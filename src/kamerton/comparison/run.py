@@ -237,7 +237,7 @@ def base_options(recipe: Recipe) -> dict[str, Any]:
     template = recipe.resolve(spec.chat_template) if spec.chat_template else None
     return {
         "name": name, "dtype": spec.dtype, "device": spec.device, "trust_remote_code": spec.trust_remote_code,
-        "chat_template": template,
+        "chat_template": template, "quantise": spec.quantise,
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "few-shot": "kamerton.methods.few_shot:FewShot",
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
     "lora": "kamerton.methods.lora:LoraMethod",
+    "qlora": "kamerton.methods.qlora:QLoraMethod",
     "full": "kamerton.methods.full:FullMethod",
 }
 

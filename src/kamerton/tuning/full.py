@@ -12,6 +12,7 @@ from pydantic import Field
 
 from kamerton.base.load import Base, load_weights_folder
 from kamerton.base.model import CausalModel
+from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned
 
@@ -30,6 +31,12 @@ class Full:
 
     @staticmethod
     def attach(base: Base, options: FullOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
+        if base.info.quantised:
+            raise ModelError(
+                f"weights in {base.info.quantised} cannot be trained",
+                where="full",
+                mend="use qlora, or leave quantise out of the base",
+            )
         fresh = base.reload(dtype="float32")
         fresh.model.hf.requires_grad_(True)
         if options.freeze_embeddings:

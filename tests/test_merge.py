@@ -144,6 +144,9 @@ def test_what_cannot_be_merged_is_one_line(small_base: Base, tmp_path: Path) -> 
     soft = fit(small_base, "prompt-tuning", tmp_path / "fit", learning_rate=1e-3)
     with pytest.raises(KamertonError, match="merge: what prompt-tuning trained stands in front of the text and cannot"):
         kt.merge(soft, tmp_path / "merged")
+    wrapped = fit(small_base, "few-shot", tmp_path / "shots", shots=1, over={"lora": {"learning_rate": 1e-3}})
+    with pytest.raises(KamertonError, match=r"few-shot changes how .*; merge the lora inside it \(folder over/\)"):
+        kt.merge(wrapped, tmp_path / "merged")
     with pytest.raises(KamertonError, match="zero-shot changed no weights; merge a method that changes weights: lora"):
         kt.merge(small_base.info.source, tmp_path / "merged")
     (tmp_path / "taken").mkdir()

@@ -13,7 +13,7 @@ from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
 from kamerton.inference import Sampling
-from kamerton.methods import OptionError, get_method, load_adapted, parse_options
+from kamerton.methods import OptionError, get_method, load_adapted, parse_options, with_paths
 from kamerton.methods.merge import Merged
 from kamerton.methods.merge import merge as merge_weights
 from kamerton.methods.method import Adapted, Report, Run
@@ -93,7 +93,7 @@ def tune(
     spec = _pick(recipe, method)
     chosen = get_method(spec.name)
     try:
-        parsed = parse_options(chosen, {**spec.options, **(options or {})})
+        parsed = parse_options(chosen, {**with_paths(recipe, spec.options), **(options or {})})
     except OptionError as error:
         raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
     asked = recipe.task if task is None else None

@@ -205,7 +205,7 @@ def load_weights_folder(folder: Path, dtype: torch.dtype, device: torch.device) 
 
 
 def _packing(
-    config: Any, quantise: str | None, dtype: torch.dtype, device: torch.device, source: str
+    config: Any, quantise: Quantise | None, dtype: torch.dtype, device: torch.device, source: str
 ) -> dict[str, Any]:
     """What `from_pretrained` needs to quantise, or to read a folder that is quantised already."""
     own = getattr(config, "quantization_config", None)
@@ -219,7 +219,7 @@ def _packing(
         return {"device_map": {"": str(device)}}
     if quantise is None:
         return {}
-    if quantise not in get_args(Quantise):
+    if quantise not in get_args(Quantise):  # a caller in Python may give any name
         raise ModelError(f"unknown quantise '{quantise}'", where="base.quantise", mend="use nf4, or leave it out")
     return bits.loading(quantise, dtype, device)
 
@@ -423,7 +423,7 @@ def _verify(model: CausalModel, renderer: Renderer, label: str) -> None:
 def _fingerprint(hf: Any) -> str:
     """SHA-256 over the configuration and two checksums of every weight (sums of bit patterns)."""
     views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = {}
+    sums: dict[str, list[int]] = {}
     for name, parameter in hf.named_parameters():
         sums[name] = []
         for stored in bits.parts(parameter):

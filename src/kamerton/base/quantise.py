@@ -97,7 +97,7 @@ def dequantise(hf: Any) -> None:
 
     found = [(name, m) for name, m in hf.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     for name, module in found:
-        weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, _state(module.weight))
         bias = module.bias is not None
         plain: Any
         with torch.device("meta"):

@@ -25,7 +25,7 @@ from kamerton.errors import KamertonError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
 from kamerton.evaluation.metrics import task_metrics
 from kamerton.inference import Engine, Sampling
-from kamerton.methods import resolve
+from kamerton.methods import option_files, resolve
 from kamerton.recipe import Recipe, TaskSpec, TextSpec, load_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
@@ -159,6 +159,7 @@ def compare(
             for seed in recipe.seeds:
                 same_as = None if seeded or seed == recipe.seeds[0] else recipe.seeds[0]
                 about = {**common, "method": method.name, "options": options.model_dump(), "seed": seed}
+                about |= option_files(about["options"])
                 cells.append(Cell(label, method.name, dict(options.model_dump()), seed, fingerprint(about), same_as))
         store.drop_stale(cells)
         store.write_task(task)

@@ -24,7 +24,7 @@ from kamerton.base.model import CausalModel
 from kamerton.base.quantise import dequantise, kind_of
 from kamerton.errors import KamertonError, ModelError
 from kamerton.evaluation.general_prompts import PROMPTS
-from kamerton.methods.method import Adapted
+from kamerton.methods.method import Adapted, Wrapped
 from kamerton.tasks.example import Message
 from kamerton.tuning import Tuned
 
@@ -102,6 +102,12 @@ def merge(adapted: Adapted, output: str | Path) -> Merged:
 
 def _check(adapted: Adapted, folder: Path) -> Tuned:
     """The trained part, if it can be merged and there is room to write it."""
+    if isinstance(adapted, Wrapped):
+        raise KamertonError(
+            f"{adapted.method} changes how the model is asked, which weights cannot hold",
+            where="merge",
+            mend=f"merge the {adapted.inner.method} inside it (folder over/), or leave {adapted.method} out",
+        )
     tuned = adapted.tuned
     if tuned is None:
         raise KamertonError(f"{adapted.method} changed no weights", where="merge", mend=_MERGEABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_every_token_but_the_first_is_a_target_once(length: int, words: list[str
     rows = pieces(renderer, " ".join(words), length)
     assert [t for r in rows for t, w in zip(r.tokens, r.weights, strict=True) if w] == list(whole.tokens[1:])
     assert all(2 <= len(r.tokens) <= length for r in rows)
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         assert after.tokens[0] == before.tokens[-1]
 
 

@@ -158,8 +158,8 @@ def compare(
             seeded = method.seeded(options) or sampling.temperature > 0
             for seed in recipe.seeds:
                 same_as = None if seeded or seed == recipe.seeds[0] else recipe.seeds[0]
-                about = {**common, "method": method.name, "options": options.model_dump(), "seed": seed}
-                about |= option_files(about["options"])
+                chosen = options.model_dump()
+                about = {**common, "method": method.name, "options": chosen, "seed": seed, **option_files(chosen)}
                 cells.append(Cell(label, method.name, dict(options.model_dump()), seed, fingerprint(about), same_as))
         store.drop_stale(cells)
         store.write_task(task)

@@ -104,6 +104,7 @@ class TrainedMethod:
         record.trainable_parameters = tuned.trainable_parameters
         tuned.module.requires_grad_(False)
         self.finish(base, tuned)
+        record.notes += tuned.notes
         return self._adapted(base, tuned, options, record, run.max_batch_tokens)
 
     def front(self, options: Any) -> int:  # noqa: ARG002

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -30,11 +30,13 @@ class Tuned:
         model: what objectives, evaluation and chat call.
         module: holds the trained parameters (those that require gradient).
         peft: the peft model, None for full fine-tuning.
+        notes: what the user should know of how it was trained.
     """
 
     model: CausalModel
     module: nn.Module
     peft: Any = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def trainable_parameters(self) -> int:

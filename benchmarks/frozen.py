@@ -2,8 +2,8 @@
 
 python benchmarks/frozen.py [--freeze 20] [--examples 64] [--epochs 3]
 
-Both runs train the same layers on the same steps of the task `dates`; one computes the frozen layers in every epoch, the
-other once. Printed: processor and wall-clock seconds of each epoch, FLOPs, memory, and how far losses and weights are apart.
+Both runs train the same layers on the same steps of the task `dates`; one computes the frozen layers in every epoch,
+the other once. Printed: seconds by the clock and of the processor, FLOPs, memory, how far losses and weights are apart.
 """
 
 from __future__ import annotations

@@ -198,9 +198,9 @@ class CausalModel:
             Hidden states after the final norm.
         """
         plain = shared is None and cache is None and tree is None and record is None and self._front is None
+        plain = plain and not (self._inferring or torch.is_inference_mode_enabled())  # whose tensors cannot be kept
         if self.frozen is not None and plain and rows and not self.frozen.recording:
-            if not (self._inferring or torch.is_inference_mode_enabled()):  # its tensors cannot be trained on
-                return self._forward_upper(self.frozen, rows, prefix)
+            return self._forward_upper(self.frozen, rows, prefix)
         device = self.device
         front = Front() if shared is not None else self.front()
         keys = shared.keys if shared is not None else front.keys

@@ -28,7 +28,7 @@ from tiny import fit
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TRAINED = ("lora", "prompt-tuning", "full")
+TRAINED = ("lora", "qlora", "prompt-tuning", "full")
 GREEDY = Sampling(max_tokens=6)
 
 

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import tiny
-from kamerton.base import Base
+from kamerton.base import Base, load_base
 from kamerton.errors import KamertonError, ModelError, RecipeError
 from kamerton.rendering import Rendered
 from kamerton.tasks.example import Task
@@ -24,11 +24,13 @@ from kamerton.tuning import PARAMETERISATIONS, Tuned, get_parameterisation
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = ("lora", "prompt-tuning", "full")
+KINDS = ("lora", "dora", "qlora", "prompt-tuning", "full")
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gpt2")
 
 
 def attach(base: Base, kind: str, task: Task | None = None, seed: int = 0, **options: Any) -> Tuned:
+    if kind == "dora":
+        kind, options = "lora", {**options, "dora": True}
     parameterisation = get_parameterisation(kind)
     return parameterisation.attach(base, parameterisation.options(**options), task or tiny.colour_task(), seed)
 
@@ -63,12 +65,19 @@ def theirs(
     """The same by transformers and peft: a model loaded anew, a padded batch, an attention mask, cross entropy."""
     import peft
 
+    quantised: dict[str, Any] = {}
+    if kind == "qlora":
+        quantised["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     hf = transformers.AutoModelForCausalLM.from_pretrained(
-        base.info.source, dtype=dtype, attn_implementation=attention
+        base.info.source, dtype=dtype, attn_implementation=attention, **quantised
     ).eval()
     model: Any = hf
-    if kind == "lora":
-        config: Any = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    if kind in ("lora", "dora", "qlora"):
+        config: Any = peft.LoraConfig(
+            r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=kind == "dora"
+        )
         model = peft.get_peft_model(hf, config)
     elif kind == "prompt-tuning":
         config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
@@ -157,6 +166,21 @@ def logits(tuned_or_base: Any, examples: Sequence[Rendered]) -> torch.Tensor:
         return tuned_or_base.model.output(hidden.rows)
 
 
+def test_qlora_starts_as_the_quantised_base(small_base: Base, small_folder: Path) -> None:
+    tuned, examples = attach(small_base, "qlora"), rendered(small_base, 4)
+    quantised = load_base(small_folder, dtype="float32", quantise="nf4")
+    assert torch.equal(logits(tuned, examples), logits(quantised, examples))
+    assert torch.equal(logits(attach(quantised, "lora"), examples), logits(quantised, examples))
+    assert not torch.allclose(logits(tuned, examples), logits(small_base, examples), atol=1e-2)
+
+
+def test_dora_starts_as_the_base_up_to_rounding(small_base: Base) -> None:
+    examples = rendered(small_base, 4)
+    for options in ({}, {"rank": 3, "rslora": True}):
+        found = logits(attach(small_base, "dora", **options), examples)
+        torch.testing.assert_close(found, logits(small_base, examples), rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("options", [{}, {"rslora": True, "rank": 3, "alpha": 7.0}, {"dropout": 0.5}], ids=str)
 def test_lora_starts_as_the_base(small_base: Base, options: dict[str, Any]) -> None:
     tuned = attach(small_base, "lora", **options)
@@ -206,7 +230,7 @@ def test_more_soft_tokens_than_the_task_has_words(small_base: Base) -> None:
     assert attach(small_base, "prompt-tuning", task, tokens=200).trainable_parameters == 200 * 48
 
 
-@pytest.mark.parametrize("kind", ["lora", "prompt-tuning"])
+@pytest.mark.parametrize("kind", ["lora", "qlora", "prompt-tuning"])
 def test_the_seed_decides_the_start(small_base: Base, kind: str) -> None:
     def start(seed: int) -> dict[str, torch.Tensor]:
         return trained_weights(attach(small_base, kind, seed=seed).module)
@@ -229,11 +253,65 @@ def test_lora_targets(small_base: Base) -> None:
     tuned = attach(small_base, "lora", targets=["q_proj"], rank=2)
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in trained_weights(tuned.module)} == {"q_proj"}
     assert tuned.trainable_parameters == 2 * 2 * (48 + 48)
-    with pytest.raises(
-        RecipeError, match=r"lora\.targets: LoRA targets .* use all-linear or some of: down_proj"
-    ) as caught:
-        attach(small_base, "lora", targets=["q_porj"])
-    assert "\n" not in str(caught.value)
+    assert attach(small_base, "lora", targets="q_proj", rank=2).trainable_parameters == tuned.trainable_parameters
+    assert attach(small_base, "lora", targets=r".*\.[qo]_proj", rank=2).trainable_parameters == 4 * 2 * (48 + 48)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["q_porj"], "q_porj matches no layer of LlamaForCausalLM; use some of: q_proj, "),
+        (["q_proj", "gate"], "gate matches no layer of LlamaForCausalLM; use some of: gate_proj, "),  # peft takes it
+        ("down_prj", "down_prj matches no layer of LlamaForCausalLM; use some of: down_proj, "),
+        (["self_attn"], "self_attn matches no layer"),
+        ([], "an empty list matches no layer"),
+        (["input_layernorm"], "peft cannot put LoRA on"),
+    ],
+    ids=str,
+)
+def test_wrong_targets_are_one_line_with_the_close_names_first(small_base: Base, targets: Any, says: str) -> None:
+    for kind in ("lora", "qlora"):
+        with pytest.raises(RecipeError) as caught:
+            attach(small_base, kind, targets=targets)
+        line = str(caught.value)
+        assert line.startswith(f"{kind}.targets: {says}"), line
+        assert "\n" not in line
+        assert "all-linear" in line
+        assert all(name in line for name in ("q_proj", "v_proj", "up_proj"))
+
+
+def test_dora_on_a_row_of_zeros_is_refused(small_base: Base) -> None:
+    """The output layer is tied to embeddings whose padding row is zero: its direction would be 0 / 0."""
+    with pytest.raises(RecipeError, match=r"lora\.targets: lm_head has a row of zeros.*; leave it out"):
+        attach(small_base, "dora", targets=["lm_head"])
+
+
+def test_dora_rows_have_the_length_of_their_magnitude(small_base: Base) -> None:
+    """What the paper says: W' = m (W + s B A) / ‖W + s B A‖ by rows, written out beside peft's layer."""
+    tuned = attach(small_base, "dora", rank=4, alpha=6)
+    stir(tuned, 0.2)
+    name = "model.layers.1.mlp.up_proj"
+    layer = small_base.model.hf.get_submodule(name)
+    own = {n.partition(f"{name}.")[2]: p for n, p in trained_weights(tuned.module).items() if f".{name}." in n}
+    a, b = own["lora_A.default.weight"], own["lora_B.default.weight"]
+    summed = layer.weight + 6 / 4 * b @ a
+    weight = own["lora_magnitude_vector.default.weight"][:, None] * summed / summed.norm(dim=1, keepdim=True)
+    x = torch.randn(5, 48)
+    found = tuned.model.hf.get_submodule(name)(x)
+    torch.testing.assert_close(found, x @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_dora_measures_its_rows_once_while_it_answers(small_base: Base) -> None:
+    """The cached lengths belong to the weights of that stretch, and give the same numbers as without."""
+    tuned = attach(small_base, "dora")
+    tuned.module.eval()
+    examples = rendered(small_base, 3)
+    for size in (0.1, 0.1):
+        stir(tuned, size)
+        expected = logits(tuned, examples)
+        with tuned.model.inference():
+            assert torch.equal(logits(tuned, examples), expected)
+            assert torch.equal(logits(tuned, examples), expected)
 
 
 def test_unknown_parameterisation() -> None:
@@ -253,11 +331,11 @@ def test_saved_and_loaded_is_the_same(small_base: Base, kind: str, tmp_path: Pat
     tuned.save(tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} <= {".safetensors", ".json", ".md"}
     examples = rendered(small_base, 4)
-    loaded = get_parameterisation(kind).load(small_base, tmp_path)
+    loaded = get_parameterisation("lora" if kind == "dora" else kind).load(small_base, tmp_path)
     assert torch.equal(logits(loaded, examples), logits(tuned, examples))
 
 
-@pytest.mark.parametrize("kind", ["lora", "prompt-tuning"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "prompt-tuning"])
 def test_peft_loads_what_was_saved(small_base: Base, kind: str, tmp_path: Path) -> None:
     """With peft's own function and transformers' own forward pass."""
     import peft

@@ -23,6 +23,7 @@ _NAMES = {
     "tune": "kamerton.api",
     "evaluate": "kamerton.api",
     "load": "kamerton.api",
+    "merge": "kamerton.api",
     "Evaluation": "kamerton.api",
     "load_base": "kamerton.base",
     "Base": "kamerton.base",
@@ -38,7 +39,7 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from kamerton.api import Evaluation, evaluate, load, tune
+    from kamerton.api import Evaluation, evaluate, load, merge, tune
     from kamerton.base import Base, load_base
     from kamerton.comparison.run import Comparison, compare
     from kamerton.errors import KamertonError
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "KamertonError", "Message",
-    "Sampling", "Task", "compare", "evaluate", "load", "load_base", "load_task", "tune",
+    "Sampling", "Task", "compare", "evaluate", "load", "load_base", "load_task", "merge", "tune",
 ]  # fmt: skip
 
 

@@ -13,7 +13,9 @@ from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
 from kamerton.inference import Sampling
-from kamerton.methods import OptionError, get_method, load_adapted, parse_options
+from kamerton.methods import OptionError, get_method, load_adapted, parse_options, with_paths
+from kamerton.methods.merge import Merged
+from kamerton.methods.merge import merge as merge_weights
 from kamerton.methods.method import Adapted, Report, Run
 from kamerton.recipe import MethodSpec, Recipe, load_recipe
 from kamerton.tasks import Task, load_task
@@ -91,7 +93,7 @@ def tune(
     spec = _pick(recipe, method)
     chosen = get_method(spec.name)
     try:
-        parsed = parse_options(chosen, {**spec.options, **(options or {})})
+        parsed = parse_options(chosen, {**with_paths(recipe, spec.options), **(options or {})})
     except OptionError as error:
         raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
     asked = recipe.task if task is None else None
@@ -126,6 +128,20 @@ def load(target: str | Path, *, base: Base | None = None) -> Adapted:
         return load_adapted(winner(folder), base)
     base = base or load_base(target)
     return ZeroShot().fit(base, _no_task(), Budget(), ZeroShotOptions(), Run(Path()))
+
+
+def merge(target: str | Path | Adapted, output: str | Path) -> Merged:
+    """Merge what a method trained into the weights and save a model folder that transformers loads.
+
+    Args:
+        target: what `load` takes, or a loaded model.
+        output: the folder to write.
+
+    Returns:
+        Where it is, and how far its logits are from the adapted model's.
+    """
+
+    return merge_weights(target if isinstance(target, Adapted) else load(target), output)
 
 
 def winner(folder: str | Path) -> Path:

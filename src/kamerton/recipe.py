@@ -65,6 +65,7 @@ class BaseSpec(Part):
     device: str = "auto"
     trust_remote_code: bool = False
     chat_template: str | None = None
+    quantise: Literal["nf4"] | None = None
 
     @model_validator(mode="before")
     @classmethod

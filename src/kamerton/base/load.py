@@ -16,13 +16,15 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
 
+from kamerton.base import quantise as bits
 from kamerton.base.model import CausalModel, probe
-from kamerton.errors import ModelError
+from kamerton.base.quantise import Quantise
+from kamerton.errors import KamertonError, ModelError
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import fingerprint
 
@@ -48,6 +50,7 @@ class BaseInfo:
         dtype, device: how it is computed; `reason` says why.
         bytes: memory of the weights; `free_bytes`: memory that was free before loading.
         fingerprint: SHA-256 over configuration and weights as loaded.
+        quantised: the format of the layers' weights (`nf4`), None where they are plain numbers.
     """
 
     name: str
@@ -60,10 +63,12 @@ class BaseInfo:
     bytes: int
     free_bytes: int
     fingerprint: str
+    quantised: str | None = None
 
     def __str__(self) -> str:
+        stored = f"stored as {self.quantised}, " if self.quantised else ""
         return (
-            f"{self.name}: {self.architecture}, {self.parameters / 1e6:,.1f} M parameters, {self.dtype} on "
+            f"{self.name}: {self.architecture}, {self.parameters / 1e6:,.1f} M parameters, {stored}{self.dtype} on "
             f"{self.device} ({self.reason}), {self.bytes / 2**30:.2f} GiB of {self.free_bytes / 2**30:.1f} GiB free"
         )
 
@@ -77,9 +82,15 @@ class Base:
     renderer: Renderer
     request: dict[str, Any] = field(default_factory=dict)
 
-    def reload(self, dtype: DtypeName | None = None) -> Base:
-        """A fresh copy from disk (adapters change modules in place), optionally in another data type."""
-        return load_base(**{**self.request, **({"dtype": dtype} if dtype else {}), "verify": False})
+    def reload(self, dtype: DtypeName | None = None, *, quantise: Quantise | None = None) -> Base:
+        """A fresh copy from disk (adapters change modules in place).
+
+        Args:
+            dtype: another data type.
+            quantise: quantise the copy, also where the base is not.
+        """
+        other = {"dtype": dtype, "quantise": quantise if self.info.quantised is None else None}
+        return load_base(**{**self.request, **{k: v for k, v in other.items() if v}, "verify": False})
 
 
 def cache_dir() -> Path:
@@ -94,6 +105,7 @@ def load_base(
     device: str = "auto",
     trust_remote_code: bool = False,
     chat_template: str | Path | None = None,
+    quantise: Quantise | None = None,
     verify: bool = True,
 ) -> Base:
     """Load a base by hub id, folder, GGUF file or the name `demo`.
@@ -104,18 +116,20 @@ def load_base(
         device: `auto` takes the first GPU, else the CPU.
         trust_remote_code: run Python code that comes with the model.
         chat_template: path of a Jinja file that replaces the model's template.
+        quantise: `nf4` stores the layers' weights in 4 bits; they compute in `dtype`.
         verify: compare our packed forward pass with the model's own on a probe.
 
     Raises:
         ModelError: nothing to load there, weights missing or not safetensors, too little memory, or an architecture
             that cannot be computed through packs.
+        MissingExtra: quantised weights without bitsandbytes.
     """
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     request = {"name": name, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code,
-               "chat_template": chat_template}  # fmt: skip
+               "chat_template": chat_template, "quantise": quantise}  # fmt: skip
     source, label = _resolve(str(name))
     target = _device(device)
     kind, reason = choose_dtype(dtype, target)
@@ -123,6 +137,7 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         free = _free_bytes(target)
+        packed = _packing(config, quantise, kind, target, source)
         hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -130,13 +145,17 @@ def load_base(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **packed,
         )
+    except KamertonError:
+        raise
     except MemoryError as error:
         raise ModelError("the model does not fit into memory", where=source, mend="choose a smaller model") from error
     except Exception as error:  # transformers raises many kinds; every one is about what the user named
         raise _explain(error, source, label) from error
     _whole(loaded, source)
-    bytes_ = sum(p.numel() * p.element_size() for p in hf.parameters())
+    bits.settle(hf)
+    bytes_ = bits.stored_bytes(hf)
     if target.type != "cpu" and bytes_ > free:
         raise ModelError(
             f"the weights take {bytes_ / 2**30:.1f} GiB and {target} has {free / 2**30:.1f} GiB free",
@@ -156,13 +175,14 @@ def load_base(
         name=label,
         source=source,
         architecture=type(hf).__name__,
-        parameters=sum(p.numel() for p in hf.parameters()),
+        parameters=bits.parameters(hf),
         dtype=str(kind).removeprefix("torch."),
         device=str(target),
         reason=reason,
         bytes=bytes_,
         free_bytes=free,
         fingerprint=_fingerprint(hf),
+        quantised=bits.kind_of(hf),
     )
     return Base(info, model, renderer, request)
 
@@ -182,6 +202,26 @@ def load_weights_folder(folder: Path, dtype: torch.dtype, device: torch.device) 
     hf = hf.to(device).eval()
     hf.requires_grad_(False)
     return hf
+
+
+def _packing(
+    config: Any, quantise: Quantise | None, dtype: torch.dtype, device: torch.device, source: str
+) -> dict[str, Any]:
+    """What `from_pretrained` needs to quantise, or to read a folder that is quantised already."""
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        method = (own if isinstance(own, dict) else own.to_dict()).get("quant_method")
+        if quantise is not None:
+            mend = "leave quantise out, or use the model's plain weights"
+            raise ModelError(f"the model is quantised already ({method})", where=source, mend=mend)
+        if method == "bitsandbytes":
+            bits.require_bitsandbytes()
+        return {"device_map": {"": str(device)}}
+    if quantise is None:
+        return {}
+    if quantise not in get_args(Quantise):  # a caller in Python may give any name
+        raise ModelError(f"unknown quantise '{quantise}'", where="base.quantise", mend="use nf4, or leave it out")
+    return bits.loading(quantise, dtype, device)
 
 
 def _whole(loaded: dict[str, Any], source: str) -> None:
@@ -383,9 +423,13 @@ def _verify(model: CausalModel, renderer: Renderer, label: str) -> None:
 def _fingerprint(hf: Any) -> str:
     """SHA-256 over the configuration and two checksums of every weight (sums of bit patterns)."""
     views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = {}
-    for name, weight in hf.named_parameters():
-        integers = weight.detach().contiguous().view(views[weight.element_size()]).flatten()
-        sums[name] = [int(integers.sum(dtype=torch.int64)), int(integers[::7].sum(dtype=torch.int64)), weight.numel()]
+    sums: dict[str, list[int]] = {}
+    for name, parameter in hf.named_parameters():
+        sums[name] = []
+        for stored in bits.parts(parameter):
+            weight = stored.detach().contiguous().as_subclass(torch.Tensor)
+            integers = weight.view(views[weight.element_size()]).flatten()
+            first, second = integers.sum(dtype=torch.int64), integers[::7].sum(dtype=torch.int64)
+            sums[name] += [int(first), int(second), weight.numel()]
     config = {k: v for k, v in hf.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return fingerprint({"config": repr(sorted(config.items())), "weights": sums})

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
+from kamerton.base.frozen import FrozenLayers
 from kamerton.base.linears import PackedLinears
 from kamerton.base.work import Work
 
@@ -89,12 +90,23 @@ class CausalModel:
     Args:
         hf: the transformers model (`…ForCausalLM`); adapters that inject layers (LoRA) may live inside it.
         front: called at every pass for what stands before each sequence; None for nothing.
+        inferring: entered around passes without gradient over which the weights do not change.
+
+    Attributes:
+        frozen: what lower layers that do not change gave for the sequences of training; None where all may change.
     """
 
-    def __init__(self, hf: Any, front: Callable[[], Front] | None = None) -> None:
+    def __init__(
+        self,
+        hf: Any,
+        front: Callable[[], Front] | None = None,
+        *,
+        inferring: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
         self.hf = hf
         self.config = hf.config.get_text_config()
-        self._front = front
+        self._front, self._enter = front, inferring
+        self.frozen: FrozenLayers | None = None
         self.work = Work()
         self._linears: PackedLinears | None = None
         self._inferring = 0
@@ -143,8 +155,11 @@ class CausalModel:
             self._linears = PackedLinears(self.hf)
         self._linears.refresh()
         self._inferring += 1
+        self.work.add(passes=1 if self._inferring == 1 else 0)
+        around = self._enter() if self._enter is not None and self._inferring == 1 else nullcontext()
         try:
-            yield
+            with around:
+                yield
         finally:
             self._inferring -= 1
 
@@ -182,6 +197,10 @@ class CausalModel:
         Returns:
             Hidden states after the final norm.
         """
+        plain = shared is None and cache is None and tree is None and record is None and self._front is None
+        plain = plain and not (self._inferring or torch.is_inference_mode_enabled())  # whose tensors cannot be kept
+        if self.frozen is not None and plain and rows and not self.frozen.recording:
+            return self._forward_upper(self.frozen, rows, prefix)
         device = self.device
         front = Front() if shared is not None else self.front()
         keys = shared.keys if shared is not None else front.keys
@@ -222,11 +241,33 @@ class CausalModel:
         hidden = out.last_hidden_state[0]
         before = p * past + sum(lengths) * (past + p) + sum(n * int(s) for n, s in zip(lengths, starts, strict=True))
         own = p * (p + 1) // 2 + sum(n * (n + 1) // 2 for n in lengths)
-        self.work.add(tokens=len(positions), pairs=before + own, grad=hidden.requires_grad)
+        passes, grad = 0 if self._inferring else 1, hidden.requires_grad
+        if self.frozen is not None and self.frozen.recording:  # only the lower layers did anything
+            self.work.add(replayed=-len(positions), replayed_pairs=-(before + own))
+        else:
+            self.work.add(tokens=len(positions), pairs=before + own, passes=passes, grad=grad)
         if cache is not None:
             used = torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))
             cache.lengths[used] += torch.as_tensor(lengths)
         return Hidden(hidden[:p], hidden[p:], lengths)
+
+    def _forward_upper(self, frozen: FrozenLayers, rows: Sequence[Sequence[int]], prefix: Sequence[int]) -> Hidden:
+        """`forward` where the lower layers are frozen: they see only rows that they have not seen before."""
+        missing, found = frozen.missing(prefix, rows), {}
+        if missing:
+            with frozen.record() as grabbed:
+                self.forward(missing, prefix=prefix)
+            found = frozen.keep(prefix, missing, grabbed[0][0])
+        before = self.work.copy()
+        with frozen.replay(prefix, rows, found):
+            self.frozen = None
+            try:
+                hidden = self.forward(rows, prefix=prefix)
+            finally:
+                self.frozen = frozen
+        own = self.work - before
+        self.work.add(replayed=own.tokens, replayed_pairs=own.pairs)
+        return hidden
 
     @torch.no_grad()
     def prefill(self, prefix: Sequence[int]) -> Shared:

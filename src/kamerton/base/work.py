@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from kamerton.base.frozen import decoder_layers
+from kamerton.base.quantise import shape
+
 
 @dataclass
 class Work:
@@ -19,18 +22,30 @@ class Work:
 
     Attributes:
         tokens: tokens through the layers; `pairs`: query–key pairs; `outputs`: positions through the output layer.
+        passes: times that a layer prepared its weights for a pass (DoRA measures its rows).
+        replayed, replayed_pairs: the part of tokens and pairs that did not go through layers that are frozen, because
+            what these give was known (`frozen.py`).
         grad_tokens, grad_pairs, grad_outputs: the part of them that was computed with gradient.
     """
 
     tokens: int = 0
     pairs: int = 0
     outputs: int = 0
+    passes: int = 0
+    replayed: int = 0
+    replayed_pairs: int = 0
     grad_tokens: int = 0
     grad_pairs: int = 0
     grad_outputs: int = 0
 
-    def add(self, *, tokens: int = 0, pairs: int = 0, outputs: int = 0, grad: bool = False) -> None:
+    def add(
+        self, *, tokens: int = 0, pairs: int = 0, outputs: int = 0, passes: int = 0, replayed: int = 0,
+        replayed_pairs: int = 0, grad: bool = False,
+    ) -> None:  # fmt: skip
         """Count some work."""
+        self.passes += passes
+        self.replayed += replayed
+        self.replayed_pairs += replayed_pairs
         self.tokens += tokens
         self.pairs += pairs
         self.outputs += outputs
@@ -53,26 +68,46 @@ def flops(work: Work, hf: Any) -> float:
     """Floating-point operations that some work took on a model (a transformers causal model, adapters inside)."""
     config = hf.config.get_text_config()
     head = hf.get_output_embeddings()
-    weights = trained = 0
+    weights = trained = prepared = below = 0
     seen = {id(head.weight)}
+    frozen = _frozen_layers(hf)
+    inside = {id(m) for layer in frozen for m in layer.modules()}
     for module in hf.modules():
         if module is head or isinstance(module, nn.Embedding):
             continue
+        if len(getattr(module, "lora_magnitude_vector", ())):  # B A is written out, through the unit matrix
+            n, m = module.in_features, module.out_features
+            prepared += sum(n * rank * (n + m) for rank in module.r.values())
         weight = getattr(module, "weight", None)
         if id(weight) in seen:  # a LoRA layer shows its base layer's weight as its own
             continue
         # every matrix is a product with the hidden state: Linear, GPT-2's Conv1D, a LoRA matrix
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
             seen.add(id(weight))
-            weights += weight.numel()
-            trained += weight.numel() if weight.requires_grad else 0
+            count = shape(weight).numel()  # of the matrix, not of its packed codes
+            weights += count
+            trained += count if weight.requires_grad else 0
+            below += count if id(module) in inside else 0
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    attention = 4 * config.num_hidden_layers * heads * head_dim  # scores and their weighted sum, for one pair
-    output = 2 * head.weight.numel()
-    forward = 2 * weights * work.tokens + attention * work.pairs + output * work.outputs
+    pair = 4 * heads * head_dim  # scores and their weighted sum, for one pair in one layer
+    attention, attention_below = pair * config.num_hidden_layers, pair * len(frozen)
+    output = 2 * shape(head.weight).numel()
+    forward = 2 * prepared * work.passes + 2 * weights * work.tokens + attention * work.pairs + output * work.outputs
+    forward -= 2 * below * work.replayed + attention_below * work.replayed_pairs
     if not work.grad_tokens:
         return float(forward)
-    activations = 2 * weights * work.grad_tokens + 2 * attention * work.grad_pairs + output * work.grad_outputs
+    # the gradient goes down to the lowest layer that is trained
+    activations = 2 * (weights - below) * work.grad_tokens + 2 * (attention - attention_below) * work.grad_pairs
+    activations += output * work.grad_outputs
     own = 2 * trained * work.grad_tokens + (output * work.grad_outputs if head.weight.requires_grad else 0)
     return float(forward + activations + own)
+
+
+def _frozen_layers(hf: Any) -> list[nn.Module]:
+    """The layers below the lowest one that is trained, where nothing under them is trained either."""
+    layers = decoder_layers(hf)
+    if layers is None or hf.get_input_embeddings().weight.requires_grad:
+        return []
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    return list(layers)[: trained.index(True)] if any(trained) else []

@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from kamerton.cli import chat, compare, evaluate, methods, recipe, tune
+from kamerton.cli import chat, compare, evaluate, merge, methods, recipe, tune
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -27,6 +27,7 @@ compare.register(app)
 tune.register(app)
 evaluate.register(app)
 chat.register(app)
+merge.register(app)
 methods.register(app)
 app.add_typer(recipe.app, name="recipe")
 

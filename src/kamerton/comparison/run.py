@@ -25,7 +25,7 @@ from kamerton.errors import KamertonError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
 from kamerton.evaluation.metrics import task_metrics
 from kamerton.inference import Engine, Sampling
-from kamerton.methods import resolve
+from kamerton.methods import option_files, resolve
 from kamerton.recipe import Recipe, TaskSpec, TextSpec, load_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
@@ -158,7 +158,8 @@ def compare(
             seeded = method.seeded(options) or sampling.temperature > 0
             for seed in recipe.seeds:
                 same_as = None if seeded or seed == recipe.seeds[0] else recipe.seeds[0]
-                about = {**common, "method": method.name, "options": options.model_dump(), "seed": seed}
+                chosen = options.model_dump()
+                about = {**common, "method": method.name, "options": chosen, "seed": seed, **option_files(chosen)}
                 cells.append(Cell(label, method.name, dict(options.model_dump()), seed, fingerprint(about), same_as))
         store.drop_stale(cells)
         store.write_task(task)
@@ -237,7 +238,7 @@ def base_options(recipe: Recipe) -> dict[str, Any]:
     template = recipe.resolve(spec.chat_template) if spec.chat_template else None
     return {
         "name": name, "dtype": spec.dtype, "device": spec.device, "trust_remote_code": spec.trust_remote_code,
-        "chat_template": template,
+        "chat_template": template, "quantise": spec.quantise,
     }  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ METHODS: dict[str, str] = {
     "few-shot": "kamerton.methods.few_shot:FewShot",
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
     "lora": "kamerton.methods.lora:LoraMethod",
+    "qlora": "kamerton.methods.qlora:QLoraMethod",
     "full": "kamerton.methods.full:FullMethod",
 }
 
@@ -69,6 +72,39 @@ def parse_options(method: Method, options: dict[str, Any]) -> Options:
         ) from None
 
 
+PATHS = ("texts",)
+"""Options that name files or folders; in a recipe they start from its folder."""
+
+
+def with_paths(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's options of a method with their paths resolved, those of methods inside too."""
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in PATHS and isinstance(value, str):
+            value = str(recipe.resolve(value))
+        elif isinstance(value, Mapping):
+            value = with_paths(recipe, value)
+        out[name] = value
+    return out
+
+
+def option_files(options: Mapping[str, Any]) -> dict[str, str]:
+    """The content of files that options name, as SHA-256 by path: whoever changes a file asks for another result."""
+    out: dict[str, str] = {}
+    for name, value in options.items():
+        if name in PATHS and isinstance(value, str) and Path(value).exists():
+            path = Path(value)
+            digest = hashlib.sha256()
+            for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+                digest.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+            out[value] = digest.hexdigest()
+        elif isinstance(value, Mapping):
+            out |= option_files(value)
+    return out
+
+
 class OptionError(RecipeError):
     """An option that a method does not have or cannot take."""
 
@@ -86,7 +122,7 @@ def resolve(recipe: Recipe) -> list[tuple[str, Method, Options, int]]:
     for i, spec in enumerate(recipe.methods):
         try:
             method = get_method(spec.name)
-            options = parse_options(method, dict(spec.options))
+            options = parse_options(method, with_paths(recipe, spec.options))
         except OptionError as error:
             raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
         except RecipeError as error:

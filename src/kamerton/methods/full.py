@@ -24,5 +24,9 @@ class FullMethod(TrainedMethod):
     learning_rates = (1e-4, 3e-5, 3e-4)
 
     def finish(self, base: Base, tuned: Tuned) -> None:
+        if tuned.model.frozen is not None:
+            note = tuned.model.frozen.note()
+            tuned.notes += [note] if note else []
+            tuned.model.frozen = None
         # evaluated in the base's data type, like every other method
         tuned.module.to(base.model.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.tuning import Tuned
@@ -20,7 +22,7 @@ class LoraMethod(TrainedMethod):
     trains = "two matrices of rank r for each linear layer"
     paper = "Hu et al. 2021, arXiv 2106.09685"
     options = LoraMethodOptions
-    parameterisation = Lora
+    parameterisation: ClassVar[Any] = Lora
     learning_rates = (1e-3, 3e-4, 3e-3)
 
     def finish(self, base: Base, tuned: Tuned) -> None:

@@ -12,14 +12,15 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError
+from kamerton.methods import option_files
 from kamerton.methods.method import Adapted, FitRecord, Run
 from kamerton.objectives import OBJECTIVES, get_objective
 from kamerton.tasks.example import Task, fingerprint
@@ -36,6 +37,9 @@ class TrainingOptions(Options):
     """Options that every trained method has."""
 
     objective: str = Field("supervised", description="what is optimised")
+    texts: str | None = Field(
+        None, description="language-modeling: a file or folder of texts; default: the training examples as text"
+    )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate; none: searched on validation")
     batch_size: int = Field(16, gt=0, description="examples in an optimiser step")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
@@ -53,6 +57,12 @@ class TrainingOptions(Options):
         if name not in OBJECTIVES:
             raise ValueError(f"unknown objective '{name}'; use one of: {', '.join(OBJECTIVES)}")
         return name
+
+    @model_validator(mode="after")
+    def _texts_are_read(self) -> Self:
+        if self.texts is not None and self.objective != "language-modeling":
+            raise ValueError(f"texts are not read by objective {self.objective}; add objective: language-modeling")
+        return self
 
 
 class TrainedMethod:
@@ -79,7 +89,7 @@ class TrainedMethod:
         trial = _Trial(self, base, task, options, run, objective, record)
         if options.learning_rate is not None:
             rate, horizon = options.learning_rate, budget
-        elif not task.validation:
+        elif not objective.validation():
             rate, horizon = self.learning_rates[0], budget
             record.notes.append(f"no validation examples to choose a learning rate on: {rate:g} was taken")
         else:
@@ -94,6 +104,7 @@ class TrainedMethod:
         record.trainable_parameters = tuned.trainable_parameters
         tuned.module.requires_grad_(False)
         self.finish(base, tuned)
+        record.notes += tuned.notes
         return self._adapted(base, tuned, options, record, run.max_batch_tokens)
 
     def front(self, options: Any) -> int:  # noqa: ARG002
@@ -186,7 +197,7 @@ class _Trial:
         return fingerprint({
             "method": self.method.name, "options": self.options.model_dump(), "rate": rate, "seed": self.run.seed,
             "base": self.base.info.fingerprint, "renderer": self.base.renderer.fingerprint, "budget": asdict(horizon),
-            "task": self.task.fingerprint,
+            "task": self.task.fingerprint, **option_files(self.options.model_dump()),
         })  # fmt: skip
 
     def train(self, rate: float, horizon: Budget, until: float, stage: str) -> tuple[Tuned, Result]:

@@ -9,6 +9,7 @@ from kamerton.errors import RecipeError
 
 OBJECTIVES: dict[str, str] = {
     "supervised": "kamerton.objectives.supervised:Supervised",
+    "language-modeling": "kamerton.objectives.language_modeling:LanguageModeling",
 }
 
 

@@ -9,6 +9,7 @@ from kamerton.tuning.parameterisation import Options, Parameterisation, Tuned
 
 PARAMETERISATIONS: dict[str, str] = {
     "lora": "kamerton.tuning.lora:Lora",
+    "qlora": "kamerton.tuning.qlora:QLora",
     "prompt-tuning": "kamerton.tuning.prompt:PromptTuning",
     "full": "kamerton.tuning.full:Full",
 }

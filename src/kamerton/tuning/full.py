@@ -1,5 +1,7 @@
 """Full fine-tuning: every weight is trained, in float32 with the optimiser beside it.
 
+Lower layers may be left as they are; what they give is then computed once for each text and kept (`base/frozen.py`).
+
 Computed in bfloat16 where the base is; kept in float32, because steps of a small learning rate vanish in bfloat16's
 eight bits. Saved as a model folder that transformers loads.
 """
@@ -7,11 +9,15 @@ eight bits. Saved as a model folder that transformers loads.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
+from torch import nn
 
+from kamerton.base.frozen import FrozenLayers, decoder_layers
 from kamerton.base.load import Base, load_weights_folder
 from kamerton.base.model import CausalModel
+from kamerton.errors import ModelError, RecipeError
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned
 
@@ -19,6 +25,7 @@ from kamerton.tuning.parameterisation import Options, Tuned
 class FullOptions(Options):
     """Options of full fine-tuning."""
 
+    freeze_layers: int = Field(0, ge=0, description="leave so many lower layers, and all below them, as they are")
     freeze_embeddings: bool = Field(False, description="leave token embeddings (and a tied output layer) as they are")
 
 
@@ -30,13 +37,42 @@ class Full:
 
     @staticmethod
     def attach(base: Base, options: FullOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
+        if base.info.quantised:
+            raise ModelError(
+                f"weights in {base.info.quantised} cannot be trained",
+                where="full",
+                mend="use qlora, or leave quantise out of the base",
+            )
         fresh = base.reload(dtype="float32")
         fresh.model.hf.requires_grad_(True)
         if options.freeze_embeddings:
             fresh.model.hf.get_input_embeddings().requires_grad_(False)
-        return Tuned(CausalModel(fresh.model.hf), fresh.model.hf)
+        model = CausalModel(fresh.model.hf)
+        if options.freeze_layers:
+            _freeze_lower(fresh.model.hf, options.freeze_layers)
+            model.frozen = FrozenLayers(fresh.model.hf, options.freeze_layers)
+        return Tuned(model, fresh.model.hf)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         hf = load_weights_folder(folder, base.model.dtype, base.model.device)
         return Tuned(CausalModel(hf), hf)
+
+
+def _freeze_lower(hf: Any, count: int) -> None:
+    """Freeze the lowest layers and the embeddings, of tokens and of positions, that stand below them."""
+    layers = decoder_layers(hf)
+    if layers is None:
+        mend = "leave freeze_layers out"
+        raise ModelError(f"{type(hf).__name__} has no list of layers", where="full.freeze_layers", mend=mend)
+    if count >= len(layers):
+        raise RecipeError(
+            f"{count} of {len(layers)} layers would be frozen",
+            where="full.freeze_layers",
+            mend=f"freeze at most {len(layers) - 1}",
+        )
+    for layer in layers[:count]:
+        layer.requires_grad_(False)
+    for module in hf.modules():
+        if isinstance(module, nn.Embedding):
+            module.requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel
+from kamerton.base.quantise import Quantise
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 
@@ -29,11 +30,13 @@ class Tuned:
         model: what objectives, evaluation and chat call.
         module: holds the trained parameters (those that require gradient).
         peft: the peft model, None for full fine-tuning.
+        notes: what the user should know of how it was trained.
     """
 
     model: CausalModel
     module: nn.Module
     peft: Any = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def trainable_parameters(self) -> int:
@@ -46,8 +49,8 @@ class Tuned:
         target.save_pretrained(folder, safe_serialization=True)
 
 
-def load_peft(base: Base, folder: Path) -> tuple[Base, Any]:
-    """A fresh copy of the base with the adapter that `Tuned.save` wrote attached by peft.
+def load_peft(base: Base, folder: Path, *, quantise: Quantise | None = None) -> tuple[Base, Any]:
+    """A fresh copy of the base (quantised where asked) with the adapter that `Tuned.save` wrote attached by peft.
 
     Raises:
         ModelError: a file is missing or broken, or the weights are not the adapter's, all of them and no others.
@@ -60,7 +63,7 @@ def load_peft(base: Base, folder: Path) -> tuple[Base, Any]:
         # without the second peft would look for pickled weights, or ask the hub
         if not (folder / name).is_file():
             raise ModelError(f"no {name} here", where=folder, mend=mend)
-    fresh = base.reload()
+    fresh = base.reload(quantise=quantise)
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             saved = set(file.keys())

@@ -1,0 +1,96 @@
+"""Raw texts for language modelling: from files, or from a task's examples; and their pieces as tokens.
+
+A `.txt` or `.md` file is one text; a `.jsonl` file has one in the field `text` of each line. A folder stands for all of
+these below it. What it leaves out: cleaning and removal of duplicates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kamerton.errors import TaskError
+from kamerton.rendering import Rendered, Renderer
+from kamerton.tasks.example import Example
+
+SUFFIXES = (".txt", ".md", ".jsonl")
+HELD_OUT = 0.05
+"""The share of texts that validation is computed on, where they come from files."""
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """All texts of a file or folder, in the order of the files' names.
+
+    Raises:
+        TaskError: nothing there, a file that is not UTF-8, a line that has no text, or no text at all.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TaskError("no such file or folder", where=path, mend="give texts: FILE, or texts: FOLDER")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    if not files or any(p.suffix not in SUFFIXES for p in files):
+        message = "is not a file of texts" if files else "has no files of texts"
+        raise TaskError(message, where=path, mend=f"give {', '.join(SUFFIXES)}")
+    texts = [text for file in files for text in _read(file)]
+    if not texts:
+        raise TaskError("has no text", where=path, mend="give texts that are not empty")
+    return texts
+
+
+def _read(file: Path) -> Iterator[str]:
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"is not UTF-8 (byte {error.start})", where=file, mend="save it as UTF-8") from None
+    if file.suffix != ".jsonl":
+        if content.strip():
+            yield content
+        return
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise TaskError("has no field text", where=f"{file}:{number}", mend='write {"text": "…"}')
+        if text.strip():
+            yield text
+
+
+def example_text(example: Example) -> str:
+    """A training example as plain text: what was said, turn by turn, and the answer; instructions are left out."""
+    turns = [m.content for m in example.messages if m.role != "system"]
+    return "\n".join([*turns, example.answers[0]])
+
+
+def pieces(renderer: Renderer, text: str, length: int | None) -> list[Rendered]:
+    """A text as rows of at most `length` ≥ 2 tokens, with its end token.
+
+    A row starts with the last token of the one before it, so that every token of the text but the first is a target
+    exactly once.
+    """
+    end = renderer.tokenizer.eos_token_id
+    tokens = [*renderer.raw(text), renderer.end_id if end is None else int(end)]
+    step = len(tokens) if length is None else length - 1
+    rows = [tokens[i : i + step + 1] for i in range(0, len(tokens) - 1, step)]
+    return [Rendered(tuple(row), (0.0,) + (1.0,) * (len(row) - 1)) for row in rows]
+
+
+def hold_out(texts: Sequence[list[Rendered]]) -> tuple[list[Rendered], list[Rendered]]:
+    """Rows for training and for validation: whole texts where there are several, else the end of the only one.
+
+    The same for every seed of a comparison, so that all are judged by the same texts.
+    """
+    if len(texts) > 1:
+        count = max(1, round(HELD_OUT * len(texts)))
+        picked = set(np.random.default_rng(0).permutation(len(texts))[:count].tolist())
+        train = [row for i, rows in enumerate(texts) if i not in picked for row in rows]
+        return train, [row for i in sorted(picked) for row in texts[i]]
+    rows = texts[0]
+    count = max(1, round(HELD_OUT * len(rows))) if len(rows) > 1 else 0
+    return rows[: len(rows) - count], rows[len(rows) - count :]

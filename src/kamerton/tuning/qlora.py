@@ -1,0 +1,31 @@
+"""QLoRA: LoRA on a copy of the base whose weights are in 4 bits (Dettmers et al. 2023, arXiv 2305.14314).
+
+The copy is quantised to NF4 with double quantisation while it is loaded; the matrices are trained in float32 and
+computed in the base's data type, as in LoRA. At step 0 the model is the quantised base, not the base.
+
+What it leaves out: paged optimiser states. The matrices' optimiser is small, and gradients reach only the matrices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kamerton.base.load import Base
+from kamerton.tasks.example import Task
+from kamerton.tuning.lora import LoraOptions, attach_lora, settled
+from kamerton.tuning.parameterisation import Tuned, load_peft
+
+
+class QLora:
+    """LoRA matrices on linear layers that are stored in 4 bits."""
+
+    name = "qlora"
+    options = LoraOptions
+
+    @staticmethod
+    def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
+        return attach_lora(base.reload(quantise="nf4"), options, seed, "qlora.targets")
+
+    @staticmethod
+    def load(base: Base, folder: Path) -> Tuned:
+        return settled(*load_peft(base, folder, quantise="nf4"))

@@ -20,6 +20,11 @@ METHODS: dict[str, str] = {
     "zero-shot": "kamerton.methods.zero_shot:ZeroShot",
     "few-shot": "kamerton.methods.few_shot:FewShot",
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
+    "prefix-tuning": "kamerton.methods.prefix_tuning:PrefixTuningMethod",
+    "p-tuning": "kamerton.methods.p_tuning:PTuningMethod",
+    "p-tuning-v2": "kamerton.methods.p_tuning_v2:PTuningV2Method",
+    "ia3": "kamerton.methods.ia3:Ia3Method",
+    "adapter": "kamerton.methods.adapter:AdapterMethod",
     "lora": "kamerton.methods.lora:LoraMethod",
     "full": "kamerton.methods.full:FullMethod",
 }

@@ -10,6 +10,10 @@ from kamerton.tuning.parameterisation import Options, Parameterisation, Tuned
 PARAMETERISATIONS: dict[str, str] = {
     "lora": "kamerton.tuning.lora:Lora",
     "prompt-tuning": "kamerton.tuning.prompt:PromptTuning",
+    "prefix-tuning": "kamerton.tuning.prefix:Prefix",
+    "p-tuning": "kamerton.tuning.p_tuning:PTuning",
+    "ia3": "kamerton.tuning.ia3:Ia3",
+    "adapter": "kamerton.tuning.bottleneck:Bottleneck",
     "full": "kamerton.tuning.full:Full",
 }
 

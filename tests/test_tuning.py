@@ -24,7 +24,7 @@ from kamerton.tasks.example import Task
 from kamerton.training.batches import make_batch
 from kamerton.training.checkpoint import trained_weights
 from kamerton.tuning import PARAMETERISATIONS, Tuned, get_parameterisation
-from kamerton.tuning.parameterisation import fold
+from kamerton.tuning.encoders import fold
 from kamerton.tuning.starts import example_tokens
 
 pytest_plugins = ("tiny",)
@@ -36,7 +36,7 @@ INJECTED = ("lora", "ia3", "adapter")
 THROUGH_PEFT = (*INJECTED, *PROMPTS)
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gpt2")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "prompt-tuning": {"tokens": 20},
+    "prompt-tuning": {"tokens": 20, "reparameterise": "none"},
     "prefix-tuning": {"tokens": 20, "reparameterise": "none"},
     "p-tuning": {"tokens": 20, "init": "random"},
     "adapter": {"width": 6},
@@ -228,7 +228,8 @@ def test_what_is_injected_starts_as_the_base(small_base: Base, kind: str, option
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("prompt-tuning", {}),
+        ("prompt-tuning", {"reparameterise": "none"}),
+        ("prompt-tuning", {"reparameterise": "scale"}),
         ("p-tuning", {"encoder": "mlp"}),
         ("p-tuning", {"encoder": "lstm"}),
         ("prefix-tuning", {"reparameterise": "none"}),
@@ -425,6 +426,7 @@ def test_peft_loads_what_was_saved(small_base: Base, kind: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
+        ("prompt-tuning", {"reparameterise": "scale"}),
         ("p-tuning", {"init": "examples", "encoder": "mlp"}),
         ("p-tuning", {"init": "examples", "encoder": "lstm", "dropout": 0.2}),
         ("p-tuning", {"init": "random", "encoder": "lstm", "layers": 1, "hidden": 8}),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.tuning import Tuned
+from kamerton.tuning.encoders import fold
 from kamerton.tuning.p_tuning import PTuning, PTuningOptions
-from kamerton.tuning.parameterisation import fold
 
 
 class PTuningMethodOptions(TrainingOptions, PTuningOptions):
     """Options of the method `p-tuning`."""
+
+    batch_size: int = Field(4, gt=0, description="examples in an optimiser step")  # a prompt needs many steps
 
 
 class PTuningMethod(TrainedMethod):

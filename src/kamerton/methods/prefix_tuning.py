@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.tuning import Tuned
-from kamerton.tuning.parameterisation import fold
+from kamerton.tuning.encoders import fold
 from kamerton.tuning.prefix import Prefix, PrefixOptions
 
 
 class PrefixTuningMethodOptions(TrainingOptions, PrefixOptions):
     """Options of the method `prefix-tuning`."""
+
+    batch_size: int = Field(4, gt=0, description="examples in an optimiser step")  # a prefix needs many steps
 
 
 class PrefixTuningMethod(TrainedMethod):

@@ -11,14 +11,15 @@ template stays as it is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from kamerton.base.load import Base
 from kamerton.tasks.example import Task
+from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.prompt import embeddings_of, soft_tokens, spread
 from kamerton.tuning.starts import STARTS
@@ -62,28 +63,13 @@ class PTuning:
         )  # fmt: skip
         peft = get_peft_model(fresh.model.hf, config)
         if start is not None:
-            peft.prompt_encoder["default"] = _encoder(config, start, spread(base)).to(start.device)
+            network = peft.prompt_encoder["default"]
+            last = network.mlp_head[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            peft.prompt_encoder["default"] = Moved(start, spread(base), network)
         return soft_tokens(fresh, peft)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         return soft_tokens(*load_peft(base, folder))
-
-
-def _encoder(config: Any, start: Tensor, scale: float) -> Any:
-    """An encoder in the place of peft's: start + scale × what the network gives."""
-    from peft import PromptEncoder
-
-    class Moved(PromptEncoder):
-        def __init__(self) -> None:
-            super().__init__(config)
-            last = self.mlp_head[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-            self.register_buffer("start", start, persistent=False)
-
-        def forward(self, indices: Tensor) -> Tensor:
-            """(B, n) places → (B, n, H)."""
-            return self.start[indices] + scale * super().forward(indices)
-
-    return Moved()

@@ -86,21 +86,6 @@ def settle(peft: Any, base: Base) -> None:
             parameter.data = parameter.data.to(base.model.dtype)
 
 
-def fold(peft: Any) -> None:
-    """After training a prompt through an encoder: what the encoder gives, which is all that peft saves, takes its place.
-
-    Afterwards the prompt is read, not computed, at every pass.
-    """
-    encoder = peft.prompt_encoder["default"]
-    flat = peft.get_prompt_embedding_to_save("default")
-    for name in [*encoder._modules]:
-        del encoder._modules[name]
-    for name in [*encoder._parameters]:
-        del encoder._parameters[name]
-    encoder.embedding = nn.Embedding.from_pretrained(flat.to(peft.device), freeze=True)
-    peft.peft_config["default"].inference_mode = True
-
-
 class Parameterisation(Protocol):
     """One way of making a base trainable."""
 

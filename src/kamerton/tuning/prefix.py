@@ -23,6 +23,7 @@ from kamerton.base.load import Base
 from kamerton.base.model import CausalModel, Front
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
+from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.starts import STARTS
 
@@ -74,9 +75,12 @@ class Prefix:
                 # of the size that real keys and values have
                 encoder.embedding.weight.mul_(_flat(_spread(start)))
         if options.reparameterise != "none":
-            scale = _flat(_spread(start)).to(encoder.embedding.weight)
-            hidden = options.hidden if options.reparameterise == "mlp" else None
-            peft.prompt_encoder["default"] = _encoder(config, encoder.embedding.weight, scale, hidden)
+            first = encoder.embedding.weight
+            network = None
+            if options.reparameterise == "mlp":
+                network = _mlp(options.tokens, options.hidden, first.shape[1])
+            moved = Moved(first, _flat(_spread(start)), network)
+            peft.prompt_encoder["default"] = moved.to(first.device)
         return _tuned(fresh, peft)
 
     @staticmethod
@@ -84,32 +88,12 @@ class Prefix:
         return _tuned(*load_peft(base, folder))
 
 
-def _encoder(config: Any, start: Tensor, scale: Tensor, hidden: int | None) -> Any:
-    """An encoder in the place of peft's: start + scale × what is trained."""
-    from peft import PrefixEncoder
-
-    class Reparameterised(PrefixEncoder):
-        def __init__(self) -> None:
-            super().__init__(config)
-            self.load_prompt_embeddings(start.detach())
-            self.embedding.requires_grad_(False)
-            self.register_buffer("scale", scale, persistent=False)
-            n, width = start.shape
-            if hidden is None:
-                self.distance = nn.Parameter(torch.zeros(n, width))
-            else:
-                last = nn.Linear(hidden, width)
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
-                self.words = nn.Embedding(n, hidden)
-                self.network = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), last)
-
-        def forward(self, prefix: Tensor) -> Tensor:
-            """(B, n) places → (B, n, L · 2 · H_kv · D)."""
-            moved = self.distance[prefix] if hidden is None else self.network(self.words(prefix))
-            return self.embedding(prefix) + self.scale[prefix] * moved
-
-    return Reparameterised().to(start.device)
+def _mlp(tokens: int, hidden: int, width: int) -> nn.Module:
+    """The paper's reparameterisation: an embedding for each position and a two-layer network; zeros at first."""
+    last = nn.Linear(hidden, width)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Embedding(tokens, hidden), nn.Linear(hidden, hidden), nn.Tanh(), last)
 
 
 def _tuned(fresh: Base, peft: Any) -> Tuned:

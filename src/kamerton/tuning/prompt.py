@@ -1,7 +1,8 @@
 """Prompt tuning: n trained embeddings in front of every sequence (Lester et al. 2021, arXiv 2104.08691), through peft.
 
 All weights stay frozen. The soft tokens start from embeddings of the vocabulary: random normal starts are known to
-fail on small models (Lester et al., section 3.2).
+fail on small models (Lester et al., section 3.2). What is trained is the distance from there, in units of the spread of
+the model's embeddings (`encoders.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel, Front
 from kamerton.tasks.example import Task
+from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.starts import STARTS
 
@@ -28,6 +30,10 @@ class PromptOptions(Options):
         "examples",
         description="start from the instruction and solved examples as they stand in a prompt, from the task's own "
         "words (frequent tokens of its examples), from its class labels, or from random words",
+    )
+    reparameterise: Literal["scale", "none"] = Field(
+        "scale",
+        description="train the distance from the start in units of the embeddings' spread, or the embeddings themselves",
     )
 
 
@@ -47,8 +53,11 @@ class PromptTuning:
             task_type="CAUSAL_LM", num_virtual_tokens=options.tokens, prompt_tuning_init="SAMPLE_VOCAB"
         )
         peft = get_peft_model(fresh.model.hf, config)
-        with torch.no_grad():
-            peft.prompt_encoder["default"].embedding.weight.copy_(start)
+        if options.reparameterise == "none":
+            with torch.no_grad():
+                peft.prompt_encoder["default"].embedding.weight.copy_(start)
+        else:
+            peft.prompt_encoder["default"] = Moved(start, spread(base))
         return soft_tokens(fresh, peft)
 
     @staticmethod
@@ -63,11 +72,11 @@ def embeddings_of(base: Base, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def spread(base: Base) -> float:
-    """Standard deviation of the numbers in the model's token embeddings: the unit of what moves them."""
+def spread(base: Base) -> Tensor:
+    """() standard deviation of the numbers in the model's token embeddings: the unit of what moves them."""
     embed = base.model.hf.get_input_embeddings()
     some = torch.arange(0, embed.weight.shape[0], max(1, embed.weight.shape[0] // 2048), device=base.model.device)
-    return float(embed(some).float().std())
+    return embed(some).float().std()
 
 
 def soft_tokens(fresh: Base, peft: Any) -> Tuned:

@@ -103,7 +103,11 @@ def test_wrong_methods_and_options_are_one_line(name: str, options: dict[str, An
 def test_what_is_not_trained_keeps_its_bits(small_base: Base, name: str, tmp_path: Path) -> None:
     adapted = fit(small_base, name, tmp_path, learning_rate=0.05)
     own = dict(small_base.model.hf.named_parameters())
-    kept = {n: p for n, p in adapted.engine.model.hf.named_parameters() if not any(p in n for p in ("lora_", "ia3_", "bottleneck_"))}
+    kept = {
+        n: p
+        for n, p in adapted.engine.model.hf.named_parameters()
+        if not any(p in n for p in ("lora_", "ia3_", "bottleneck_"))
+    }
     assert len(kept) == len(own)
     for name_, value in kept.items():
         assert torch.equal(value, own[name_.replace(".base_layer.", ".")]), name_

@@ -257,7 +257,9 @@ def test_solved_examples_stand_as_in_a_prompt(small_base: Base) -> None:
     text = small_base.renderer.tokenizer.decode(example_tokens(small_base, task, 120, 0))
     system = task.train[0].messages[0].content
     assert text.startswith(f"<|system|>{system}<|end|>\n<|user|>")
-    shown = [e for e in task.train if f"<|user|>{e.messages[1].content}<|end|>\n<|assistant|>{e.answers[0]}<|end|>\n" in text]
+    shown = [
+        e for e in task.train if f"<|user|>{e.messages[1].content}<|end|>\n<|assistant|>{e.answers[0]}<|end|>\n" in text
+    ]
     assert len(shown) >= 2
     assert text.endswith(f"<|assistant|>{shown[-1].answers[0]}<|end|>\n") or len(shown) > 2
     one = Task("t", task.train[:1], (), (), ("exact-match",))
@@ -365,9 +367,9 @@ def test_wrong_targets_are_one_line(small_base: Base, tiny_base: Callable[[str],
     with pytest.raises(RecipeError, match=r"use some of: c_attn, c_fc, c_proj$"):
         attach(tiny_base("gpt2"), kind, targets=["zzz"])
     tuned = attach(small_base, kind, targets=["v_proj"], **({"feedforward": []} if kind == "ia3" else {}))
-    assert {n.split(f".{tuned.peft.base_model.prefix}")[0].rpartition(".")[2] for n in trained_weights(tuned.module)} == {
-        "v_proj"
-    }
+    assert {
+        n.split(f".{tuned.peft.base_model.prefix}")[0].rpartition(".")[2] for n in trained_weights(tuned.module)
+    } == {"v_proj"}
 
 
 @pytest.mark.parametrize("name", sorted(architectures.ARCHITECTURES))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.tuning import Tuned
-from kamerton.tuning.bottleneck import Bottleneck, BottleneckOptions
+from kamerton.tuning.adapter import Adapter, AdapterOptions
 from kamerton.tuning.parameterisation import settle
 
 
-class AdapterMethodOptions(TrainingOptions, BottleneckOptions):
+class AdapterMethodOptions(TrainingOptions, AdapterOptions):
     """Options of the method `adapter`."""
 
 
@@ -21,7 +21,7 @@ class AdapterMethod(TrainedMethod):
     trains = "two matrices and two biases for each adapter"
     paper = "Houlsby et al. 2019, arXiv 1902.00751"
     options = AdapterMethodOptions
-    parameterisation = Bottleneck
+    parameterisation = Adapter
     learning_rates = (1e-3, 3e-4, 3e-3)
 
     def finish(self, base: Base, tuned: Tuned) -> None:

@@ -13,7 +13,7 @@ PARAMETERISATIONS: dict[str, str] = {
     "prefix-tuning": "kamerton.tuning.prefix:Prefix",
     "p-tuning": "kamerton.tuning.p_tuning:PTuning",
     "ia3": "kamerton.tuning.ia3:Ia3",
-    "adapter": "kamerton.tuning.bottleneck:Bottleneck",
+    "adapter": "kamerton.tuning.adapter:Adapter",
     "full": "kamerton.tuning.full:Full",
 }
 

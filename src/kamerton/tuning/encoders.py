@@ -26,6 +26,7 @@ class Moved(nn.Module):
     def __init__(self, start: Tensor, scale: Tensor, network: nn.Module | None = None) -> None:
         super().__init__()
         self.embedding = nn.Embedding.from_pretrained(start.detach().clone(), freeze=True)  # where peft looks
+        self.scale: Tensor
         self.register_buffer("scale", scale.detach().to(start).expand_as(start), persistent=False)
         self.network = network
         if network is None:

@@ -33,7 +33,7 @@ class PromptOptions(Options):
     )
     reparameterise: Literal["scale", "none"] = Field(
         "scale",
-        description="train the distance from the start in units of the embeddings' spread, or the embeddings themselves",
+        description="train the distance from the start in units of the embeddings' spread, or the numbers as they are",
     )
 
 

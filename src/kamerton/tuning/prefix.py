@@ -104,8 +104,12 @@ def _tuned(fresh: Base, peft: Any) -> Tuned:
         if config.inference_mode:
             flat = encoder.embedding.weight
         else:
-            flat = encoder(torch.arange(config.num_virtual_tokens, device=encoder.embedding.weight.device))
-        return Front(keys=_layers(flat.to(fresh.model.dtype), config))
+            places = torch.arange(config.num_virtual_tokens, device=encoder.embedding.weight.device)
+            with torch.autocast(places.device.type, enabled=False):  # float32, as it is trained
+                flat = encoder(places)
+        kind = flat.device.type
+        computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else fresh.model.dtype
+        return Front(keys=_layers(flat.to(computed), config))
 
     return Tuned(CausalModel(fresh.model.hf, front), peft, peft)
 
@@ -135,5 +139,6 @@ def _flat(x: Tensor) -> Tensor:
 def _layers(flat: Tensor, config: Any) -> LayerKeys:
     """(n, L · 2 · H_kv · D) → per layer keys and values, each (H_kv, n, D)."""
     heads = config.num_attention_heads
-    x = flat.view(len(flat), config.num_layers, 2, heads, config.token_dim // heads).permute(1, 2, 3, 0, 4)
+    x = flat.view(len(flat), config.num_layers, 2, heads, config.token_dim // heads)
+    x = x.permute(1, 2, 3, 0, 4).contiguous()  # once here, not in every layer's products
     return [(layer[0], layer[1]) for layer in x]

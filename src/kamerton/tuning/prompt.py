@@ -81,5 +81,11 @@ def spread(base: Base) -> Tensor:
 
 def soft_tokens(fresh: Base, peft: Any) -> Tuned:
     """What peft's encoder of soft tokens gives, in front of every sequence."""
-    # our packs put the soft tokens in front themselves, once for all rows that share a prefix
-    return Tuned(CausalModel(fresh.model.hf, lambda: Front(embeddings=peft.get_prompt(batch_size=1)[0])), peft, peft)
+
+    def front() -> Front:
+        # our packs put the soft tokens in front themselves, once for all rows that share a prefix; in float32, in which
+        # they are trained, also where the model computes in another type
+        with torch.autocast(fresh.model.device.type, enabled=False):
+            return Front(embeddings=peft.get_prompt(batch_size=1)[0])
+
+    return Tuned(CausalModel(fresh.model.hf, front), peft, peft)

@@ -174,7 +174,9 @@ def test_loss_and_gradient_of_other_architectures(tiny_base: Callable[[str], Bas
     compare(base, kind, rendered(base, 5), "eager", 0.02)
 
 
-@pytest.mark.parametrize("kind", ["lora", "prompt-tuning", "prefix-tuning"])
+@pytest.mark.parametrize(
+    "kind", ["lora", "prompt-tuning", pytest.param("prefix-tuning", marks=pytest.mark.slow)]
+)
 def test_loss_and_gradient_on_the_demo_model(demo: Base, kind: str) -> None:
     """Against float64: in float32 transformers' own kinds of attention differ from it by as much as is allowed here."""
     compare(demo, kind, rendered(demo, 3), "eager", 0.01, torch.float64)

@@ -26,7 +26,7 @@ class PromptTuningMethod(TrainedMethod):
     paper = "Lester et al. 2021, arXiv 2104.08691"
     options = PromptTuningMethodOptions
     parameterisation = PromptTuning
-    learning_rates = (1e-1, 3e-2, 3e-1)
+    learning_rates = (5e-2, 1e-1, 2e-2)
 
     def front(self, options: PromptTuningMethodOptions) -> int:
         return options.tokens

@@ -27,4 +27,4 @@ class PTuningV2Method(PrefixTuningMethod):
     summary = "trained keys and values, without reparameterisation"
     paper = "Liu et al. 2022, arXiv 2110.07602"
     options = PTuningV2Options
-    learning_rates = (1e-2, 3e-3, 3e-2)
+    learning_rates = (3e-3, 1e-3, 1e-2)

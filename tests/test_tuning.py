@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import architectures
 import tiny
-from kamerton.base import Base
+from kamerton.base import Base, load_base
 from kamerton.errors import KamertonError, ModelError, RecipeError, TaskError
 from kamerton.rendering import Rendered
 from kamerton.tasks.example import Task
@@ -174,9 +174,7 @@ def test_loss_and_gradient_of_other_architectures(tiny_base: Callable[[str], Bas
     compare(base, kind, rendered(base, 5), "eager", 0.02)
 
 
-@pytest.mark.parametrize(
-    "kind", ["lora", "prompt-tuning", pytest.param("prefix-tuning", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["lora", "prompt-tuning", pytest.param("prefix-tuning", marks=pytest.mark.slow)])
 def test_loss_and_gradient_on_the_demo_model(demo: Base, kind: str) -> None:
     """Against float64: in float32 transformers' own kinds of attention differ from it by as much as is allowed here."""
     compare(demo, kind, rendered(demo, 3), "eager", 0.01, torch.float64)
@@ -269,6 +267,31 @@ def test_solved_examples_stand_as_in_a_prompt(small_base: Base) -> None:
     assert len(example_tokens(small_base, task, 3, 0)) == 3
     with pytest.raises(TaskError, match="needs training examples"):
         example_tokens(small_base, Task("t", (), (), task.test, ("exact-match",)), 20, 0)
+
+
+def test_solved_examples_without_a_template_or_a_system_message(tmp_path: Path) -> None:
+    """A base may bring no template, and a template may refuse a system message, which then stands in the first
+    question."""
+    architectures.save("llama", tmp_path / "plain", template=None)
+    plain = load_base(tmp_path / "plain", dtype="float32")
+    task = tiny.colour_task()
+    system = task.train[0].messages[0].content
+    ids = example_tokens(plain, task, 200, 0)
+    asked = plain.renderer.prompt(task.test[0].messages)
+    head = len(f"{system}\n\nUser: ")  # bytes are tokens
+    assert ids[:head].tolist() == asked[:head]
+    assert plain.renderer.decode(ids).count(system) == 1
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
+        "[{{ m['role'] }}]{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    refusing = load_base(tmp_path / "plain", dtype="float32", chat_template=template)
+    text = refusing.renderer.tokenizer.decode(example_tokens(refusing, task, 200, 0))
+    assert text.startswith(f"[user]{system}\n\n")
+    assert text.count(system) == 1
+    bare = Task("t", tuple(replace(e, messages=e.messages[1:]) for e in task.train), (), (), ("exact-match",))
+    assert len(example_tokens(refusing, bare, 150, 0)) == 150
 
 
 @pytest.mark.parametrize("kind", PROMPTS)

@@ -39,7 +39,7 @@ def example_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tenso
         order = order[8:] + order[:8]
         text = renderer.text((*system, *turns), generation_prompt=False)
         ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if ids[0] != head[0]:  # a token that a base without a template starts with
+    if head and ids[0] != head[0]:  # a token that a base without a template starts with
         ids = [head[0], *ids]
     room = max(0, count - len(head))
     return torch.tensor([*head, *ids[len(ids) - room :]][:count])

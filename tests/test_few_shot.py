@@ -27,7 +27,7 @@ from tiny import fit
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TRAINED = ("lora", "prompt-tuning", "full")
+TRAINED = ("prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "ia3", "adapter", "lora", "full")
 GREEDY = Sampling(max_tokens=6)
 
 

@@ -28,7 +28,8 @@ from tiny import fit
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TRAINED = ("lora", "qlora", "prompt-tuning", "full")
+PROMPTS = ("prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2")
+TRAINED = (*PROMPTS, "ia3", "adapter", "lora", "qlora", "full")
 GREEDY = Sampling(max_tokens=6)
 
 
@@ -98,11 +99,15 @@ def test_wrong_methods_and_options_are_one_line(name: str, options: dict[str, An
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["lora", "prompt-tuning"])
+@pytest.mark.parametrize("name", [n for n in TRAINED if n != "full"])
 def test_what_is_not_trained_keeps_its_bits(small_base: Base, name: str, tmp_path: Path) -> None:
     adapted = fit(small_base, name, tmp_path, learning_rate=0.05)
     own = dict(small_base.model.hf.named_parameters())
-    kept = {n: p for n, p in adapted.engine.model.hf.named_parameters() if "lora_" not in n}
+    kept = {
+        n: p
+        for n, p in adapted.engine.model.hf.named_parameters()
+        if not any(p in n for p in ("lora_", "ia3_", "bottleneck_"))
+    }
     assert len(kept) == len(own)
     for name_, value in kept.items():
         assert torch.equal(value, own[name_.replace(".base_layer.", ".")]), name_
@@ -118,7 +123,7 @@ def test_training_and_asking_render_alike(small_base: Base, name: str, tmp_path:
         assert list(trained.tokens[: trained.prompt_length]) == adapted.renderer.prompt(adapted.prepare(e.messages))
     said = adapted.generate([e.messages for e in tiny.colour_task().test], GREEDY)
     front = len(adapted.engine.model.front())
-    assert front == (20 if name == "prompt-tuning" else 0)
+    assert front == (100 if name in PROMPTS else 0)
     assert [a.prompt_tokens - front for a in said] == [
         len(small_base.renderer.prompt(e.messages)) for e in tiny.colour_task().test
     ]

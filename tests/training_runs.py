@@ -15,15 +15,15 @@ from kamerton.training import Budget, Progress, Result, Settings, fit
 from kamerton.training.checkpoint import trained_weights
 from kamerton.tuning import Tuned, get_parameterisation
 
-KINDS = ("lora", "prompt-tuning", "full")
-RATES = {"lora": 1e-2, "prompt-tuning": 3e-2, "full": 1e-2}
+KINDS = ("lora", "prompt-tuning", "prefix-tuning", "adapter", "full")
+RATES = {"lora": 1e-2, "prompt-tuning": 3e-2, "prefix-tuning": 3e-2, "adapter": 1e-2, "full": 1e-2}
 SETTINGS = Settings(learning_rate=1e-2, validations=5, patience=2, checkpoint_seconds=0.0, seed=3)
 BUDGET = Budget(steps=10)
 
 
 def attach(base: Base, kind: str) -> Tuned:
     parameterisation = get_parameterisation(kind)
-    options = parameterisation.options(**({"tokens": 5} if kind == "prompt-tuning" else {}))
+    options = parameterisation.options(**({"tokens": 5, "init": "task"} if kind.endswith("-tuning") else {}))
     return parameterisation.attach(base, options, tiny.colour_task(), 0)
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
+from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.tuning import Tuned
+from kamerton.tuning.encoders import fold
 from kamerton.tuning.prompt import PromptOptions, PromptTuning
 
 
 class PromptTuningMethodOptions(TrainingOptions, PromptOptions):
     """Options of the method `prompt-tuning`."""
+
+    batch_size: int = Field(4, gt=0, description="examples in an optimiser step")  # a prompt needs many steps
 
 
 class PromptTuningMethod(TrainedMethod):
@@ -19,7 +26,10 @@ class PromptTuningMethod(TrainedMethod):
     paper = "Lester et al. 2021, arXiv 2104.08691"
     options = PromptTuningMethodOptions
     parameterisation = PromptTuning
-    learning_rates = (3e-2, 1e-2, 1e-1)
+    learning_rates = (5e-2, 1e-1, 2e-2)
 
     def front(self, options: PromptTuningMethodOptions) -> int:
         return options.tokens
+
+    def finish(self, base: Base, tuned: Tuned) -> None:  # noqa: ARG002
+        fold(tuned.peft)

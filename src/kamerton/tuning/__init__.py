@@ -11,6 +11,10 @@ PARAMETERISATIONS: dict[str, str] = {
     "lora": "kamerton.tuning.lora:Lora",
     "qlora": "kamerton.tuning.qlora:QLora",
     "prompt-tuning": "kamerton.tuning.prompt:PromptTuning",
+    "prefix-tuning": "kamerton.tuning.prefix:Prefix",
+    "p-tuning": "kamerton.tuning.p_tuning:PTuning",
+    "ia3": "kamerton.tuning.ia3:Ia3",
+    "adapter": "kamerton.tuning.adapter:Adapter",
     "full": "kamerton.tuning.full:Full",
 }
 

@@ -82,6 +82,13 @@ def load_peft(base: Base, folder: Path, *, quantise: Quantise | None = None) -> 
     return fresh, peft
 
 
+def settle(peft: Any, base: Base) -> None:
+    """After training or loading: injected weights in the base's data type, in which they were computed all along."""
+    for name, parameter in peft.named_parameters():
+        if peft.base_model.prefix in name:
+            parameter.data = parameter.data.to(base.model.dtype)
+
+
 class Parameterisation(Protocol):
     """One way of making a base trainable."""
 

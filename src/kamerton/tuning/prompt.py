@@ -1,7 +1,8 @@
 """Prompt tuning: n trained embeddings in front of every sequence (Lester et al. 2021, arXiv 2104.08691), through peft.
 
 All weights stay frozen. The soft tokens start from embeddings of the vocabulary: random normal starts are known to
-fail on small models (Lester et al., section 3.2).
+fail on small models (Lester et al., section 3.2). What is trained is the distance from there, in units of the spread of
+the model's embeddings (`encoders.py`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,28 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel, Front
 from kamerton.tasks.example import Task
+from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
+from kamerton.tuning.starts import STARTS
 
 
 class PromptOptions(Options):
     """Options of prompt tuning."""
 
-    tokens: int = Field(20, gt=0, description="number of soft tokens")
-    init: Literal["task", "vocabulary"] = Field(
-        "task", description="start from the task's own words (frequent tokens of its examples), or from random words"
+    tokens: int = Field(100, gt=0, description="number of soft tokens")
+    init: Literal["examples", "task", "labels", "vocabulary"] = Field(
+        "examples",
+        description="start from the instruction and solved examples as they stand in a prompt, from the task's own "
+        "words (frequent tokens of its examples), from its class labels, or from random words",
+    )
+    reparameterise: Literal["scale", "none"] = Field(
+        "scale",
+        description="train the distance from the start in units of the embeddings' spread, or the numbers as they are",
     )
 
 
@@ -37,39 +47,45 @@ class PromptTuning:
     def attach(base: Base, options: PromptOptions, task: Task, seed: int) -> Tuned:
         from peft import PromptTuningConfig, get_peft_model
 
+        start = embeddings_of(base, STARTS[options.init](base, task, options.tokens, seed))
         fresh = base.reload()
-        torch.manual_seed(seed)
         config = PromptTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=options.tokens, prompt_tuning_init="SAMPLE_VOCAB"
         )
         peft = get_peft_model(fresh.model.hf, config)
-        if options.init == "task":
-            ids = _task_tokens(base, task, options.tokens, seed)
+        if options.reparameterise == "none":
             with torch.no_grad():
-                weight = peft.prompt_encoder["default"].embedding.weight
-                weight.copy_(fresh.model.hf.get_input_embeddings()(ids.to(fresh.model.device)).float())
-        return _tuned(fresh, peft)
+                peft.prompt_encoder["default"].embedding.weight.copy_(start)
+        else:
+            peft.prompt_encoder["default"] = Moved(start, spread(base))
+        return soft_tokens(fresh, peft)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
-        return _tuned(*load_peft(base, folder))
+        return soft_tokens(*load_peft(base, folder))
 
 
-def _tuned(fresh: Base, peft: Any) -> Tuned:
-    # our packs put the soft tokens in front themselves, once for all rows that share a prefix
-    return Tuned(CausalModel(fresh.model.hf, lambda: Front(embeddings=peft.get_prompt(batch_size=1)[0])), peft, peft)
+@torch.no_grad()
+def embeddings_of(base: Base, ids: Tensor) -> Tensor:
+    """(n,) token ids → (n, H) embeddings in float32, as the model's first layer sees them."""
+    return base.model.hf.get_input_embeddings()(ids.to(base.model.device)).float()
 
 
-def _task_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tensor:
-    """(count,) token ids drawn from the task's training texts, each token's chance its frequency."""
-    from kamerton.tasks.example import fingerprint
+@torch.no_grad()
+def spread(base: Base) -> Tensor:
+    """() standard deviation of the numbers in the model's token embeddings: the unit of what moves them."""
+    embed = base.model.hf.get_input_embeddings()
+    some = torch.arange(0, embed.weight.shape[0], max(1, embed.weight.shape[0] // 2048), device=base.model.device)
+    return embed(some).float().std()
 
-    texts = [m.content for e in task.train for m in e.messages] + [e.answers[0] for e in task.train]
-    ids = [i for text in texts for i in base.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]]
-    if not ids:
-        ids = list(range(len(base.renderer.tokenizer)))
-    generator = torch.Generator().manual_seed(seed + int(fingerprint(count)[:8], 16))
-    distinct, counts = torch.tensor(ids).unique(return_counts=True)
-    weights = counts.double().sqrt()  # the root: common words lead, but do not crowd out the rest
-    picked = torch.multinomial(weights, count, replacement=len(distinct) < count, generator=generator)
-    return distinct[picked]
+
+def soft_tokens(fresh: Base, peft: Any) -> Tuned:
+    """What peft's encoder of soft tokens gives, in front of every sequence."""
+
+    def front() -> Front:
+        # our packs put the soft tokens in front themselves, once for all rows that share a prefix; in float32, in which
+        # they are trained, also where the model computes in another type
+        with torch.autocast(fresh.model.device.type, enabled=False):
+            return Front(embeddings=peft.get_prompt(batch_size=1)[0])
+
+    return Tuned(CausalModel(fresh.model.hf, front), peft, peft)

@@ -1,0 +1,28 @@
+"""`adapter`: bottleneck adapters × supervised loss (Houlsby et al. 2019, arXiv 1902.00751)."""
+
+from __future__ import annotations
+
+from kamerton.base.load import Base
+from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.tuning import Tuned
+from kamerton.tuning.adapter import Adapter, AdapterOptions
+from kamerton.tuning.parameterisation import settle
+
+
+class AdapterMethodOptions(TrainingOptions, AdapterOptions):
+    """Options of the method `adapter`."""
+
+
+class AdapterMethod(TrainedMethod):
+    """Small networks behind the layers' last projections."""
+
+    name = "adapter"
+    summary = "small trained networks behind attention and MLP"
+    trains = "two matrices and two biases for each adapter"
+    paper = "Houlsby et al. 2019, arXiv 1902.00751"
+    options = AdapterMethodOptions
+    parameterisation = Adapter
+    learning_rates = (1e-3, 3e-4, 3e-3)
+
+    def finish(self, base: Base, tuned: Tuned) -> None:
+        settle(tuned.peft, base)

@@ -1,0 +1,28 @@
+"""`ia3`: factors on activations × supervised loss (Liu et al. 2022, arXiv 2205.05638)."""
+
+from __future__ import annotations
+
+from kamerton.base.load import Base
+from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.tuning import Tuned
+from kamerton.tuning.ia3 import Ia3, Ia3Options
+from kamerton.tuning.parameterisation import settle
+
+
+class Ia3MethodOptions(TrainingOptions, Ia3Options):
+    """Options of the method `ia3`."""
+
+
+class Ia3Method(TrainedMethod):
+    """Trained factors on keys, values and the MLP's hidden units."""
+
+    name = "ia3"
+    summary = "trained factors on keys, values and hidden units"
+    trains = "one number for each key, value and hidden unit"
+    paper = "Liu et al. 2022, arXiv 2205.05638"
+    options = Ia3MethodOptions
+    parameterisation = Ia3
+    learning_rates = (3e-2, 1e-2, 1e-1)
+
+    def finish(self, base: Base, tuned: Tuned) -> None:
+        settle(tuned.peft, base)

@@ -87,7 +87,7 @@ def test_every_method_says_what_it_is_and_answers(small_base: Base, name: str, t
         ("lora", {"objective": "dpo"}, "unknown objective 'dpo'; use one of: supervised"),
         ("full", {"rank": 8}, "full has no option 'rank'"),
         ("few-shot", {"shots": 0}, "greater than 0"),
-        ("few-shot", {"selection": "best"}, "'random' or 'nearest'"),
+        ("few-shot", {"selection": "best"}, "'random', 'nearest'"),
         ("prompt-tuning", {"tokens": 1.5}, "valid integer"),
     ],
 )

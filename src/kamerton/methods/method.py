@@ -245,6 +245,9 @@ class Wrapped(Adapted):
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:
         return self.inner.findings(examples, answers)
 
+    def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:
+        return self.inner.shorten(conversation, room)
+
     def _save_weights(self, folder: Path) -> None:
         self.inner.save(folder / "over")
 

@@ -77,6 +77,7 @@ class FewShot(PromptingMethod):
     summary = "solved examples in front of the question"
     paper = "Brown et al. 2020, arXiv 2005.14165"
     options = FewShotOptions
+    shows_examples = True
 
     def __init__(self) -> None:
         self._encoders: dict[str, tuple[Base, Encoder]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -154,6 +154,10 @@ class Adapted:
             for _ in range(sampling.n)
         ]
 
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
+        """One answer in pieces, as it grows."""
+        return self.engine.stream(self.prepare(conversation), sampling)
+
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:  # noqa: ARG002
         """What this model shows in the report once the test set was read; nothing by default."""
         return []
@@ -244,6 +248,9 @@ class Wrapped(Adapted):
 
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:
         return self.inner.findings(examples, answers)
+
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
+        return self.inner.stream(self.own(conversation), sampling)
 
     def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:
         return self.inner.shorten(conversation, room)

@@ -78,10 +78,10 @@ def inside(options: Any) -> Iterator[tuple[Method, Any]]:
 
 
 def asks_only(over: str | dict[str, Any], name: str, mend: str) -> None:
-    """Refuse what is inside a wrapper where it reads answers itself, for a wrapper that needs plain ones.
+    """Refuse what is inside a wrapper that needs plain answers and scores.
 
     Raises:
-        ValueError: one of the methods in `over` thinks or votes before it answers.
+        ValueError: one of the methods in `over` reads answers itself.
     """
     method, given = get_method(_entry(over)[0]), _entry(over)[1]
     options = parse_options(method, given)
@@ -140,8 +140,10 @@ class PromptingMethod:
     trains: ClassVar[str] = "nothing"
     paper: ClassVar[str]
     options: ClassVar[type[PromptingOptions]]
+    shows_examples: ClassVar[bool] = False
+    """Whether training examples stand in its prompts."""
     reads_answers: ClassVar[bool] = False
-    """Whether its answer is read out of what the model says (a chain, votes), so that a plain score is not its own."""
+    """Whether its answers are more than what a model says or scores: read behind a chain, voted on, corrected."""
 
     # -- what a subclass gives ----------------------------------------------------------------------------------------
 

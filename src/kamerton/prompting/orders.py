@@ -19,7 +19,7 @@ Order = tuple[int, ...]
 
 
 def orders(count: int, most: int, seed: int) -> list[Order]:
-    """Different permutations of `count` shots, the given order first: all where there are at most `most`, else drawn."""
+    """Different permutations of `count` shots, the given one first: all if they are at most `most`, else drawn."""
     if math.factorial(count) <= most:
         return list(itertools.permutations(range(count)))
     rng = np.random.default_rng([seed, 23])

@@ -253,7 +253,16 @@ class Wrapped(Adapted):
         return self.inner.stream(self.own(conversation), sampling)
 
     def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:
-        return self.inner.shorten(conversation, room)
+        """As the model inside does, and further until what this one adds around the question fits too."""
+        kept, cut = self.inner.shorten(conversation, room)
+        limit = self.engine.model.max_length
+        if limit is None:
+            return kept, cut
+        most = limit - len(self.engine.model.front()) - min(room, limit // 2)
+        # cutting can change what is added (other shots), so it is looked at again
+        while (over := len(self.renderer.prompt(self.prepare(kept))) - most) > 0:
+            kept, cut = self.renderer.fit(kept, len(self.renderer.prompt(kept)) - over)
+        return kept, cut
 
     def _save_weights(self, folder: Path) -> None:
         self.inner.save(folder / "over")

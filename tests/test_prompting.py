@@ -78,7 +78,7 @@ def test_diverse_shots_take_one_of_each_cluster(clusters: int, seed: int) -> Non
 def test_the_encoder_is_the_mean_of_the_models_hidden_states(small_base: Base) -> None:
     texts = ["red apple", "a", "", "the river and the stone of the garden", "red apple"]
     encode = BaseEncoder(small_base)
-    found = encode(texts)
+    found = encode(texts, keep=True)
     for text, vector in zip(texts, found, strict=True):
         ids = small_base.renderer.raw(text) or [small_base.renderer.end_id]
         with torch.no_grad():
@@ -140,7 +140,7 @@ def test_a_phrasing_is_put_to_every_turn_and_fills_its_places_once() -> None:
     moved = Phrasing(system="", question="{instruction}\n\n{question}")
     assert moved(TALK)[0] == Message("user", "Say {question}.\n\na {instruction}")
     assert moved(TALK[1:]) == TALK[1:], "without an instruction nothing is left of its place"
-    with pytest.raises(ValueError, match="must hold {question}"):
+    with pytest.raises(ValueError, match="must hold"):
         Phrasing(question="no place")
 
 
@@ -289,7 +289,9 @@ def test_calibration_is_the_affine_map_of_the_paper(scores: list[list[float]], c
     log_cf = leaning(np.array([cf, cf[::-1]]))
     for row in scores:
         p = softmax(row)
-        np.testing.assert_allclose(np.exp(calibrate(np.array(row), log_cf, "diagonal")), np.linalg.inv(np.diag(p_cf)) @ p)
+        np.testing.assert_allclose(
+            np.exp(calibrate(np.array(row), log_cf, "diagonal")), np.linalg.inv(np.diag(p_cf)) @ p
+        )
         np.testing.assert_allclose(calibrate(np.array(row), log_cf, "identity"), p - p_cf, atol=1e-12)
 
 

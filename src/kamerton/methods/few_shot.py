@@ -120,6 +120,8 @@ class FewShot(PromptingMethod):
                 )  # fmt: skip
             shown, spares = balanced_shots(pool, options.shots, seed)
             return [*shown, *spares]
+        if options.selection == "embeddings":
+            Vectors(pool, self._encoder(base, options))  # here, where its cost is counted; the encoder keeps them
         return pool
 
     def asking(self, base: Base, options: FewShotOptions, state: State) -> Callable[[Conversation], Conversation]:

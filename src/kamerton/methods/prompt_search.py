@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from kamerton.base.load import Base
 from kamerton.errors import TaskError
@@ -31,12 +32,26 @@ class PromptSearchOptions(PromptingOptions):
     )
     questions: int = Field(128, gt=0, description="validation questions on which they are scored")
 
-    @field_validator("phrasings")
+    @field_validator("phrasings", mode="before")
     @classmethod
-    def _several(cls, given: tuple[str | Phrasing, ...] | None) -> tuple[str | Phrasing, ...] | None:
-        if given is not None and not given:
+    def _readable(cls, given: Any) -> Any:
+        """Each phrasing made here, so that a mistake is told in its own words."""
+        if not isinstance(given, list | tuple):
+            return given
+        if not given:
             raise ValueError("phrasings is empty; write some, or leave the option out")
+        return tuple(_phrasing(i, one) for i, one in enumerate(given, 1))
+
+
+def _phrasing(number: int, given: Any) -> Any:
+    if not isinstance(given, dict):
         return given
+    try:
+        return Phrasing(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ValueError(f"phrasing {number}, {name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 class PromptSearch(PromptingMethod):

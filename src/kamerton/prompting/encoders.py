@@ -28,9 +28,9 @@ PASS_TOKENS = 4096
 
 
 class Encoder(Protocol):
-    """Made for a base; turns N texts into (N, D) float32 vectors."""
+    """Made for a base; turns N texts into (N, D) float32 vectors. With `keep` it remembers them."""
 
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+    def __call__(self, texts: Sequence[str], *, keep: bool = False) -> NDArray[np.float32]: ...
 
 
 def get_encoder(name: str, base: Base) -> Encoder:
@@ -41,15 +41,16 @@ def get_encoder(name: str, base: Base) -> Encoder:
 
 
 class BaseEncoder:
-    """Mean of the base's last hidden states; a text is encoded once, one longer than the model's positions is cut."""
+    """Mean of the base's last hidden states over a text; one that is longer than the model's positions is cut."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
         self._known: dict[str, NDArray[np.float32]] = {}
 
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def __call__(self, texts: Sequence[str], *, keep: bool = False) -> NDArray[np.float32]:
         """(N texts) → (N, H)."""
         new = sorted({t for t in texts if t not in self._known})
+        found = self._known if keep else {t: self._known[t] for t in texts if t in self._known}
         model, renderer = self._base.model, self._base.renderer
         rows = [(renderer.raw(t) or [renderer.end_id])[: model.max_length] for t in new]
         order = sorted(range(len(new)), key=lambda i: -len(rows[i]))
@@ -58,8 +59,8 @@ class BaseEncoder:
                 part = [order[i] for i in batch]
                 hidden = model.forward([rows[i] for i in part])
                 for i, states in zip(part, hidden.rows.float().split(list(hidden.lengths)), strict=True):
-                    self._known[new[i]] = states.mean(0).cpu().numpy()
-        return np.stack([self._known[t] for t in texts])
+                    found[new[i]] = states.mean(0).cpu().numpy()
+        return np.stack([found[t] for t in texts])
 
 
 class Vectors:
@@ -72,7 +73,7 @@ class Vectors:
 
     def __init__(self, examples: Sequence[Example], encoder: Encoder) -> None:
         self._examples, self._encoder = list(examples), encoder
-        raw = encoder([question_text(e.messages) for e in examples])
+        raw = encoder([question_text(e.messages) for e in examples], keep=True)
         self._mean = raw.mean(0, dtype=np.float64)
         self.unit = _unit(raw - self._mean)  # (N, D)
 

@@ -330,11 +330,20 @@ def test_what_is_added_around_a_long_question_is_counted(tmp_path: Path) -> None
     task = changed(
         tiny.colour_task(), lambda e: replace(e, messages=(e.messages[0], replace(e.messages[1], content=long)))
     )
-    for name, options in (
-        ("chain-of-thought", {"max_tokens": 40, "trigger": long[:200]}),
-        ("prompt-search", {"phrasings": [{"question": long[:200] + " {question}"}]}),
+    for number, (name, options) in enumerate(
+        (
+            ("chain-of-thought", {"max_tokens": 40, "trigger": long[:150]}),
+            (
+                "chain-of-thought",
+                {
+                    "max_tokens": 40,
+                    "over": {"prompt-search": {"phrasings": [{"question": long[:150] + " {question}"}]}},
+                },
+            ),
+            ("prompt-search", {"phrasings": [{"question": long[:200] + " {question}"}]}),
+        )
     ):
-        adapted = fit(base, name, tmp_path / name, task=task, **options)
+        adapted = fit(base, name, tmp_path / str(number), task=task, **options)
         said = answer(adapted, task.test, GREEDY)
         assert said.cut == len(task.test)
         room = 6 + (40 if name == "chain-of-thought" else 0)

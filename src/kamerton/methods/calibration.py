@@ -53,6 +53,7 @@ class Calibration(PromptingMethod):
 
     name = "calibration"
     summary = "answers corrected by the prompt's own leaning"
+    cost = "no training; three more questions for each different prompt"
     paper = "Zhao et al. 2021, arXiv 2102.09690"
     options = CalibrationOptions
     reads_answers = True
@@ -131,7 +132,7 @@ def _variants(inner: Adapted, options: CalibrationOptions, seed: int) -> dict[st
         phrased = []
         for phrasing in PHRASINGS[: options.phrasings]:
             model = with_pool([_put(e, phrasing) for e in inner.state["pool"]]) if shots else inner
-            phrased.append(Wrapped(model, method="phrasing", options=options, own=phrasing))
+            phrased.append(Wrapped(model, method="phrasing", options=options, own=phrasing, frames=True))
         out[f"{options.phrasings} phrasings"] = list(phrased)
     return out
 

@@ -59,6 +59,7 @@ class ChainOfThought(PromptingMethod):
 
     name = "chain-of-thought"
     summary = "reasoning before the answer; over a trained method, training on worked solutions"
+    cost = "no training; a chain is generated before each answer"
     paper = "Wei et al. 2022, arXiv 2201.11903"
     options = ChainOfThoughtOptions
     reads_answers = True
@@ -166,7 +167,9 @@ class Thinking(Wrapped):
     def __init__(
         self, inner: Adapted, options: ChainOfThoughtOptions, own: Callable[[Conversation], Conversation], state: State
     ) -> None:
-        super().__init__(inner, method=ChainOfThought.name, options=options, own=own, state=state)
+        super().__init__(
+            inner, method=ChainOfThought.name, options=options, own=own, state=state, frames=not options.shots
+        )  # fmt: skip
         self._rule, self._marker, self._chain = Rule(**state["rule"]), options.marker, options.max_tokens
 
     def generate(

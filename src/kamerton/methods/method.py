@@ -183,6 +183,10 @@ class Adapted:
             return conversation, False
         return self.renderer.fit(conversation, limit - len(self.engine.model.front()) - min(room, limit // 2))
 
+    def framed(self, conversation: Conversation) -> Conversation:
+        """The conversation with the frames that stand around its question, without shots."""
+        return conversation
+
     def prompt_tokens(self, conversation: Conversation) -> int:
         """Tokens that the model reads for a conversation, shots and soft tokens included."""
         return len(self.renderer.prompt(self.prepare(conversation))) + len(self.engine.model.front())
@@ -216,17 +220,20 @@ class Wrapped(Adapted):
         method, options: what made this one.
         own: what it does to a conversation before the model inside sees it.
         state: what `load` needs, as JSON.
+        frames: whether that puts a frame around the question, for which a long question has to leave room. Shots and
+            documents are none: there are fewer of them where room is short.
     """
 
     def __init__(
-        self, inner: Adapted, *, method: str, options: Options, own: Prepare, state: dict[str, Any] | None = None
-    ) -> None:
+        self, inner: Adapted, *, method: str, options: Options, own: Prepare, state: dict[str, Any] | None = None,
+        frames: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(
             inner.base, inner.engine.model, method=method, options=options,
             prepare=lambda conversation: inner.prepare(own(conversation)), tuned=inner.tuned, state=state,
         )  # fmt: skip
         self.engine = inner.engine  # one engine, so that its counts are those of all that was done
-        self.inner, self.own = inner, own
+        self.inner, self.own, self.frames = inner, own, frames
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Sampling, *,
@@ -253,16 +260,22 @@ class Wrapped(Adapted):
         return self.inner.stream(self.own(conversation), sampling)
 
     def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:
-        """As the model inside does, and further until what this one adds around the question fits too."""
+        """As the model inside does, and further where frames around the question need the room."""
         kept, cut = self.inner.shorten(conversation, room)
         limit = self.engine.model.max_length
         if limit is None:
             return kept, cut
         most = limit - len(self.engine.model.front()) - min(room, limit // 2)
-        # cutting can change what is added (other shots), so it is looked at again
-        while (over := len(self.renderer.prompt(self.prepare(kept))) - most) > 0:
+        # what a frame adds stays the same but for tokens that merge where the question was cut
+        for _ in range(4):
+            over = len(self.renderer.prompt(self.framed(kept))) - most
+            if over <= 0:
+                break
             kept, cut = self.renderer.fit(kept, len(self.renderer.prompt(kept)) - over)
         return kept, cut
+
+    def framed(self, conversation: Conversation) -> Conversation:
+        return self.inner.framed(self.own(conversation) if self.frames else conversation)
 
     def _save_weights(self, folder: Path) -> None:
         self.inner.save(folder / "over")

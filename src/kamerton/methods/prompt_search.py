@@ -14,7 +14,7 @@ from kamerton.errors import TaskError
 from kamerton.evaluation.answering import answer, judge
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Sampling
-from kamerton.methods.method import Adapted, Finding, FitRecord, Run
+from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
 from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, joined, method_inside, spending, trains
 from kamerton.prompting.phrasings import Phrasing, phrasings, spread_p_value
 from kamerton.tasks.example import Conversation, Example, Task
@@ -63,11 +63,16 @@ class PromptSearch(PromptingMethod):
 
     name = "prompt-search"
     summary = "the best of several phrasings of the instruction"
+    cost = "no training; validation questions × phrasings once"
     paper = "Sclar et al. 2023, arXiv 2310.11324"
     options = PromptSearchOptions
 
     def asking(self, base: Base, options: PromptSearchOptions, state: State) -> Callable[[Conversation], Conversation]:  # noqa: ARG002
         return Phrasing(**state["phrasing"])
+
+    def wrap(self, inner: Adapted, options: PromptSearchOptions, state: State) -> Adapted:
+        own = self.asking(inner.base, options, state)
+        return Wrapped(inner, method=self.name, options=options, own=own, state=state, frames=True)
 
     def fit(self, base: Base, task: Task, budget: Budget, options: PromptSearchOptions, run: Run) -> Adapted:
         asked = task.validation[: options.questions]

@@ -140,6 +140,8 @@ class PromptingMethod:
     trains: ClassVar[str] = "nothing"
     paper: ClassVar[str]
     options: ClassVar[type[PromptingOptions]]
+    cost: ClassVar[str] = ""
+    """What it adds to the method inside, in a few words; none: its prompt."""
     shows_examples: ClassVar[bool] = False
     """Whether training examples stand in its prompts."""
     reads_answers: ClassVar[bool] = False

@@ -38,6 +38,7 @@ class SelfConsistency(PromptingMethod):
 
     name = "self-consistency"
     summary = "a vote over several sampled answers"
+    cost = "no training; as many answers are generated as vote"
     paper = "Wang et al. 2022, arXiv 2203.11171"
     options = SelfConsistencyOptions
     reads_answers = True

@@ -31,6 +31,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ("prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2")
 TRAINED = (*PROMPTS, "ia3", "adapter", "lora", "qlora", "full")
 GREEDY = Sampling(max_tokens=6)
+CHAIN = {"chain-of-thought": {"max_tokens": 8}}
+SMALL: dict[str, dict[str, Any]] = {
+    **CHAIN, "self-consistency": {"over": CHAIN, "samples": 2}, "few-shot": {"selection": "nearest"},
+    "prompt-search": {"questions": 4}, "calibration": {"questions": 4},
+}  # fmt: skip
+"""Options with which methods that do much do less."""
 
 
 def record(adapted: Adapted) -> dict[str, Any]:
@@ -61,10 +67,12 @@ def test_every_method_says_what_it_is_and_answers(small_base: Base, name: str, t
     assert method.trains
     assert method.paper
     assert all(field.description for field in method.options.model_fields.values()), "an option without a meaning"
-    adapted = fit(small_base, name, tmp_path)
+    adapted = fit(small_base, name, tmp_path, **SMALL.get(name, {}))
     task = tiny.colour_task()
     said = answer(adapted, task.test, GREEDY)
     assert len(said.texts) == len(task.test)
+    if getattr(method, "reads_answers", False):
+        return
     assert said.prompt_tokens == [adapted.prompt_tokens(e.messages) for e in task.test]
     assert all(0 < n <= 6 for n in said.generated_tokens)
     ranked = answer(adapted, [replace(e, choices=tiny.COLOURS) for e in task.test], GREEDY)
@@ -88,7 +96,7 @@ def test_every_method_says_what_it_is_and_answers(small_base: Base, name: str, t
         ("lora", {"objective": "dpo"}, "unknown objective 'dpo'; use one of: supervised"),
         ("full", {"rank": 8}, "full has no option 'rank'"),
         ("few-shot", {"shots": 0}, "greater than 0"),
-        ("few-shot", {"selection": "best"}, "'random' or 'nearest'"),
+        ("few-shot", {"selection": "best"}, "'random', 'nearest'"),
         ("prompt-tuning", {"tokens": 1.5}, "valid integer"),
     ],
 )
@@ -272,8 +280,7 @@ print(json.dumps(out))
 def test_a_new_process_answers_the_same(small_base: Base, tmp_path: Path) -> None:
     task, expected = tiny.colour_task(), {}
     for name in METHODS:
-        options = {"selection": "nearest"} if name == "few-shot" else {}
-        adapted = fit(small_base, name, tmp_path / "fit" / name, **options)
+        adapted = fit(small_base, name, tmp_path / "fit" / name, **SMALL.get(name, {}))
         adapted.save(tmp_path / name)
         said = adapted.generate([e.messages for e in task.test], GREEDY)
         scores = adapted.score([e.messages for e in task.test], [tiny.COLOURS] * len(task.test))

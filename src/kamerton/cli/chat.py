@@ -89,7 +89,7 @@ def register(app: typer.Typer) -> None:
                     console.print(f"({dropped} oldest turns no longer fit and were dropped)", highlight=False)
                 said = ""
                 try:
-                    for piece in adapted.engine.stream(adapted.prepare(_conversation(system, history)), sampling):
+                    for piece in adapted.stream(_conversation(system, history), sampling):
                         said += piece
                         console.print(piece, end="", highlight=False, markup=False, soft_wrap=True)
                 except KeyboardInterrupt:

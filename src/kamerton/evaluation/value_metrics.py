@@ -26,11 +26,16 @@ def last_number(text: str) -> float | None:
 
     A comma separates thousands; a decimal comma is not read as one.
     """
-    found = _NUMBER.findall(text)
+    found = numbers_in(text)
     if not found:
         return None
     whole, _, divisor = re.sub(r"[,\u00a0\u202f]", "", found[-1]).replace("\u2212", "-").partition("/")
     return float(whole) / (float(divisor) if divisor else 1.0)
+
+
+def numbers_in(text: str) -> list[str]:
+    """The numbers of a text as they are written there."""
+    return _NUMBER.findall(text)
 
 
 def _numeric(name: str, parameter: str, _examples: Sequence[Example] | None) -> Metric:

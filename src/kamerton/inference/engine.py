@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kamerton.base import CausalModel
 from kamerton.errors import KamertonError
-from kamerton.inference.generate import Decoder, Row
+from kamerton.inference.generate import Decoder, FirstToken, Row
 from kamerton.inference.rank import Ranker
 from kamerton.inference.sampling import Sampling
 from kamerton.inference.score import Scorer, Tree, tree_of
@@ -95,6 +95,7 @@ class Engine:
         *,
         progress: Progress | None = None,
         on_token: Callable[[int, int], None] | None = None,
+        first: FirstToken | None = None,
     ) -> list[Answer]:
         """Sample `sampling.n` answers to each conversation.
 
@@ -103,6 +104,8 @@ class Engine:
             sampling: how to sample.
             progress: called with the answers finished and their number.
             on_token: called with the number of the answer and the token id, for each token as it is sampled.
+            first: corrects what each answer's first token is chosen from; called with (B, V) float32 logits and the
+                numbers of their conversations. The answers' log-probabilities stay those of the model.
 
         Returns:
             len(conversations) × n answers, conversation by conversation, in the order given.
@@ -113,7 +116,7 @@ class Engine:
         total, done = len(conversations) * sampling.n, 0
         rows: list[Row | None] = [None] * total
         prompts = [self.renderer.prompt(c) for c in conversations]
-        for step in self._decode(prompts, sampling):
+        for step in self._decode(prompts, sampling, first=first):
             for row in step:
                 if on_token is not None:
                     on_token(row.index, row.tokens[-1])
@@ -195,6 +198,24 @@ class Engine:
         self._count(ranker)
         return best
 
+    def next_log_probs(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probability in nats of every token as the next one.
+
+        Args:
+            prompts: token ids, each at least one; the model's front is added.
+
+        Returns:
+            (N, V) float32, on the model's device.
+        """
+        with self._working(), torch.inference_mode():
+            hidden = self.model.forward(prompts).last()
+            logits = self.model.output(hidden).float()
+        count = sum(map(len, prompts)) + len(prompts) * len(self.model.front())
+        self.usage.asked_tokens += count
+        self.usage.computed_tokens += sum(map(len, prompts)) + len(self.model.front())
+        self.usage.outputs += len(prompts)
+        return logits.log_softmax(-1)
+
     def token_log_probs(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """Log-probability in nats of each token of each continuation.
 
@@ -248,7 +269,9 @@ class Engine:
         finally:
             self.usage.seconds += time.perf_counter() - start
 
-    def _decode(self, prompts: list[list[int]], sampling: Sampling, samples: int | None = None) -> Iterator[list[Row]]:
+    def _decode(
+        self, prompts: list[list[int]], sampling: Sampling, samples: int | None = None, first: FirstToken | None = None
+    ) -> Iterator[list[Row]]:
         if not prompts:
             return
         room = [min(sampling.max_tokens, self._room(i, prompt)) for i, prompt in enumerate(prompts)]
@@ -261,7 +284,7 @@ class Engine:
 
         if samples is not None:
             sampling = replace(sampling, n=samples)
-        decoder = Decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens)
+        decoder = Decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens, first)
         with self._working():
             try:
                 for step in decoder.run(prompts, room):

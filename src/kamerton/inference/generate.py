@@ -21,6 +21,9 @@ from kamerton.base.attention import RowCache
 from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
 from kamerton.inference.sampling import Sampling, next_tokens, stream_key
 
+FirstToken = Callable[[Tensor, Sequence[int]], Tensor]
+"""A correction of first tokens: (B, V) logits and the numbers of their prompts → (B, V) logits to choose from."""
+
 PREFILL_TOKENS = 4096
 """Prompt tokens that go through the model at once: enough to fill any matrix unit, little enough to stay in memory."""
 
@@ -67,6 +70,7 @@ class Decoder:
         end_ids: tokens that end an answer.
         stopped: whether the text of these tokens holds a stop string; asked after each token where there are any.
         max_tokens: cache columns of all rows together, and prompt tokens of one pass.
+        first: corrects what the first token of each answer is chosen from.
     """
 
     def __init__(
@@ -76,9 +80,10 @@ class Decoder:
         end_ids: Sequence[int],
         stopped: Callable[[list[int]], bool],
         max_tokens: int,
+        first: FirstToken | None = None,
     ) -> None:
         self.model, self.sampling, self.end_ids, self.stopped = model, sampling, frozenset(end_ids), stopped
-        self.max_tokens = max_tokens
+        self.max_tokens, self.first = max_tokens, first
         self.asked = self.computed = self.outputs = 0
 
     @torch.inference_mode()
@@ -154,8 +159,11 @@ class Decoder:
     def _advance(self, rows: list[Row], hidden: Tensor) -> list[Row]:
         """Sample one token for each row from (B, H) hidden states; returns the rows."""
         self.outputs += len(rows)
+        logits, corrected = self.model.output(hidden), None
+        if self.first is not None and not rows[0].tokens:  # rows of a step are all at their first token, or none is
+            corrected = self.first(logits.float(), [row.index // self.sampling.n for row in rows])
         tokens, logprobs = next_tokens(
-            self.model.output(hidden), self.sampling, [row.key for row in rows], [len(row.tokens) for row in rows]
+            logits, self.sampling, [row.key for row in rows], [len(row.tokens) for row in rows], corrected
         )
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             row.tokens.append(token)

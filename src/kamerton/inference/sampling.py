@@ -164,7 +164,9 @@ def _argmax(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def next_tokens(logits: Tensor, sampling: Sampling, keys: Sequence[int], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+def next_tokens(
+    logits: Tensor, sampling: Sampling, keys: Sequence[int], steps: Sequence[int], corrected: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Choose one token a row.
 
     Args:
@@ -172,14 +174,17 @@ def next_tokens(logits: Tensor, sampling: Sampling, keys: Sequence[int], steps: 
         sampling: how to choose.
         keys: the rows' `stream_key`s; not used for greedy.
         steps: how many tokens each row has so far.
+        corrected: (B, V) to choose from in place of `logits`.
 
     Returns:
-        (B,) token ids and (B,) float32 log-probabilities under the unfiltered distribution at temperature 1.
+        (B,) token ids and (B,) float32 log-probabilities under the unfiltered, uncorrected distribution at
+        temperature 1.
     """
     logits = logits.float()
+    shown = logits if corrected is None else corrected.float()
     if sampling.temperature == 0:
-        tokens = _argmax(logits)
+        tokens = _argmax(shown)
     else:
         noise = uniforms(np.array(keys, dtype=np.uint64), np.array(steps, dtype=np.uint64))
-        tokens = draw(filter_logits(logits, sampling), noise)
+        tokens = draw(filter_logits(shown, sampling), noise)
     return tokens, logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)

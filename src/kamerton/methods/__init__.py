@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "zero-shot": "kamerton.methods.zero_shot:ZeroShot",
     "few-shot": "kamerton.methods.few_shot:FewShot",
+    "prompt-search": "kamerton.methods.prompt_search:PromptSearch",
+    "chain-of-thought": "kamerton.methods.chain_of_thought:ChainOfThought",
+    "self-consistency": "kamerton.methods.self_consistency:SelfConsistency",
+    "calibration": "kamerton.methods.calibration:Calibration",
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
     "prefix-tuning": "kamerton.methods.prefix_tuning:PrefixTuningMethod",
     "p-tuning": "kamerton.methods.p_tuning:PTuningMethod",

@@ -4,28 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, ValidationInfo, field_validator
 
 from kamerton.base.load import Base
 from kamerton.errors import TaskError
-from kamerton.evaluation.forgetting import ANSWER
-from kamerton.methods.method import Adapted, FitRecord, Run, Wrapped
-from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, front_inside
-from kamerton.prompting.shots import NearestShots, random_shots, with_shots
-from kamerton.rendering import Renderer
+from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
+from kamerton.methods.prompted import (
+    PromptingMethod,
+    PromptingOptions,
+    State,
+    asks_only,
+    front_inside,
+    prompt_room,
+    room_for_answer,
+    spending,
+)
+from kamerton.prompting.encoders import ENCODERS, Encoder, Vectors, get_encoder
+from kamerton.prompting.orders import global_entropy, local_entropy, orders, probabilities
+from kamerton.prompting.placing import Nearest, Placer, shots_in
+from kamerton.prompting.shots import NearestShots, balanced_shots, diverse_shots, random_shots
 from kamerton.tasks.example import Conversation, Example, Task, example_from
 from kamerton.training import Budget
+
+EACH = ("nearest", "embeddings")
+"""Selections that pick shots for each question."""
 
 
 class FewShotOptions(PromptingOptions):
     """Options of few-shot prompting."""
 
     shots: int = Field(8, gt=0, description="solved examples in the prompt")
-    selection: Literal["random", "nearest"] = Field(
-        "random", description="drawn once by the seed, or for each question the most similar ones (tf–idf)"
+    selection: Literal["random", "nearest", "embeddings", "diverse", "balanced"] = Field(
+        "random",
+        description="drawn once by the seed (random, diverse, balanced over labels), or for each question the most "
+        "similar ones (nearest: tf–idf; embeddings)",
     )
+    order: Literal["drawn", "nearest-last", "searched"] = Field(
+        "drawn", description="as selected; most similar to the question last; or the best by entropy on validation"
+    )
+    encoder: str = Field("base", description="vectors of embeddings and diverse; base: the base's mean hidden states")
+    entropy: Literal["global", "local"] = Field("global", description="what a searched order maximises")
+    orders: int = Field(24, gt=1, description="orders that are tried, drawn by the seed where there are more")
+    probes: int = Field(64, gt=0, description="validation questions on which orders are tried")
+
+    @field_validator("order")
+    @classmethod
+    def _searchable(cls, order: str, info: ValidationInfo) -> str:
+        if order == "searched" and info.data.get("selection") in EACH:
+            raise ValueError(
+                f"selection {info.data['selection']} picks other shots for each question, so there is no order to "
+                "search; use order nearest-last"
+            )
+        if order == "searched" and "over" in info.data:
+            asks_only(info.data["over"], "few-shot with a searched order", "use another order")
+        return order
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder(cls, name: str) -> str:
+        if name not in ENCODERS:
+            raise ValueError(f"unknown encoder '{name}'; use one of: {', '.join(ENCODERS)}")
+        return name
 
 
 class FewShot(PromptingMethod):
@@ -35,73 +77,132 @@ class FewShot(PromptingMethod):
     summary = "solved examples in front of the question"
     paper = "Brown et al. 2020, arXiv 2005.14165"
     options = FewShotOptions
+    shows_examples = True
+
+    def __init__(self) -> None:
+        self._encoders: dict[str, tuple[Base, Encoder]] = {}
 
     def own_seeded(self, options: FewShotOptions) -> bool:
-        return options.selection == "random"
+        return options.selection not in EACH
 
     def before(
         self, base: Base, task: Task, budget: Budget, options: FewShotOptions, run: Run, record: FitRecord
     ) -> State:
         if not task.train:
             raise TaskError("few-shot needs training examples", where=task.name, mend="give a train split")
+        if options.order == "searched":
+            _searchable(task, options)
         # a budget of examples holds for examples that are shown as for examples that are trained on
         pool = task.train[: budget.examples] if budget.examples is not None else task.train
         if len(pool) < options.shots:
             record.notes.append(f"only {len(pool)} training examples for {options.shots} shots: all are used")
-        # one more than is shown: an example in training is not shown to itself
-        kept = random_shots(pool, options.shots + 1, run.seed) if options.selection == "random" else pool
+        with spending(record, base.model):
+            kept = self._selected(base, task, pool, options, run.seed)
         return {
-            "pool": [asdict(e) for e in kept], "room": _room(base.renderer, task), "front": front_inside(options),
+            "pool": [asdict(e) for e in kept], "room": room_for_answer(base.renderer, task),
+            "front": front_inside(options),
         }  # fmt: skip
 
+    def _selected(
+        self, base: Base, task: Task, pool: tuple[Example, ...], options: FewShotOptions, seed: int
+    ) -> list[Example] | tuple[Example, ...]:
+        # one more than is shown: an example in training is not shown to itself
+        more = options.shots + 1
+        if options.selection == "random":
+            return random_shots(pool, more, seed)
+        if options.selection == "diverse":
+            return diverse_shots(pool, Vectors(pool, self._encoder(base, options)).unit, more, seed)
+        if options.selection == "balanced":
+            if len({e.choices for e in task.train}) > 1 or not task.train[0].choices:
+                raise TaskError(
+                    "few-shot balances over labels, and this task has no choices that all its examples share",
+                    where=task.name, mend="use selection random or diverse",
+                )  # fmt: skip
+            shown, spares = balanced_shots(pool, options.shots, seed)
+            return [*shown, *spares]
+        if options.selection == "embeddings":
+            Vectors(pool, self._encoder(base, options))  # here, where its cost is counted; the encoder keeps them
+        return pool
+
     def asking(self, base: Base, options: FewShotOptions, state: State) -> Callable[[Conversation], Conversation]:
-        shots = _Shots(base, options, state)
-        return lambda conversation: shots.put(conversation)
+        placer = self._placer(base, options, state)
+        return lambda conversation: placer.put(conversation)
 
     def training_example(self, base: Base, options: FewShotOptions, state: State) -> Callable[[Example], Example]:
-        shots = _Shots(base, options, state)
-        return lambda example: replace(example, messages=shots.put(example.messages, without=example.id))
+        placer = self._placer(base, options, state)
+        return lambda example: replace(example, messages=placer.put(example.messages, without=example.id))
+
+    def after(
+        self, inner: Adapted, task: Task, options: FewShotOptions, state: State, run: Run, record: FitRecord
+    ) -> State:
+        if options.order != "searched":
+            return state
+        pool = state["pool"]
+        shown, spares = pool[: options.shots], pool[options.shots :]
+        asked = _probes(task, options)
+        choices = [e.choices for e in asked]
+        tried, found = orders(len(shown), options.orders, run.seed), []
+        with spending(record, inner):
+            for i, order in enumerate(tried):
+                run.report("choosing the order of the shots", i / len(tried), f"order {i + 1} of {len(tried)}")
+                variant = self.wrap(inner, options, {**state, "pool": [shown[j] for j in order]})
+                scores = variant.score([e.messages for e in asked], choices)
+                if options.entropy == "global":
+                    found.append(global_entropy(probabilities(np.array(scores))))
+                else:  # choices may differ in number between questions
+                    found.append(float(np.mean([local_entropy(probabilities(np.array([row]))) for row in scores])))
+        best = max(range(len(tried)), key=found.__getitem__)  # the drawn order where all are alike
+        record.chosen["order"] = list(tried[best])
+        rows = sorted(zip(found, tried, strict=True), key=lambda row: -row[0])
+        record.findings.append(Finding(
+            "Orders of the shots", ("order", f"{options.entropy} entropy, nats"),
+            tuple((" ".join(str(i + 1) for i in order), value) for value, order in rows),
+            note=f"over {len(asked)} validation questions, without their answers; the first order was taken",
+        ))  # fmt: skip
+        return {**state, "pool": [*(shown[i] for i in tried[best]), *spares]}
 
     def check(self, adapted: Adapted, task: Task, options: FewShotOptions, record: FitRecord) -> None:
         most = min(options.shots, len(adapted.state["pool"]))
-        asked = [(e, adapted.own(e.messages)) for e in task.test] if isinstance(adapted, Wrapped) else []
-        fewer = sum(_count(messages, e) < most for e, messages in asked)
+        fewer = 0
+        if isinstance(adapted, Wrapped):
+            fewer = sum(shots_in(adapted.own(e.messages), e.messages) < most for e in task.test)
         if fewer:
             record.notes.append(
                 f"{options.shots} shots do not fit the context for {fewer} of {len(task.test)} test questions: fewer "
                 "are used"
             )
 
+    def _placer(self, base: Base, options: FewShotOptions, state: State) -> Placer:
+        pool = [example_from(e) for e in state["pool"]]
+        nearest: Nearest | None = None
+        if options.selection in EACH or options.order == "nearest-last":
+            by_meaning = options.selection in ("embeddings", "diverse")
+            nearest = Vectors(pool, self._encoder(base, options)) if by_meaning else NearestShots(pool)
+        return Placer(
+            pool, options.shots, base.renderer, prompt_room(base, state), nearest=nearest,
+            pick=options.selection in EACH, alike=options.selection == "balanced",
+        )  # fmt: skip
 
-class _Shots:
-    """Puts as many shots before a question as fit."""
-
-    def __init__(self, base: Base, options: FewShotOptions, state: State) -> None:
-        self._pool = [example_from(record) for record in state["pool"]]
-        self._count, self._renderer = options.shots, base.renderer
-        limit = None if base.model.max_length is None else base.model.max_length - state["front"]
-        self._room = None if limit is None else limit - min(int(state["room"]), limit // 2)
-        self._nearest = NearestShots(self._pool) if options.selection == "nearest" else None
-
-    def put(self, conversation: Conversation, without: str = "") -> Conversation:
-        if self._nearest is None:
-            shots = [e for e in self._pool if e.id != without][: self._count]
-        else:
-            found = self._nearest(conversation, self._count + bool(without))
-            shots = [e for e in found if e.id != without][-self._count :]
-        asked = with_shots(conversation, shots)
-        while shots and self._room is not None and len(self._renderer.prompt(asked)) > self._room:
-            shots = shots[1:]  # nearest last: the least similar one goes first
-            asked = with_shots(conversation, shots)
-        return asked
+    def _encoder(self, base: Base, options: FewShotOptions) -> Encoder:
+        """One encoder for all of a fit: it keeps what it encoded."""
+        known = self._encoders.get(options.encoder)
+        if known is None or known[0] is not base:
+            known = self._encoders[options.encoder] = (base, get_encoder(options.encoder, base))
+        return known[1]
 
 
-def _room(renderer: Renderer, task: Task) -> int:
-    """Tokens that are kept free behind a prompt: for an answer, the longest choice, or a general answer."""
-    choices = {choice for e in task.test for choice in e.choices}
-    return max([task.max_answer_tokens, ANSWER, *(len(renderer.answer(c)) for c in choices)])
+def _probes(task: Task, options: FewShotOptions) -> tuple[Any, ...]:
+    return tuple(e for e in task.validation if e.choices)[: options.probes]
 
 
-def _count(asked: Conversation, example: Example) -> int:
-    """Shots in a prepared conversation: its assistant turns, less those that the question itself has."""
-    return sum(m.role == "assistant" for m in asked) - sum(m.role == "assistant" for m in example.messages)
+def _searchable(task: Task, options: FewShotOptions) -> None:
+    asked = _probes(task, options)
+    if not asked:
+        raise TaskError(
+            "an order of shots is searched on validation questions with choices, and there are none",
+            where=task.name, mend="give a validation split of a choice task, or use order drawn",
+        )  # fmt: skip
+    if options.entropy == "global" and len({e.choices for e in asked}) > 1:
+        raise TaskError(
+            "global entropy needs the same choices for all questions", where=task.name, mend="use entropy local"
+        )

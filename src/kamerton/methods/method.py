@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -154,6 +154,10 @@ class Adapted:
             for _ in range(sampling.n)
         ]
 
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
+        """One answer in pieces, as it grows."""
+        return self.engine.stream(self.prepare(conversation), sampling)
+
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:  # noqa: ARG002
         """What this model shows in the report once the test set was read; nothing by default."""
         return []
@@ -178,6 +182,10 @@ class Adapted:
         if limit is None:
             return conversation, False
         return self.renderer.fit(conversation, limit - len(self.engine.model.front()) - min(room, limit // 2))
+
+    def framed(self, conversation: Conversation) -> Conversation:
+        """The conversation with the frames that stand around its question, without shots."""
+        return conversation
 
     def prompt_tokens(self, conversation: Conversation) -> int:
         """Tokens that the model reads for a conversation, shots and soft tokens included."""
@@ -212,17 +220,20 @@ class Wrapped(Adapted):
         method, options: what made this one.
         own: what it does to a conversation before the model inside sees it.
         state: what `load` needs, as JSON.
+        frames: whether that puts a frame around the question, for which a long question has to leave room. Shots and
+            documents are none: there are fewer of them where room is short.
     """
 
     def __init__(
-        self, inner: Adapted, *, method: str, options: Options, own: Prepare, state: dict[str, Any] | None = None
-    ) -> None:
+        self, inner: Adapted, *, method: str, options: Options, own: Prepare, state: dict[str, Any] | None = None,
+        frames: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(
             inner.base, inner.engine.model, method=method, options=options,
             prepare=lambda conversation: inner.prepare(own(conversation)), tuned=inner.tuned, state=state,
         )  # fmt: skip
         self.engine = inner.engine  # one engine, so that its counts are those of all that was done
-        self.inner, self.own = inner, own
+        self.inner, self.own, self.frames = inner, own, frames
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Sampling, *,
@@ -244,6 +255,27 @@ class Wrapped(Adapted):
 
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:
         return self.inner.findings(examples, answers)
+
+    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
+        return self.inner.stream(self.own(conversation), sampling)
+
+    def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:
+        """As the model inside does, and further where frames around the question need the room."""
+        kept, cut = self.inner.shorten(conversation, room)
+        limit = self.engine.model.max_length
+        if limit is None:
+            return kept, cut
+        most = limit - len(self.engine.model.front()) - min(room, limit // 2)
+        # what a frame adds stays the same but for tokens that merge where the question was cut
+        for _ in range(4):
+            over = len(self.renderer.prompt(self.framed(kept))) - most
+            if over <= 0:
+                break
+            kept, cut = self.renderer.fit(kept, len(self.renderer.prompt(kept)) - over)
+        return kept, cut
+
+    def framed(self, conversation: Conversation) -> Conversation:
+        return self.inner.framed(self.own(conversation) if self.frames else conversation)
 
     def _save_weights(self, folder: Path) -> None:
         self.inner.save(folder / "over")

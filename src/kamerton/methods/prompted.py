@@ -19,23 +19,25 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from kamerton.base.load import Base
+from kamerton.base.model import CausalModel
 from kamerton.base.work import flops
 from kamerton.errors import RecipeError
+from kamerton.evaluation.forgetting import ANSWER
 from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Adapted, FitRecord, Method, Run, Wrapped
+from kamerton.rendering import Renderer
 from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget
 from kamerton.tuning.parameterisation import Options
 
 State = dict[str, Any]
+OVER = "the method whose model is asked: a name, or a name with its options"
 
 
 class PromptingOptions(Options):
     """Options that every wrapper has."""
 
-    over: str | dict[str, Any] = Field(
-        "zero-shot", description="the method whose model is asked: a name, or a name with its options"
-    )
+    over: str | dict[str, Any] = Field("zero-shot", validate_default=True, description=OVER)
 
     @field_validator("over")
     @classmethod
@@ -68,6 +70,26 @@ def method_inside(options: PromptingOptions) -> tuple[Method, Options]:
     return method, parse_options(method, given)
 
 
+def inside(options: Any) -> Iterator[tuple[Method, Any]]:
+    """Every method inside a wrapper with its options, outermost first."""
+    while isinstance(options, PromptingOptions):
+        method, options = method_inside(options)
+        yield method, options
+
+
+def asks_only(over: str | dict[str, Any], name: str, mend: str) -> None:
+    """Refuse what is inside a wrapper that needs plain answers and scores.
+
+    Raises:
+        ValueError: one of the methods in `over` reads answers itself.
+    """
+    method, given = get_method(_entry(over)[0]), _entry(over)[1]
+    options = parse_options(method, given)
+    for one in (method, *(m for m, _ in inside(options))):
+        if isinstance(one, PromptingMethod) and one.reads_answers:
+            raise ValueError(f"{name} cannot stand over {one.name}; {mend}")
+
+
 def trains(method: Method, options: Any) -> bool:
     """Whether a method trains anything, itself or inside."""
     if isinstance(options, PromptingOptions):
@@ -85,14 +107,29 @@ def front_inside(options: PromptingOptions) -> int:
 
 
 @contextmanager
-def spending(record: FitRecord, model: Adapted) -> Iterator[None]:
+def spending(record: FitRecord, model: Adapted | CausalModel) -> Iterator[None]:
     """Count what is done with a model inside the block as spent on fitting: seconds and FLOPs."""
-    before, start = model.engine.model.work.copy(), time.perf_counter()
+    counted = model if isinstance(model, CausalModel) else model.engine.model
+    before, start = counted.work.copy(), time.perf_counter()
     try:
         yield
     finally:
         record.seconds += time.perf_counter() - start
-        record.flops += flops(model.engine.model.work - before, model.engine.model.hf)
+        record.flops += flops(counted.work - before, counted.hf)
+
+
+def room_for_answer(renderer: Renderer, task: Task, extra: int = 0) -> int:
+    """Tokens kept free behind a prompt: for an answer, the longest choice, or a general answer; `extra` before it."""
+    choices = {choice for e in task.test for choice in e.choices}
+    return extra + max([task.max_answer_tokens, ANSWER, *(len(renderer.answer(c)) for c in choices)])
+
+
+def prompt_room(base: Base, state: State) -> int | None:
+    """The longest prompt in tokens, from a state's `room` (for the answer) and `front` (soft prompts inside)."""
+    if base.model.max_length is None:
+        return None
+    limit = base.model.max_length - int(state["front"])
+    return limit - min(int(state["room"]), limit // 2)
 
 
 class PromptingMethod:
@@ -103,6 +140,12 @@ class PromptingMethod:
     trains: ClassVar[str] = "nothing"
     paper: ClassVar[str]
     options: ClassVar[type[PromptingOptions]]
+    cost: ClassVar[str] = ""
+    """What it adds to the method inside, in a few words; none: its prompt."""
+    shows_examples: ClassVar[bool] = False
+    """Whether training examples stand in its prompts."""
+    reads_answers: ClassVar[bool] = False
+    """Whether its answers are more than what a model says or scores: read behind a chain, voted on, corrected."""
 
     # -- what a subclass gives ----------------------------------------------------------------------------------------
 
@@ -123,6 +166,13 @@ class PromptingMethod:
         ask = self.asking(base, options, state)
         return lambda example: replace(example, messages=ask(example.messages))
 
+    def inside_task(self, base: Base, task: Task, options: Any, state: State) -> Task:
+        """The task that the method inside is fitted on: where it trains, its examples as they will be asked."""
+        if not trains(*method_inside(options)):
+            return task
+        put = self.training_example(base, options, state)
+        return replace(task, train=tuple(map(put, task.train)), validation=tuple(map(put, task.validation)))
+
     def after(self, inner: Adapted, task: Task, options: Any, state: State, run: Run, record: FitRecord) -> State:  # noqa: ARG002
         """What is chosen with the fitted model inside, by validation examples; the state, extended."""
         return state
@@ -138,22 +188,19 @@ class PromptingMethod:
     # -- the method ---------------------------------------------------------------------------------------------------
 
     def seeded(self, options: Any) -> bool:
-        inside, inner_options = method_inside(options)
-        return self.own_seeded(options) or inside.seeded(inner_options)
+        method, inner_options = method_inside(options)
+        return self.own_seeded(options) or method.seeded(inner_options)
 
     def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
         """Choose, fit the method inside on what it will be asked, choose again, wrap."""
-        inside, inner_options = method_inside(options)
+        method, inner_options = method_inside(options)
         record = FitRecord()
         state = self.before(base, task, budget, options, run, record)
-        asked = task
-        if trains(inside, inner_options):
-            put = self.training_example(base, options, state)
-            asked = replace(task, train=tuple(map(put, task.train)), validation=tuple(map(put, task.validation)))
-        inner = inside.fit(base, asked, budget, inner_options, replace(run, folder=run.folder / "over"))
+        asked = self.inside_task(base, task, options, state)
+        inner = method.fit(base, asked, budget, inner_options, replace(run, folder=run.folder / "over"))
         state = self.after(inner, task, options, state, run, record)
         adapted = self.wrap(inner, options, state)
-        adapted.record = _joined(inner.record, record)
+        adapted.record = joined(inner.record, record)
         self.check(adapted, task, options, adapted.record)
         return adapted
 
@@ -162,7 +209,7 @@ class PromptingMethod:
         return self.wrap(inner, self.options(**about["options"]), about["state"])
 
 
-def _joined(inner: FitRecord, own: FitRecord) -> FitRecord:
+def joined(inner: FitRecord, own: FitRecord) -> FitRecord:
     """One record of a wrapper and what is inside: costs added, the rest side by side."""
     return replace(
         inner,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "zero-shot": "kamerton.methods.zero_shot:ZeroShot",
     "few-shot": "kamerton.methods.few_shot:FewShot",
+    "retrieval": "kamerton.methods.retrieval:Retrieval",
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
     "lora": "kamerton.methods.lora:LoraMethod",
     "full": "kamerton.methods.full:FullMethod",

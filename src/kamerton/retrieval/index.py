@@ -58,7 +58,7 @@ class Hit:
     @property
     def place(self) -> str:
         """Where it stands, in few words: title and headings, or the file's name, and the page."""
-        name = self.passage.context or Path(self.source).name
+        name = self.passage.context or Path(self.source).name.partition("#")[0]
         return f"{name}, page {self.passage.page}" if self.passage.page else name
 
 
@@ -208,6 +208,11 @@ class PassageIndex:
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
+
+    @property
+    def version(self) -> int:
+        """Changes with every change of the documents, also by another process."""
+        return int(self._table.version)
 
     @property
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
     "lora": "kamerton.methods.lora:LoraMethod",
     "full": "kamerton.methods.full:FullMethod",
+    "rag": "kamerton.methods.rag:Rag",
 }
 
 

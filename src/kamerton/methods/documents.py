@@ -15,12 +15,13 @@ from kamerton.evaluation.forgetting import ANSWER
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Answer, Sampling
 from kamerton.methods.method import Adapted, Finding, Run
-from kamerton.methods.prompted import PromptingOptions, State, front_inside
+from kamerton.methods.prompted import State
 from kamerton.retrieval.asking import build, example_source, holds, question_of
 from kamerton.retrieval.encoder import MINILM
 from kamerton.retrieval.index import Hit, PassageIndex
 from kamerton.tasks.example import Example, Task
 from kamerton.training import Budget
+from kamerton.tuning.parameterisation import Options
 
 OWN = "index"
 """The folder of an index that a method made itself, inside the folder of the saved model."""
@@ -30,7 +31,7 @@ CLOSED_BOOK = 200
 """Test questions that are asked once more without passages, at most."""
 
 
-class DocumentOptions(PromptingOptions):
+class DocumentOptions(Options):
     """Options of all methods that use documents."""
 
     index: str | None = Field(None, description="folder of an index that `kamerton index add` made")
@@ -48,11 +49,14 @@ class DocumentOptions(PromptingOptions):
 
 
 def document_state(
-    base: Base, task: Task, budget: Budget, options: DocumentOptions, run: Run
+    base: Base, task: Task, budget: Budget, options: DocumentOptions, run: Run, front: int
 ) -> tuple[State, list[str]]:
     """The index that a fit searches, as part of the method's state, and notes on it.
 
     An index that the options name is used where it is; one that is made here travels with the saved model.
+
+    Args:
+        front: positions that soft prompts take in front of every sequence.
     """
     if options.index is not None:
         index = PassageIndex.open(options.index)
@@ -70,7 +74,7 @@ def document_state(
     # tokens that are kept free behind a prompt: for an answer, the longest choice, or a general answer
     room = max([task.max_answer_tokens, ANSWER, *(len(base.renderer.answer(c)) for c in choices)])
     state = {"index": str(index.folder.resolve()), "own": options.index is None, "room": room}
-    return {**state, "front": front_inside(options)}, notes
+    return {**state, "front": front}, notes
 
 
 def prompt_room(base: Base, state: State) -> int | None:

@@ -29,7 +29,7 @@ from kamerton.methods.documents import (
     save_index,
 )  # fmt: skip
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
-from kamerton.methods.prompted import PromptingMethod, State
+from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, front_inside
 from kamerton.retrieval.asking import Asker, cited, question_of
 from kamerton.retrieval.index import HOWS, How, PassageIndex
 from kamerton.tasks.example import Conversation, Example, Task
@@ -38,7 +38,7 @@ from kamerton.training import Budget
 Progress = Callable[[int, int], None]
 
 
-class RetrievalOptions(DocumentOptions):
+class RetrievalOptions(DocumentOptions, PromptingOptions):
     """Options of retrieval."""
 
     search: How = Field("hybrid", description="vector, full-text, or hybrid (both, by reciprocal rank fusion)")
@@ -55,7 +55,7 @@ class Retrieval(PromptingMethod):
     def before(
         self, base: Base, task: Task, budget: Budget, options: RetrievalOptions, run: Run, record: FitRecord
     ) -> State:
-        state, notes = document_state(base, task, budget, options, run)
+        state, notes = document_state(base, task, budget, options, run, front_inside(options))
         record.notes += notes
         return state
 

@@ -9,6 +9,7 @@ from kamerton.errors import RecipeError
 
 OBJECTIVES: dict[str, str] = {
     "supervised": "kamerton.objectives.supervised:Supervised",
+    "retrieval-marginal": "kamerton.objectives.retrieval_marginal:RetrievalMarginal",
 }
 
 

@@ -118,8 +118,8 @@ class Joint:
 
 def _generator(options: RagOptions) -> tuple[str, Any]:
     """The name of the generator's parameterisation, and its options."""
-    assert isinstance(options.generator, dict)
-    ((name, given),) = options.generator.items()
+    chosen = options.generator
+    ((name, given),) = chosen.items() if isinstance(chosen, dict) else ((chosen, {}),)
     return name, get_parameterisation(name).options(**given)
 
 

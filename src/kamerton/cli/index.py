@@ -22,7 +22,7 @@ def _group() -> None:
 
 @app.command(
     epilog="Examples:\n\nkamerton index add runs/docs-index docs README.md\n\n"
-    "kamerton index add runs/squad-index --recipe examples/squad-retrieval.yaml --text context --title title"
+    "kamerton index add runs/squad-index --recipe examples/squad-open.yaml --title title"
 )
 def add(
     index: Folder,

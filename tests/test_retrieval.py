@@ -410,3 +410,26 @@ def test_two_writers_wait_for_each_other(index: PassageIndex, monkeypatch: pytes
     monkeypatch.setattr("filelock.FileLock", lambda path, timeout: real(path, timeout=0.1))
     with real(index.folder / ".lock"), pytest.raises(DocumentError, match="another process is writing"):
         index.put([document("a", "b")])
+
+
+def test_a_damaged_index_is_one_line_and_a_begun_one_opens(index: PassageIndex, tmp_path: Path) -> None:
+    import shutil
+
+    index.put([document("a", "cats sleep")])
+    # killed between index.json and the table
+    (tmp_path / "begun").mkdir()
+    shutil.copy(index.folder / "index.json", tmp_path / "begun")
+    begun = PassageIndex.open(tmp_path / "begun", WordsEncoder())
+    assert (len(begun), begun.entries(), begun.search("cats", 3)) == (0, [], [])
+    begun.put([document("a", "cats sleep")])
+    assert [h.source for h in begun.search("cats", 3)] == ["a"]
+    for file in (index.folder / "passages.lance" / "data").iterdir():
+        file.write_bytes(b"x")
+    damaged = PassageIndex.open(index.folder, WordsEncoder())
+    for ask in (damaged.entries, lambda: damaged.search("cats", 3, "vector"), damaged.vectors):
+        with pytest.raises(DocumentError, match=r"the index cannot be read .*; build it again"):
+            ask()
+    for file in (index.folder / "passages.lance" / "_versions").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(DocumentError, match=r"the index cannot be read .*; build it again"):
+        PassageIndex.open(index.folder, WordsEncoder())

@@ -288,3 +288,26 @@ def test_the_embedded_encoder_reads_all_of_a_passage(tmp_path: Path) -> None:
     question = "What is the colour? " * 200
     assert encoder.tail(question).endswith("What is the colour? ")
     assert len(encoder.offsets(encoder.tail(question))) <= encoder.room
+
+
+@pytest.mark.slow
+def test_a_changed_document_changes_the_answer_of_a_real_model(tmp_path: Path) -> None:
+    """The demo model reads prices from a passage; the same loaded model gives the new one after an update."""
+    from kamerton.retrieval import upkeep
+
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "tickets.md").write_text("# Tickets\nA ticket costs 12 euros. Children under ten pay nothing.\n")
+    (docs / "way.md").write_text(
+        "# How to get here\nTake tram 4 to the harbour. The museum is beside the lighthouse.\n"
+    )
+    upkeep.add(PassageIndex.create(tmp_path / "index"), [docs])
+    adapted = fit(load_base("demo"), "retrieval", tmp_path / "fit", index=str(tmp_path / "index"), passages=1)
+    asked = [conversation([("system", "Answer with a few words."), ("user", "How much is a ticket?")])]
+    (before,) = adapted.generate(asked, Sampling(max_tokens=24))
+    assert "12" in before.text
+    (docs / "tickets.md").write_text("# Tickets\nA ticket costs 15 euros. Children under ten pay nothing.\n")
+    upkeep.update(PassageIndex.open(tmp_path / "index"))
+    (after,) = adapted.generate(asked, Sampling(max_tokens=24))
+    assert "15" in after.text
+    assert "12" not in after.text

@@ -101,8 +101,9 @@ class Joint:
         else:
             name, own = _generator(options)
             inside = get_parameterisation(name).attach(base, own, task, seed)
-        modules = nn.ModuleList([inside.module, trainable(queries, options.query_rate)])
-        return Tuned(QueryingModel(inside.model, queries), modules, inside.peft)
+        model = QueryingModel(inside.model, queries)
+        model.trained = [p for p in inside.module.parameters() if p.requires_grad]
+        return Tuned(model, nn.ModuleList([inside.module, trainable(queries, options.query_rate)]), inside.peft)
 
     @staticmethod
     def load(base: Base, folder: Path, options: RagOptions) -> Tuned:
@@ -153,10 +154,9 @@ class Rag(TrainedMethod):
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         # evaluated in the base's data type, in which it was computed all along
-        generator = tuned.module[0]  # type: ignore[index]
-        for name, parameter in generator.named_parameters():
-            if "prompt_encoder" not in name:
-                parameter.data = parameter.data.to(base.model.dtype)
+        assert isinstance(tuned.model, QueryingModel)
+        for parameter in tuned.model.trained:
+            parameter.data = parameter.data.to(base.model.dtype)
         tuned.module.eval()
 
     def load(self, base: Base, folder: Path, about: dict[str, Any]) -> Adapted:

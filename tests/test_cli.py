@@ -59,7 +59,17 @@ def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("compare",), ("tune",), ("eval",), ("chat",), ("methods",), ("recipe", "check")]
+    "command",
+    [
+        (),
+        ("compare",),
+        ("tune",),
+        ("eval",),
+        ("chat",),
+        ("methods",),
+        ("recipe", "check"),
+        *(("index", name) for name in ("add", "update", "remove", "list", "search")),
+    ],
 )
 def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
     status, out, err = cli(*command, "--help")
@@ -71,7 +81,9 @@ def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
 
 def test_every_command_is_listed(cli: Cli) -> None:
     out = cli("--help")[1]
-    assert all(re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "methods", "recipe"))
+    assert all(
+        re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "methods", "recipe", "index")
+    )
     assert "--install-completion" in out
 
 

@@ -17,7 +17,7 @@ from kamerton.errors import TaskError
 from kamerton.recipe import Recipe, TaskSpec, load_recipe
 from kamerton.tasks import Example, Task, load_task
 from kamerton.tasks.example import conversation
-from kamerton.tasks.layouts import slot_json, snips, squad
+from kamerton.tasks.layouts import LAYOUTS, slot_json, snips, squad
 from kamerton.tasks.splits import question_key
 
 ROOT = Path(__file__).parents[1]
@@ -272,6 +272,8 @@ def test_layouts() -> None:
     qas = [{"id": 1, "question": "Q", "answers": [{"text": "x"}, {"text": "x"}]}, {"id": 2, "question": "R"}]
     records = squad(json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "C", "qas": qas}]}]}))
     assert [r["answers"] for r in records] == [["x"], []]
+    answerable = LAYOUTS["squad-answerable"](json.dumps({"data": [{"paragraphs": [{"context": "C", "qas": qas}]}]}))
+    assert [r["answers"] for r in answerable] == [["x"]]
 
 
 # splits
@@ -368,7 +370,8 @@ def test_a_limit_is_a_sample_and_says_so(tmp_path: Path) -> None:
 
 FOLDERS = {
     "banking77": "banking77", "snips": "snips", "sst2": "sst2", "e2e": "e2e", "gsm8k": "gsm8k", "cola": "cola",
-    "rte": "cb_rte_superglue", "codah": "codah", "squad": "squad2_cs224n", "stsb": "stsb",
+    "rte": "cb_rte_superglue", "codah": "codah", "squad": "squad2_cs224n",
+    "squad-open": "squad2_cs224n", "stsb": "stsb",
     "instructions": "rasbt_sft_dpo",
 }  # fmt: skip
 
@@ -392,6 +395,8 @@ def test_example_recipes_on_local_copies(name: str) -> None:
         for e in examples:
             assert e.answers[0]
             assert not e.choices or e.answers[0] in e.choices
+    if name == "squad-open":
+        assert all("\n" not in e.messages[-1].content for e in task.test), "the question alone"
     if name == "banking77":
         assert len(task.test[0].choices) == 77
     if name == "snips":

@@ -26,6 +26,8 @@ from kamerton.tasks.example import Example, Task, conversation
 from kamerton.training import Budget
 
 STEPS = Budget(steps=8)
+QUICK: dict[str, dict[str, Any]] = {"rag": {"learning_rate": 1e-3, "validations": 1, "passages": 2}}
+"""Options of methods that would take long by default: rag trains an encoder of 22.7 million weights."""
 
 WORDS = (
     "red green blue white black seven eight nine apple river stone cloud bread window garden letter music paper winter "

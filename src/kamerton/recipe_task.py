@@ -95,7 +95,8 @@ class Layout(Part):
 
     Attributes:
         format: of the files; `auto` goes by the suffix, and `.gz` may follow it. `lines` needs `pattern`.
-        reader: a layout by name (`squad`, `snips`, `bio`), or a function `file.py:function` (path → dictionaries).
+        reader: a layout by name (`squad`, `squad-answerable`, `snips`, `bio`), or a function `file.py:function` (path →
+            dictionaries).
         field: where the records are nested in a JSON file, dotted.
         columns: Kamerton's field → the file's column, its 0-based number where `header` is false, or a `Column`.
         header: whether the first row of a table names its columns.

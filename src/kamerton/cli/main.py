@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from kamerton.cli import chat, compare, evaluate, merge, methods, recipe, tune
+from kamerton.cli import chat, compare, evaluate, index, merge, methods, recipe, tune
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -30,6 +30,7 @@ chat.register(app)
 merge.register(app)
 methods.register(app)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(index.app, name="index")
 
 
 @app.callback(invoke_without_command=True)

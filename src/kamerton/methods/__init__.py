@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "chain-of-thought": "kamerton.methods.chain_of_thought:ChainOfThought",
     "self-consistency": "kamerton.methods.self_consistency:SelfConsistency",
     "calibration": "kamerton.methods.calibration:Calibration",
+    "retrieval": "kamerton.methods.retrieval:Retrieval",
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",
     "prefix-tuning": "kamerton.methods.prefix_tuning:PrefixTuningMethod",
     "p-tuning": "kamerton.methods.p_tuning:PTuningMethod",
@@ -34,6 +35,7 @@ METHODS: dict[str, str] = {
     "lora": "kamerton.methods.lora:LoraMethod",
     "qlora": "kamerton.methods.qlora:QLoraMethod",
     "full": "kamerton.methods.full:FullMethod",
+    "rag": "kamerton.methods.rag:Rag",
 }
 
 

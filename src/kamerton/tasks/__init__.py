@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kamerton.recipe import TaskSpec
 from kamerton.recipe_errors import closest
 from kamerton.tasks.example import SPLITS, Conversation, Example, Message, Task
 
-__all__ = ["EMBEDDED", "Conversation", "Example", "Message", "Task", "load_task"]
+if TYPE_CHECKING:
+    from kamerton.tasks.readers import Row
+
+__all__ = ["EMBEDDED", "Conversation", "Example", "Message", "Task", "load_task", "read_rows"]
 
 EMBEDDED = ("dates",)
 
@@ -55,21 +58,31 @@ def _embedded(spec: TaskSpec) -> Task:
     return replace(task, **{key: value for key, value in changes.items() if value is not None})
 
 
+def read_rows(spec: TaskSpec) -> dict[str, list[Row]]:
+    """The rows of a recipe's data, by split, as they are in the files.
+
+    Raises:
+        TaskError: one line with file (and line), what is wrong, and the mend.
+    """
+    from kamerton.tasks.readers import read_files, read_hub
+
+    data = spec.data
+    assert data is not None  # TaskSpec has one of embedded and data
+    if data.hub is not None:
+        return read_hub(spec, data)
+    if data.path:
+        return {"train": read_files(spec, data.path, ("data", "path"))}
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {name: read_files(spec, files, ("data", name)) for name, files in given.items() if files}
+
+
 def _from_data(spec: TaskSpec) -> Task:
-    from kamerton.tasks.readers import Row, read_files, read_hub
     from kamerton.tasks.shapes import METRICS, Shaper
     from kamerton.tasks.splits import Splits, clean, cut, limit, merge_answers, unique_ids
 
     data = spec.data
     assert data is not None  # TaskSpec has one of embedded and data
-    rows: dict[str, list[Row]]
-    if data.hub is not None:
-        rows = read_hub(spec, data)
-    elif data.path:
-        rows = {"train": read_files(spec, data.path, ("data", "path"))}
-    else:
-        given = {"train": data.train, "validation": data.validation, "test": data.test}
-        rows = {name: read_files(spec, files, ("data", name)) for name, files in given.items() if files}
+    rows = read_rows(spec)
     if not rows.get("train"):
         raise spec.error(
             ("data",), "there is no training split", mend="name it under data: train, or splits: {train: …}"

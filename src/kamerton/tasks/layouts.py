@@ -36,6 +36,11 @@ def squad(text: str) -> list[dict[str, Any]]:
     return records
 
 
+def squad_answerable(text: str) -> list[dict[str, Any]]:
+    """As `squad`, without the questions that have no answer: for asking them without their context."""
+    return [record for record in squad(text) if record["answers"]]
+
+
 def snips(text: str) -> list[dict[str, Any]]:
     """The SNIPS NLU benchmark (Coucke et al. 2018): `{intent: [{"data": [{"text", "entity"?}, …]}, …]}`."""
     records = []
@@ -83,4 +88,6 @@ def bio_record(spec: TaskSpec, values: dict[str, Any], place: str) -> dict[str, 
     return {"prompt": " ".join(tokens), "completion": slot_json(str(values[names["intent"]]), slots)}
 
 
-LAYOUTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {"squad": squad, "snips": snips}
+LAYOUTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
+    "squad": squad, "squad-answerable": squad_answerable, "snips": snips,
+}  # fmt: skip

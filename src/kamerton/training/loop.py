@@ -170,8 +170,9 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = _accelerator(model, settings, folder)
     optimiser = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
+        _groups(parameters), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay,
+        fused=True,
+    )  # fmt: skip
     saved, notes = load_checkpoint(folder, module, optimiser, key=key)
     state = State(**saved["run"]) if saved else State()
     work_before = Work(**state.work) - model.work
@@ -222,7 +223,7 @@ def fit(
         batches = objective.batches(state.step, model)
         rate = _learning_rate(settings, done)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         loss, metrics, norm = _step(accelerator, wrapped, batches, parameters, optimiser, settings)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = f"the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
@@ -282,6 +283,14 @@ def fit(
             )
     module.eval()
     return Result(state, state.best_loss, notes, finished)
+
+
+def _groups(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters by their own share of the learning rate: the attribute `rate` of a parameter, 1 where it has none."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(float(getattr(parameter, "rate", 1.0)), []).append(parameter)
+    return [{"params": members, "rate": rate} for rate, members in groups.items()]
 
 
 def _step(

@@ -1,0 +1,1 @@
+"""Documents → passages → an index that is searched, and questions asked with what was found."""

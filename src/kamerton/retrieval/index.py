@@ -1,0 +1,468 @@
+"""The index: passages with their vectors in a LanceDB table on disk, and a full-text (BM25) index beside them.
+
+The folder holds `index.json` (the encoder's name and fingerprint, and how documents are cut) and the table. One
+document's passages, or those of a batch of documents, are replaced by one commit of the table: a reader, or whoever
+opens the folder after a kill, sees a document as it was or as it is, and nothing between. Rows that the full-text index
+has not taken up yet are searched without it, so both searches are always current.
+
+The vector search compares the question with every vector, so it is exact. It leaves out approximate search, which pays
+from about a million passages on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from kamerton.errors import MissingExtra
+from kamerton.retrieval.documents import Document, DocumentError
+from kamerton.retrieval.encoder import MINILM, Encoder, load_encoder
+from kamerton.retrieval.passages import Cutting, Passage, cut
+from kamerton.tasks.example import fingerprint
+
+How = Literal["vector", "full-text", "hybrid"]
+HOWS: tuple[How, ...] = get_args(How)
+FORMAT = 1
+FLUSH = 128
+"""Passages that are embedded and committed together."""
+RRF = 60
+"""The constant of reciprocal rank fusion (Cormack et al. 2009)."""
+OLD_VERSIONS = timedelta(days=1)
+"""How long versions of the table that a reader may still hold are kept."""
+_TABLE = "passages"
+_SHOWN = ["source", "title", "heading", "page", "number", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that was found.
+
+    Attributes:
+        passage: the passage.
+        source: its document's identity.
+        score: similarity (vector), BM25 (full-text) or the sum of reciprocal ranks (hybrid); higher is better.
+    """
+
+    passage: Passage
+    source: str
+    score: float
+
+    @property
+    def place(self) -> str:
+        """Where it stands, in few words: title and headings, or the file's name, and the page."""
+        name = self.passage.context or Path(self.source).name.partition("#")[0]
+        return f"{name}, page {self.passage.page}" if self.passage.page else name
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A document in the index."""
+
+    source: str
+    title: str
+    hash: str
+    passages: int
+
+
+@dataclass
+class Changes:
+    """What was done to documents of the index."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    passages: int = 0
+
+
+class PassageIndex:
+    """An index in a folder; `create` and `open` make one.
+
+    Args:
+        folder: where it is.
+        about: what `index.json` says.
+        table: the LanceDB table.
+        encoder: the encoder, if it is loaded already; default: the one that `about` names, loaded when it is needed.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], table: Any, encoder: Encoder | None = None) -> None:
+        self.folder, self.about, self._table = folder, about, table
+        self.cutting = Cutting(**about["cutting"])
+        self._encoder = encoder
+
+    # -- making and opening -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, *, encoder: str | Encoder = MINILM, cutting: Cutting | None = None,
+        language: str = "English",
+    ) -> PassageIndex:  # fmt: skip
+        """Make an empty index.
+
+        Args:
+            folder: a new or empty folder.
+            encoder: its name, or the encoder.
+            cutting: how documents are cut.
+            language: of stemming and stop words in the full-text search.
+
+        Raises:
+            DocumentError: the folder holds something else, or the cutting or the language is impossible.
+        """
+        folder, cutting = Path(folder), cutting or Cutting()
+        if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
+            raise DocumentError("is there already and is no index", where=folder, mend="name a new folder")
+        _lancedb()
+        encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        if not 0 <= cutting.overlap <= cutting.size // 2 or not 16 <= cutting.size <= encoder.room:
+            raise DocumentError(
+                f"passages of {cutting.size} tokens that share {cutting.overlap} cannot be cut",
+                where=folder, mend=f"use a size of 16 to {encoder.room} and an overlap of at most half of it",
+            )  # fmt: skip
+        about = {
+            "format": FORMAT,
+            "encoder": {
+                "name": encoder.name, "fingerprint": encoder.fingerprint, "dimension": encoder.dimension,
+                "metric": encoder.metric,
+            },
+            "cutting": asdict(cutting),
+            "language": language,
+        }  # fmt: skip
+        if language not in LANGUAGES:
+            close = difflib.get_close_matches(language.title(), LANGUAGES, n=1)
+            mend = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(LANGUAGES)}"
+            raise DocumentError(f"no stemming for the language '{language}'", where=folder, mend=mend)
+        from kamerton.training.files import (
+            write_json,
+        )  # imports the training room: seconds that a search can do without
+
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "index.json", about)
+        return cls(folder, about, _open_table(folder, about), encoder)
+
+    @classmethod
+    def open(cls, folder: str | Path, encoder: str | Encoder | None = None) -> PassageIndex:
+        """Open an index.
+
+        Args:
+            folder: where it is.
+            encoder: refuse an index that another one made; default: take the one that made it.
+
+        Raises:
+            DocumentError: no index is there, it cannot be read, or another encoder made it.
+        """
+        folder = Path(folder)
+        path = folder / "index.json"
+        mend = "build it with: kamerton index add"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise DocumentError(f"has format {about['format']}, not {FORMAT}", where=path, mend="build it again")
+            Cutting(**about["cutting"])
+            known = about["encoder"]["fingerprint"], about["encoder"]["name"], about["encoder"]["dimension"]
+        except FileNotFoundError:
+            raise DocumentError("no index is here (no index.json)", where=folder, mend=mend) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"cannot be read ({type(error).__name__}: {error})"
+            raise DocumentError(reason, where=path, mend="build the index again") from None
+        _lancedb()
+        index = cls(folder, about, _open_table(folder, about))
+        if encoder is not None:
+            given = load_encoder(encoder) if isinstance(encoder, str) else encoder
+            if given.fingerprint != known[0]:
+                raise _other_encoder(folder, known[1], given.name)
+            index._encoder = given
+        return index
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that made the index.
+
+        Raises:
+            DocumentError: the model of that name is another one today.
+        """
+        if self._encoder is None:
+            known = self.about["encoder"]
+            encoder = load_encoder(known["name"])
+            if encoder.fingerprint != known["fingerprint"]:
+                raise _other_encoder(self.folder, known["name"], f"{encoder.name} as it is now")
+            self._encoder = encoder
+        return self._encoder
+
+    # -- documents --------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """The documents, sorted by source."""
+        columns = self._read(["source", "title", "hash"])
+        found: dict[str, Entry] = {}
+        for source, title, hash_ in zip(*(columns[c].to_pylist() for c in ("source", "title", "hash")), strict=True):
+            count = found[source].passages if source in found else 0
+            found[source] = Entry(source, title, hash_, count + 1)
+        return [found[source] for source in sorted(found)]
+
+    def __len__(self) -> int:
+        return int(self._table.count_rows())
+
+    @property
+    def version(self) -> int:
+        """Changes with every change of the documents, also by another process."""
+        return int(self._table.version)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the encoder, the cutting and all documents' contents."""
+        return fingerprint([self.about, [[e.source, e.hash] for e in self.entries()]])
+
+    def put(self, documents: Iterable[Document], *, watch: Callable[[str, float], None] | None = None) -> Changes:
+        """Add documents, or replace those that are there with another content; the others are left as they are.
+
+        A batch of documents is one commit: killed at any moment, the index holds each as it was or as it is.
+
+        Args:
+            documents: read one after another.
+            watch: called with a few words and the share that is done of the documents given so far.
+        """
+        changes = Changes()
+        with self._writing():
+            known = {e.source: e.hash for e in self.entries()}
+            waiting: dict[str, tuple[Document, list[Passage]]] = {}
+            for document in documents:
+                if known.get(document.source) == document.hash:
+                    changes.unchanged += 1
+                    continue
+                if document.source in known:
+                    changes.updated += 1
+                else:
+                    changes.added += 1
+                known[document.source] = document.hash
+                waiting[document.source] = document, cut(document, self.cutting, self.encoder.offsets)
+                if sum(len(passages) for _, passages in waiting.values()) >= FLUSH:
+                    changes.passages += self._flush(waiting, watch)
+            changes.passages += self._flush(waiting, watch)
+            if changes.added or changes.updated:
+                self._settle()
+        return changes
+
+    def remove(self, sources: Sequence[str]) -> int:
+        """Take documents out; returns the number of their passages.
+
+        Raises:
+            DocumentError: one is not in the index; nothing is removed then.
+        """
+        with self._writing():
+            known = {e.source: e.passages for e in self.entries()}
+            for source in sources:
+                if source not in known:
+                    close = difflib.get_close_matches(source, known, n=1)
+                    mend = f"did you mean {close[0]}?" if close else "see: kamerton index list"
+                    raise DocumentError("is not in the index", where=source, mend=mend)
+            if sources:
+                self._table.delete(f"source IN ({_quoted(sources)})")
+                self._settle()
+        return sum(known[source] for source in set(sources))
+
+    def _flush(
+        self, waiting: dict[str, tuple[Document, list[Passage]]], watch: Callable[[str, float], None] | None
+    ) -> int:
+        """Embed what waits and commit it at once; empties `waiting`, returns the number of passages."""
+        if not waiting:
+            return 0
+        import pyarrow as pa
+
+        pairs = [(document, passage) for document, passages in waiting.values() for passage in passages]
+        done = 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            if watch is not None:
+                watch(f"{done} of {len(pairs)} passages embedded", done / len(pairs))
+
+        vectors = self.encoder.passages([passage for _, passage in pairs], progress=tell)
+        rows = pa.table(
+            {
+                "id": [f"{document.source}#{passage.number}" for document, passage in pairs],
+                "source": [document.source for document, _ in pairs],
+                "hash": [document.hash for document, _ in pairs],
+                **{name: [getattr(passage, name) for _, passage in pairs] for name in _SHOWN[1:]},
+                "searched": [f"{passage.context}\n{passage.text}" for _, passage in pairs],
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.encoder.dimension),
+            },
+            schema=_schema(self.encoder.dimension),
+        )
+        merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        merge.when_not_matched_by_source_delete(f"source IN ({_quoted(list(waiting))})").execute(rows)
+        waiting.clear()
+        return len(pairs)
+
+    def _settle(self) -> None:
+        """Take new rows up into the full-text index, join small files, drop versions that nobody reads any more."""
+        self._table.optimize(cleanup_older_than=OLD_VERSIONS)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / ".lock", timeout=10)
+        try:
+            lock.acquire()
+        except Timeout:
+            mend = "wait for it, then run the command again"
+            raise DocumentError("another process is writing into the index", where=self.folder, mend=mend) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- search -----------------------------------------------------------------------------------------------------
+
+    def search(self, question: str, count: int = 5, how: How = "hybrid") -> list[Hit]:
+        """The passages that answer a question best, best first."""
+        return self.search_all([question], count, how)[0]
+
+    def search_all(
+        self, questions: Sequence[str], count: int = 5, how: How = "hybrid", *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Hit]]:  # fmt: skip
+        """`search` for many questions.
+
+        Args:
+            questions: the questions.
+            count: passages for each; fewer where the index has no more.
+            how: by vectors, by words (BM25), or both joined by reciprocal rank fusion.
+            progress: called with the questions done and their number.
+        """
+        vectors = None if how == "full-text" else self.encoder.questions(questions)
+        out = []
+        for i, question in enumerate(questions):
+            if how == "full-text":
+                hits = self.by_words(question, count)
+            elif how == "vector":
+                hits = self.by_vector(vectors[i], count)  # type: ignore[index]
+            else:
+                # fused from deeper lists: a passage that both find far down may be the best of all
+                depth = max(4 * count, 20)
+                hits = fuse(self.by_vector(vectors[i], depth), self.by_words(question, depth))[:count]  # type: ignore[index]
+            out.append(hits)
+            if progress is not None:
+                progress(i + 1, len(questions))
+        return out
+
+    def by_vector(self, vector: np.ndarray, count: int) -> list[Hit]:
+        """The passages nearest to a vector (D,), by the encoder's own measure."""
+        metric = self.about["encoder"]["metric"]
+        query = self._table.search(vector, vector_column_name="vector", query_type="vector").distance_type(metric)
+        # the distance is 1 − similarity for both measures
+        return self._hits(query, count, "_distance", lambda distance: 1 - distance)
+
+    def by_words(self, question: str, count: int) -> list[Hit]:
+        """The passages of the highest BM25; the question is words, not a query language."""
+        from lancedb.query import MatchQuery
+
+        words: Any = MatchQuery
+        query = self._table.search(words(question, "searched"), query_type="fts")
+        return self._hits(query, count, "_score", float)
+
+    def vectors(self) -> tuple[list[Hit], np.ndarray]:
+        """All passages and their vectors (N, D), in the order of their documents."""
+        columns = self._read([*_SHOWN, "vector"])
+        rows = [dict(zip(_SHOWN, values, strict=True)) for values in zip(
+            *(columns[name].to_pylist() for name in _SHOWN), strict=True
+        )]  # fmt: skip
+        flat = columns["vector"].combine_chunks()
+        flat = flat.flatten() if hasattr(flat, "flatten") else flat
+        matrix = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(rows), -1)
+        order = sorted(range(len(rows)), key=lambda i: (rows[i]["source"], rows[i]["number"]))
+        return [_hit(rows[i], 0.0) for i in order], matrix[order]
+
+    def _hits(self, query: Any, count: int, column: str, score: Callable[[float], float]) -> list[Hit]:
+        with _reading(self.folder):
+            rows = query.limit(count).select([*_SHOWN, column]).to_arrow().to_pylist()
+        hits = [_hit(row, score(row[column])) for row in rows]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.source, hit.passage.number))
+
+    def _read(self, columns: list[str]) -> Any:
+        with _reading(self.folder):
+            return self._table.search().select(columns).limit(max(len(self), 1)).to_arrow()
+
+
+def fuse(*rankings: Sequence[Hit]) -> list[Hit]:
+    """Reciprocal rank fusion: a passage scores the sum of 1 / (60 + its rank) over the rankings that hold it."""
+    scores: dict[tuple[str, int], float] = {}
+    found: dict[tuple[str, int], Hit] = {}
+    for ranking in rankings:
+        for rank, hit in enumerate(ranking, start=1):
+            key = hit.source, hit.passage.number
+            found.setdefault(key, hit)
+            scores[key] = scores.get(key, 0.0) + 1 / (RRF + rank)
+    return [
+        Hit(found[key].passage, found[key].source, scores[key])
+        for key in sorted(scores, key=lambda key: (-scores[key], key))
+    ]
+
+
+def _hit(row: dict[str, Any], score: float) -> Hit:
+    return Hit(Passage(**{name: row[name] for name in _SHOWN[1:]}), row["source"], float(score))
+
+
+def _schema(dimension: int) -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int32()
+    fields = [("id", text), ("source", text), ("hash", text), ("title", text), ("heading", text), ("page", number)]
+    fields += [("number", number), ("text", text), ("searched", text), ("vector", pa.list_(pa.float32(), dimension))]
+    return pa.schema(fields)
+
+
+def _open_table(folder: Path, about: dict[str, Any]) -> Any:
+    """The table; made here if a kill came between `index.json` and it."""
+    lancedb = _lancedb()
+    from lancedb.index import FTS
+
+    with _reading(folder):
+        database = lancedb.connect(folder, read_consistency_interval=timedelta(0))  # sees what others commit
+        table = database.create_table(_TABLE, schema=_schema(about["encoder"]["dimension"]), exist_ok=True)
+        if not list(table.list_indices()):
+            table.create_index("searched", config=FTS(language=about["language"], with_position=False))
+        return table
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # lance raises its own and Rust's errors, all of them about these files
+        reason = " ".join(str(error).split())[:200]
+        raise DocumentError(f"the index cannot be read ({reason})", where=folder, mend="build it again") from error
+
+
+def _lancedb() -> Any:
+    try:
+        import lancedb
+    except ImportError:
+        raise MissingExtra("lancedb", "retrieval") from None
+    return lancedb
+
+
+def _other_encoder(folder: Path, made: str, given: str) -> DocumentError:
+    return DocumentError(
+        f"the index was made by the encoder {made}, not by {given}", where=folder,
+        mend="name the encoder that made it, or build another index",
+    )  # fmt: skip
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+
+
+LANGUAGES = (
+    "Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek", "Hungarian", "Italian",
+    "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish", "Tamil", "Turkish",
+)  # fmt: skip
+"""Languages that LanceDB stems."""

@@ -19,7 +19,7 @@ class PromptTuningMethod(TrainedMethod):
     paper = "Lester et al. 2021, arXiv 2104.08691"
     options = PromptTuningMethodOptions
     parameterisation = PromptTuning
-    learning_rates = (3e-2, 1e-2, 1e-1)
+    space = {"learning_rate": (3e-2, 1e-2, 1e-1), "tokens": (20, 5, 50), "batch_size": (16, 8)}  # noqa: RUF012 (read only)
 
     def front(self, options: PromptTuningMethodOptions) -> int:
         return options.tokens

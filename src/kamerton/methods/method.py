@@ -77,7 +77,8 @@ class FitRecord:
         trainable_parameters: numbers that were trained.
         notes: what the user should know.
         findings: what a reader of the report should see; `marks`: short words beside the method's name ("fragile").
-        finished: False where the run asked for a pause and training is not at its end.
+        finished: False where the run asked for a pause and training is not at its end; `expected_flops`: what the whole
+            of it will have taken then, about.
     """
 
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +92,7 @@ class FitRecord:
     findings: list[Finding] = field(default_factory=list)
     marks: list[str] = field(default_factory=list)
     finished: bool = True
+    expected_flops: float = 0.0
 
 
 class Adapted:

@@ -115,7 +115,9 @@ class TrainedMethod:
         tuned, result = trial.train(values, horizon, until, stage, measure=False)
         record.seconds += result.state.seconds
         record.tokens += result.state.tokens
-        record.flops += flops(Work(**result.state.work), tuned.model.hf)
+        own = flops(Work(**result.state.work), tuned.model.hf)
+        record.expected_flops = 0.0 if result.finished else record.flops + own / until
+        record.flops += own
         record.curve = result.state.curve
         record.notes += result.notes
         record.trainable_parameters = tuned.trainable_parameters

@@ -48,9 +48,10 @@ class Comparison:
         settings: settings.json, {} where there is none.
         cells: label -> seed -> finished cell; labels in the recipe's order.
         failed: cell.json of failed cells.
-        planned: (label, seed) of all cells that the settings ask for.
+        planned: (label, seed) of all cells that the settings ask for and no race stopped.
         examples: the test examples; empty where the folder has none.
         metrics: the metrics in the task's order; the first one decides.
+        race: race.json, {} where there was no race.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Comparison:
     planned: list[tuple[str, int]]
     examples: tuple[Example, ...]
     metrics: dict[str, Metric] = field(default_factory=dict)
+    race: Record = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -132,10 +134,17 @@ def load_comparison(folder: str | Path) -> Comparison:
         raise KamertonError(f"cells have different numbers of answers ({found})", where=folder, mend=AGAIN)
     cells = {label: dict(sorted(by_seed.items())) for label, by_seed in cells.items()}
     seeds = [int(seed) for seed in settings.get("seeds", ())]
-    planned = [(str(m["label"]), seed) for m in settings.get("methods", ()) for seed in seeds]
+    race = _json(folder / "race.json") if (folder / "race.json").exists() else {}
+    stopped = {str(s["label"]) for s in race.get("stopped", ())}
+    planned = [
+        (label, seed)
+        for label in (str(m["label"]) for m in settings.get("methods", ()))
+        for seed in seeds
+        if label not in stopped or seed in cells.get(label, {})
+    ]
     names = _metric_names(settings, cells)
     metrics = {name: get_metric(name, examples or None) for name in names}
-    return Comparison(folder, settings, cells, failed, planned, examples, metrics)
+    return Comparison(folder, settings, cells, failed, planned, examples, metrics, race)
 
 
 def _metric_names(settings: Mapping[str, Any], cells: Mapping[str, Mapping[int, Cell]]) -> list[str]:

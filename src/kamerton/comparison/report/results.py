@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kamerton.comparison.report.data import Cell, Comparison, Record
-from kamerton.comparison.verdict import Verdict, decide
+from kamerton.comparison.verdict import Stopped, Verdict, decide
 from kamerton.evaluation.statistics import estimate
 
 TIMES = frozenset({"seconds", "latency_seconds", "peak_memory_bytes", "times"})
@@ -38,6 +38,7 @@ def results(comparison: Comparison, verdict: Verdict | None = None) -> Record:
             "cells": {"planned": planned, "finished": done, "failed": len(comparison.failed)},
             "complete": done == planned,
             "verdict": verdict.to_dict() if verdict else None,
+            "race": comparison.race or None,
             "methods": [_method(comparison, label) for label in comparison.labels],
             "failed": [
                 {"label": r["label"], "seed": r["seed"], "error": r.get("error", "")} for r in comparison.failed
@@ -56,6 +57,7 @@ def verdict_of(comparison: Comparison) -> Verdict | None:
         metric,
         comparison.records(),
         planned_seeds=[int(seed) for seed in comparison.settings.get("seeds", ())],
+        stopped=[Stopped(**{k: s[k] for k in Stopped.__slots__}) for s in comparison.race.get("stopped", ())],
     )
 
 

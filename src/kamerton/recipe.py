@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +17,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 
 from kamerton.errors import RecipeError
 from kamerton.recipe_errors import explain
-from kamerton.recipe_overrides import set_fields, use_local
+from kamerton.recipe_overrides import set_fields, take_recipes, use_local
 from kamerton.recipe_task import (
     Column,
     Count,
@@ -219,7 +220,8 @@ class Recipe(Part):
         Raises:
             RecipeError: a field is unknown, missing or wrong.
         """
-        return _build(text_keys(dict(data)), Source(), name)
+        raw = text_keys(dict(data))
+        return _build(raw, take_recipes(raw, Source()), name)
 
 
 def load_recipe(
@@ -249,7 +251,7 @@ def load_recipe(
     if not isinstance(raw, dict):
         raise RecipeError("is not a mapping of fields", where=path, mend="write it as field: value, one a line")
     changed = set_fields(raw, overrides)
-    source = Source(source.path, source.folder, source.lines, frozenset(changed), source.text)
+    source = take_recipes(raw, replace(source, overrides=frozenset(changed)))
     if data is not None:
         source = use_local(raw, source, Path(data))
     return _build(raw, source, path.stem)
@@ -278,8 +280,7 @@ def _build(raw: dict[str, Any], source: Source, name: str) -> Recipe:
         message = "is empty" if not recipe.seeds else "has a seed twice"
         raise RecipeError(message, where=source.where(("seeds",)), mend="list different seeds, such as [0, 1, 2]")
     recipe._source = source
-    recipe.task._source = source
-    recipe.task._root = ("task",)
+    recipe.task.place(source, ("task",))
     return recipe
 
 

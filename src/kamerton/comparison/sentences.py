@@ -82,9 +82,7 @@ def race_sentence(stopped: Sequence[Stopped], scale: Scale) -> str:
     if not stopped:
         return ""
     best = sorted(stopped, key=lambda s: -s.value if scale.higher_is_better else s.value)
-    named = [
-        f"{s.label} ({stood(s)}, {scale.score(s.value)} to {s.leader}'s {scale.score(s.leader_value)})" for s in best
-    ]
+    named = [f"{s.label} ({stood(s)}: {scale.score(s.value)}, {s.leader} {scale.score(s.leader_value)})" for s in best]
     shown = named if len(named) <= 4 else [*named[:4], f"{len(named) - 4} more"]
     verb = "was" if len(stopped) == 1 else "were"
     return f"On validation questions, {listing(shown)} {verb} clearly behind, stopped early and not ranked."

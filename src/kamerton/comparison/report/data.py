@@ -84,6 +84,11 @@ class Comparison:
                 return metric
         return None
 
+    @property
+    def grouped(self) -> Metric | None:
+        """The metric that is shown for each group: the deciding one where it is made of groups, else the judge."""
+        return self.deciding if hasattr(self.deciding, "groups") else self.judge
+
     def _width(self, metric: str) -> int:
         for by_seed in self.cells.values():
             for cell in by_seed.values():
@@ -101,8 +106,13 @@ class Comparison:
         return {label: [cell.record for cell in by_seed.values()] for label, by_seed in self.cells.items()}
 
 
+def title_of(metric: Metric) -> str:
+    """A metric's name for people."""
+    return str(getattr(metric, "title", metric.name.replace("-", " ")))
+
+
 def scale_of(metric: Metric) -> Scale:
-    return Scale(metric.name.replace("-", " "), *metric.range, metric.higher_is_better)
+    return Scale(title_of(metric), *metric.range, metric.higher_is_better)
 
 
 def load_comparison(folder: str | Path) -> Comparison:

@@ -114,7 +114,7 @@ def test_methods_lists_all_and_their_options(cli: Cli) -> None:
     status, out, _ = cli("methods", "lora")
     assert status == 0
     assert "2106.09685" in out
-    assert "learning rates tried: 0.001, 0.0003, 0.003" in out
+    assert "searched inside the budget: learning_rate 0.001, 0.0003, 0.003; rank 16, 4, 64; batch_size 16, 8" in out
     assert re.search(r"rank +16 +rank r", out)
     assert cli("methods", "lorra")[::2] == (2, "error: unknown method 'lorra'; did you mean lora?\n")
 

@@ -20,8 +20,20 @@ from kamerton.evaluation.metrics import metric_names
 from kamerton.inference import Sampling
 from kamerton.methods import METHODS, get_method, load_adapted, parse_options
 from kamerton.methods.method import Method, Run
+from kamerton.methods.search import shown, space_of
 from kamerton.methods.trained import TrainedMethod
-from kamerton.recipe import BaseSpec, BudgetSpec, DataSpec, EvaluationSpec, ForgettingSpec, Layout, Recipe, TaskSpec
+from kamerton.recipe import (
+    BaseSpec,
+    BudgetSpec,
+    DataSpec,
+    EvaluationSpec,
+    ForgettingSpec,
+    Layout,
+    RaceSpec,
+    Recipe,
+    TaskSpec,
+)
+from kamerton.recipe_task import Phrasing
 from kamerton.training import Budget
 from readme_commands import blocks, commands
 
@@ -74,8 +86,8 @@ def test_method_pages_name_all_options_with_their_defaults(name: str) -> None:
     assert (arxiv.group(1) if arxiv else method.paper) in page
     told = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, re.MULTILINE))
     assert told == {option: str(field.default) for option, field in method.options.model_fields.items()}
-    rates = getattr(method, "learning_rates", ())
-    assert ", ".join(f"{rate:g}" for rate in rates) in page
+    for option, values in space_of(method).items():
+        assert ", ".join(map(shown, values)) in page, option
     for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         for entry in yaml.safe_load(block)["methods"]:
             named, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
@@ -100,7 +112,10 @@ def test_readme_commands_are_taken_apart_as_a_shell_would() -> None:
     assert all("\nEND" in c for c in first if "<<'END'" in c)
 
 
-@pytest.mark.parametrize("part", [Recipe, BaseSpec, BudgetSpec, DataSpec, ForgettingSpec, EvaluationSpec, TaskSpec])
+PARTS = [Recipe, BaseSpec, BudgetSpec, DataSpec, ForgettingSpec, EvaluationSpec, TaskSpec, RaceSpec, Phrasing]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_recipe_page_names_every_field(part: type) -> None:
     page = read("docs/recipes.md")
     for field in {*part.model_fields, *(Layout.model_fields if part is TaskSpec else ())}:  # type: ignore[attr-defined]

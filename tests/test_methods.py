@@ -22,6 +22,7 @@ from kamerton.inference import Sampling
 from kamerton.methods import METHODS, get_method, load_adapted, parse_options
 from kamerton.methods.lora import LoraMethod
 from kamerton.methods.method import Adapted
+from kamerton.methods.search import space_of
 from kamerton.training import Budget
 from tiny import QUICK, fit
 
@@ -146,7 +147,7 @@ def test_training_and_asking_render_alike(small_base: Base, name: str, tmp_path:
 )
 def test_the_search_stays_inside_the_budget(small_base: Base, budget: Budget, tmp_path: Path) -> None:
     adapted = fit(small_base, "lora", tmp_path, budget=budget, batch_size=8, patience=99)
-    found, tried = adapted.record, get_method("lora").learning_rates  # type: ignore[attr-defined]
+    found, tried = adapted.record, space_of(get_method("lora"))["learning_rate"]
     assert [row["learning_rate"] for row in found.search] == list(tried)
     best = min(found.search, key=lambda row: row["validation_loss"])
     assert found.chosen == {"learning_rate": best["learning_rate"]}
@@ -206,10 +207,12 @@ def test_the_decision_of_the_search_is_kept(small_base: Base, tmp_path: Path) ->
     first = fit(small_base, "lora", tmp_path)
     path = tmp_path / "search.json"
     decision = json.loads(path.read_text())
-    other = next(r for r in LoraMethod.learning_rates if r != decision["learning_rate"])
-    path.write_text(json.dumps({**decision, "learning_rate": other}))
+    other = next(r for r in LoraMethod.space["learning_rate"] if r != first.record.chosen["learning_rate"])
+    place = LoraMethod.space["learning_rate"].index(other)
+    decision["rungs"][0][place]["validation_loss"] = 0.0
+    path.write_text(json.dumps(decision))
     assert fit(small_base, "lora", tmp_path).record.chosen == {"learning_rate": other}
-    path.write_text(json.dumps({**decision, "learning_rate": other, "key": "of another run"}))
+    path.write_text(json.dumps({**decision, "key": "of another run"}))
     assert fit(small_base, "lora", tmp_path).record.chosen == first.record.chosen
 
 

@@ -377,7 +377,17 @@ FOLDERS = {
 
 
 def test_every_example_recipe_has_a_place_here() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.yaml")} == {*FOLDERS, "dates"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.yaml")} == {*FOLDERS, "dates", "mixture"}
+
+
+def test_the_example_mixture_on_local_copies() -> None:
+    missing = [n for n in ("sst2", "cola", "snips", "codah", "banking77") if not (DATA / n).is_dir()]
+    if missing:
+        pytest.skip(f"{DATA} has no {missing[0]}; set KAMERTON_DATA to the folder of data sets")
+    task = load_task(load_recipe(ROOT / "examples" / "mixture.yaml", data=DATA).task)
+    assert {e.group for e in task.train} == {"sst2", "cola", "snips"}
+    assert {e.group for e in task.test} == {"codah", "banking77"}
+    assert [sum(e.group == name for e in task.train) for name in ("sst2", "cola", "snips")] == [256] * 3
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from kamerton.errors import RecipeError
 from kamerton.recipe_errors import explain
-from kamerton.recipe_overrides import set_fields, use_local
+from kamerton.recipe_overrides import set_fields, take_recipes, use_local
 from kamerton.recipe_task import (
     Column,
     Count,
@@ -46,6 +47,7 @@ __all__ = [
     "LimitSpec",
     "LocalSpec",
     "MethodSpec",
+    "RaceSpec",
     "Recipe",
     "SamplingSpec",
     "SplitSpec",
@@ -143,6 +145,33 @@ class EvaluationSpec(Part):
     sampling: SamplingSpec = SamplingSpec()
 
 
+class RaceSpec(Part):
+    """How cells that are clearly behind are stopped early.
+
+    Attributes:
+        shares: of the first seed's training, where methods are compared before its end.
+        alpha: chance of stopping the best method, over the whole race.
+        seed_deviation: assumed standard deviation between seeds, as a share of the metric's range.
+        curve_deviation: likewise between what methods gain over the whole of their training.
+    """
+
+    shares: tuple[Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)], ...] = (0.25, 0.5)
+    alpha: Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)] = 0.05
+    seed_deviation: Annotated[float, BeforeValidator(not_bool), Field(ge=0, le=1)] = 0.02
+    curve_deviation: Annotated[float, BeforeValidator(not_bool), Field(ge=0, le=1)] = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object) -> object:
+        return {} if data is True else data
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.shares) != sorted(set(self.shares)):
+            raise ValueError("shares must rise; write shares: [0.25, 0.5]")
+        return self
+
+
 class Recipe(Part):
     """A validated recipe. `source` is its file; `text` is the file as given; `error` places a complaint at its line."""
 
@@ -154,6 +183,7 @@ class Recipe(Part):
     budget: BudgetSpec = BudgetSpec()
     forgetting: ForgettingSpec | None = ForgettingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    race: RaceSpec | None = None
     output: Name | None = None
 
     _source: Source = PrivateAttr(default_factory=Source)
@@ -191,7 +221,8 @@ class Recipe(Part):
         Raises:
             RecipeError: a field is unknown, missing or wrong.
         """
-        return _build(text_keys(dict(data)), Source(), name)
+        raw = text_keys(dict(data))
+        return _build(raw, take_recipes(raw, Source()), name)
 
 
 def load_recipe(
@@ -221,7 +252,7 @@ def load_recipe(
     if not isinstance(raw, dict):
         raise RecipeError("is not a mapping of fields", where=path, mend="write it as field: value, one a line")
     changed = set_fields(raw, overrides)
-    source = Source(source.path, source.folder, source.lines, frozenset(changed), source.text)
+    source = take_recipes(raw, replace(source, overrides=frozenset(changed)))
     if data is not None:
         source = use_local(raw, source, Path(data))
     return _build(raw, source, path.stem)
@@ -239,8 +270,9 @@ def _build(raw: dict[str, Any], source: Source, name: str) -> Recipe:
     elif "seeds" in given and not isinstance(given["seeds"], list):
         message, where = f"must be a count or a list of whole numbers, not {given['seeds']!r}", source.where(("seeds",))
         raise RecipeError(message, where=where, mend="write seeds: 3, or seeds: [0, 1, 2]")
-    if given.get("forgetting") is False:
-        given["forgetting"] = None
+    for switch in ("forgetting", "race"):
+        if given.get(switch) is False:
+            given[switch] = None
     try:
         recipe = Recipe.model_validate(given)
     except ValidationError as error:
@@ -249,8 +281,7 @@ def _build(raw: dict[str, Any], source: Source, name: str) -> Recipe:
         message = "is empty" if not recipe.seeds else "has a seed twice"
         raise RecipeError(message, where=source.where(("seeds",)), mend="list different seeds, such as [0, 1, 2]")
     recipe._source = source
-    recipe.task._source = source
-    recipe.task._root = ("task",)
+    recipe.task.place(source, ("task",))
     return recipe
 
 

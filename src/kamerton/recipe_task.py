@@ -158,8 +158,21 @@ class DataSpec(Part):
         return self
 
 
+class Phrasing(Part):
+    """One way of putting a task's questions; what it leaves out is as the task has it. A bare text is a template."""
+
+    template: str | None = None
+    instruction: str | None = None
+    instruct_in: Literal["system", "user"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object) -> object:
+        return cls._short(data, "template")
+
+
 class TaskSpec(Layout):
-    """The task: an embedded one by name, or examples with how they are asked and judged.
+    """The task: an embedded one by name, examples with how they are asked and judged, or a mixture of such tasks.
 
     Attributes:
         name: for reports; by default that of the embedded task, the file or the hub id.
@@ -168,6 +181,9 @@ class TaskSpec(Layout):
         shape: what the columns make; found from them where it is not stated.
         template: writes the question: `{name}` is a field or a column, `{choices}` the lettered choices of the example.
         instruction: what to do; `{labels}` becomes the readable labels. Goes where `instruct_in` says.
+        phrasings: several ways of putting the question; each example gets one of them, by a hash of its content.
+        mixture: tasks whose training and validation examples are mixed; held_out: tasks that test it, unseen.
+        cap: at most so many training, and so many validation, examples of each task of a mixture.
         choices: whether labels and choices are ranked (true), or the answer is generated (false).
         first_choice: the number of the first choice, where answers are numbers.
         empty_answer: the text that stands for "no answer"; without it an empty answer is an error.
@@ -184,6 +200,10 @@ class TaskSpec(Layout):
     template: str | None = None
     instruction: str | None = None
     instruct_in: Literal["system", "user"] = "system"
+    phrasings: tuple[Phrasing, ...] = ()
+    mixture: tuple[TaskSpec, ...] = ()
+    held_out: tuple[TaskSpec, ...] = ()
+    cap: Count | None = None
     choices: bool = True
     first_choice: Annotated[int, BeforeValidator(not_bool), Field(ge=0)] = 0
     empty_answer: Name | None = None
@@ -196,6 +216,7 @@ class TaskSpec(Layout):
 
     _source: Source = PrivateAttr(default_factory=Source)
     _root: FieldPath = PrivateAttr(default=())
+    _moved: dict[str, FieldPath] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -206,22 +227,58 @@ class TaskSpec(Layout):
         return data
 
     @model_validator(mode="after")
-    def _embedded_or_data(self) -> Self:
-        if (self.embedded is None) == (self.data is None):
-            raise ValueError("needs exactly one of: embedded (the name of an embedded task), data (files or a hub id)")
-        if self.embedded is not None:
-            allowed = {"name", "embedded", "metrics", "limit", "seed", "max_answer_tokens"}
+    def _embedded_or_data_or_mixture(self) -> Self:
+        if sum([self.embedded is not None, self.data is not None, bool(self.mixture)]) != 1:
+            raise ValueError(
+                "needs exactly one of: embedded (the name of an embedded task), data (files or a hub id), "
+                "mixture (several tasks)"
+            )
+        kinds = {
+            "an embedded task": {"name", "embedded", "metrics", "limit", "seed", "max_answer_tokens"},
+            "a mixture": {"name", "mixture", "held_out", "cap", "limit", "seed", "max_answer_tokens"},
+        }
+        kind = "an embedded task" if self.embedded is not None else "a mixture" if self.mixture else None
+        if kind is not None:
+            allowed = kinds[kind]
             for field in sorted(self.model_fields_set - allowed):
-                raise ValueError(f"an embedded task takes no {field}; it takes {', '.join(sorted(allowed))}")
+                raise ValueError(f"{kind} takes no {field}; it takes {', '.join(sorted(allowed))}")
+        elif self.held_out or self.cap:
+            raise ValueError("held_out and cap belong to a mixture; list its tasks under mixture:")
+        if any(part.mixture for part in (*self.mixture, *self.held_out)):
+            raise ValueError("a mixture is made of tasks, not of mixtures; list them all under one mixture:")
         return self
+
+    def parts(self) -> list[tuple[FieldPath, TaskSpec]]:
+        """The tasks of a mixture with their fields: those that are mixed, then those that are held out."""
+        groups = (("mixture", self.mixture), ("held_out", self.held_out))
+        return [((name, i), part) for name, parts in groups for i, part in enumerate(parts)]
+
+    def place(self, source: Source, root: FieldPath) -> None:
+        """Remember where the task and its parts stand in the recipe."""
+        self._source, self._root = source, root
+        for path, part in self.parts():
+            part.place(source, (*root, *path))
+
+    def phrased(self) -> list[TaskSpec]:
+        """The task in each of its phrasings; itself where it has none."""
+        out = []
+        for index, phrasing in enumerate(self.phrasings):
+            given = {name: value for name, value in phrasing.model_dump().items() if value is not None}
+            one = self.model_copy(update={**given, "phrasings": ()})
+            one._source, one._root = self._source, self._root
+            one._moved = {name: ("phrasings", index, name) for name in given}
+            out.append(one)
+        return out or [self]
 
     def error(self, path: FieldPath, message: str, *, mend: str | None = None) -> TaskError:
         """An error at a field of the task (`path` is relative to the task), to be raised by who reads it."""
+        moved = self._moved.get(str(path[0])) if path else None
+        path = (*moved, *path[1:]) if moved else path
         return TaskError(message, where=self._source.where((*self._root, *path)), mend=mend)
 
     def resolve(self, path: str) -> Path:
-        """A path of the task as `Recipe.resolve` does it."""
-        return resolve(path, self._source)
+        """A path of the task as `Recipe.resolve` does it; of a part from another recipe, from that one's folder."""
+        return resolve(path, self._source.parts.get(self._root, self._source))
 
 
 def resolve(path: str, source: Source) -> Path:

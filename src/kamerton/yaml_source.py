@@ -52,6 +52,7 @@ class Source:
         lines: the 1-based line of each field path; a sequence item is addressed by its 0-based index.
         overrides: field paths that were set from outside the file; errors there must not blame a line of it.
         text: the file as given, "" for a dictionary.
+        parts: fields whose content was taken from the task of another recipe, with that recipe's source.
     """
 
     path: Path | None = None
@@ -59,12 +60,17 @@ class Source:
     lines: dict[FieldPath, int] = field(default_factory=dict)
     overrides: frozenset[FieldPath] = frozenset()
     text: str = ""
+    parts: dict[FieldPath, Source] = field(default_factory=dict)
 
     def where(self, path: FieldPath) -> str:
         """`FILE:LINE: field.path`; the line is that of the longest part of the path that the file has."""
         name = ".".join(str(part) for part in path)
         if any(path[: len(changed)] == changed for changed in self.overrides):
             return f"override {name}"
+        for root, other in self.parts.items():
+            inside = path[len(root) :]
+            if path[: len(root)] == root and inside and path[: len(root) + 1] not in self.lines:
+                return other.where(("task", *inside))
         file = str(self.path) if self.path else "recipe"
         known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in self.lines), None)
         place = f"{file}:{self.lines[known]}" if known is not None else file

@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "kamerton compare examples/dates.yaml\n\n"
         "kamerton compare examples/banking77.yaml --data ~/data/banking77 --output runs/banking\n\n"
+        "kamerton compare examples/dates.yaml --race\n\n"
         "kamerton compare examples/dates.yaml --set seeds=5 --set budget.epochs=2"
     )
     def compare(
@@ -22,6 +23,9 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Path | None, typer.Option(help="Folder for results; default: the recipe's.")] = None,
         data: Annotated[Path | None, typer.Option(help="A local copy of the task's data: a folder or file.")] = None,
         workers: Annotated[int | None, typer.Option(min=1, help="Processes at a time.")] = None,
+        race: Annotated[
+            bool | None, typer.Option("--race/--no-race", help="Stop early what is clearly behind on validation.")
+        ] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: budget.epochs=2.")] = None,
     ) -> None:
         """Compare methods on one task under one budget, and write a report.
@@ -35,7 +39,7 @@ def register(app: typer.Typer) -> None:
         from kamerton.recipe import load_recipe
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])
-        result = run(loaded, output=output, workers=workers, watcher=Bars())
+        result = run(loaded, output=output, workers=workers, race=race, watcher=Bars())
         console = Console()
         console.print()
         console.print(str(result), highlight=False, markup=False, soft_wrap=True)

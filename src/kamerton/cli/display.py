@@ -52,16 +52,21 @@ class Bars(Watcher):
                 self._cells[key], completed=min(event["share"], 1.0), text=f"{event['stage']}: {event['text']}"
             )
             return
-        if kind in ("done", "failed"):
+        if kind == "dropped":
+            if self._whole is not None:
+                self._progress.advance(self._whole)
+            return
+        if kind in ("done", "scouted", "failed"):
             if key in self._cells:
                 self._progress.remove_task(self._cells.pop(key))
-            seconds = time.monotonic() - self._started[key]
-            if kind == "done":
-                metric, value = next(iter(event["metrics"].items()))
-                self.line(f"  {name}: {metric} {value:.3f}  ({seconds:.0f} s)")
-            else:
+            seconds = time.monotonic() - self._started.pop(key)
+            if kind == "failed":
                 self.line(f"  {name}: FAILED: {event['error']}")
-            if self._whole is not None:
+            else:
+                metric, value = next(iter(event["metrics"].items()))
+                at = f" at {event['share']:.0%}, on validation" if kind == "scouted" else ""
+                self.line(f"  {name}{at}: {metric} {value:.3f}  ({seconds:.0f} s)")
+            if self._whole is not None and kind != "scouted":
                 self._progress.advance(self._whole)
 
     def close(self) -> None:

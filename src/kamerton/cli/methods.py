@@ -20,22 +20,25 @@ def register(app: typer.Typer) -> None:
 
         from kamerton.methods import METHODS, get_method
         from kamerton.methods.costs import cost_line
+        from kamerton.methods.search import shown, space_of
 
         console = Console()
         if name is None:
-            table = Table("method", "what it does", "trains", "cost", box=None, pad_edge=False, header_style="bold")
+            columns = ("method", "what it does", "trains", "cost", "searched")
+            table = Table(*columns, box=None, pad_edge=False, header_style="bold")
             for known in METHODS:
                 method = get_method(known)
-                table.add_row(known, method.summary, method.trains, cost_line(method))
+                table.add_row(known, method.summary, method.trains, cost_line(method), ", ".join(space_of(method)))
             console.print(table)
             console.print("\none method's options: kamerton methods NAME", highlight=False)
             return
         method = get_method(name)
         console.print(f"{name}: {method.summary}\ntrains {method.trains}\npaper {method.paper}", highlight=False)
         console.print(f"cost {cost_line(method)}", highlight=False)
-        rates = getattr(method, "learning_rates", ())
-        if rates:
-            console.print(f"learning rates tried: {', '.join(f'{r:g}' for r in rates)}", highlight=False)
+        space = space_of(method)
+        if space:
+            values = [f"{option} {', '.join(map(shown, tried))}" for option, tried in space.items()]
+            console.print(f"searched inside the budget: {'; '.join(values)}", highlight=False, soft_wrap=True)
         table = Table("option", "default", "meaning", box=None, pad_edge=False, header_style="bold")
         for option, field in method.options.model_fields.items():
             table.add_row(option, str(field.default), field.description or "")

@@ -1,4 +1,4 @@
-"""One cell: adapt, read the test set once, measure, write the record."""
+"""One cell: adapt, read the test set once, measure, write the record. Or, in a race, only as far as a look asks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kamerton.evaluation.answering import answer, judge, latency, values
 from kamerton.evaluation.forgetting import Reference, bits_per_byte, kl
 from kamerton.evaluation.memory import peak_bytes, reset_peak
 from kamerton.inference import Sampling
-from kamerton.methods import get_method, parse_options
+from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Adapted, Run
 from kamerton.tasks.example import Message, Task
 from kamerton.training import Budget
@@ -102,6 +102,50 @@ def run_cell(
     store.write_cell(cell, record, lines, fit.curve)
     shutil.rmtree(folder / "fit", ignore_errors=True)
     return record
+
+
+def scout_cell(
+    store: Store, cell: Cell, base: Base, task: Task, budget: Budget, share: float, sampling: dict[str, Any],
+    max_batch_tokens: int, report: Report,
+) -> dict[str, Any]:  # fmt: skip
+    """Train a cell to a share of its schedule, answer the validation questions, and write what a look needs.
+
+    The test set is not read. What was trained stays in the cell's folder, and `run_cell` goes on from there. A cell
+    that is finished is taken as it stands.
+
+    Returns:
+        What was written.
+    """
+    folder = store.cell_folder(cell.label, cell.seed)
+    gc.collect()
+    torch.manual_seed(cell.seed)
+    if store.finished(cell):
+        adapted = load_adapted(folder / "adapter", base)
+    else:
+        run = Run(folder / "fit", cell.seed, report, max_batch_tokens, until=share)
+        method = get_method(cell.method)
+        adapted = method.fit(base, task, budget, parse_options(method, cell.options), run)
+    model, started = adapted.engine.model, time.perf_counter()
+    work_before = model.work.copy()
+    plan = Sampling(**sampling, max_tokens=task.max_answer_tokens, seed=cell.seed)
+    answers = answer(
+        adapted, task.validation, plan,
+        progress=lambda done, total: report("answering validation", done / total, f"{done} of {total} questions"),
+    )  # fmt: skip
+    statistics = judge(answers.texts, task.validation, task.metrics[:1])
+    fit = adapted.record
+    scouted = {
+        "fingerprint": cell.fingerprint, "share": share, "finished": fit.finished,
+        "metrics": values(statistics, task.validation),
+        "statistics": statistics[task.metrics[0]].tolist(),
+        "flops": {
+            "fit": fit.flops, "whole_fit": max(fit.flops, fit.expected_flops),
+            "answer": flops(model.work - work_before, model.hf),
+        },
+        "seconds": {"fit": fit.seconds, "answer": time.perf_counter() - started},
+    }  # fmt: skip
+    store.write_scouted(cell, share, scouted)
+    return scouted
 
 
 def failed_record(cell: Cell, error: str) -> dict[str, Any]:

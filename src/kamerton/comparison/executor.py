@@ -50,11 +50,11 @@ class _Worker:
                 events.put((self.number, json.loads(line)))
         events.put((self.number, {"event": "ended", "code": self.process.wait()}))
 
-    def give(self, cell: Cell) -> None:
+    def give(self, cell: Cell, share: float | None) -> None:
         assert self.process.stdin is not None
         self.cell = cell
         with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed by its `ended` event
-            self.process.stdin.write(json.dumps(asdict(cell)) + "\n")
+            self.process.stdin.write(json.dumps({**asdict(cell), "share": share}) + "\n")
             self.process.stdin.flush()
 
     def end(self) -> None:
@@ -72,48 +72,66 @@ class _Worker:
         self._log.close()
 
 
-def run_cells(store: Store, cells: Sequence[Cell], *, workers: int, threads: int, on_event: OnEvent) -> None:
-    """Run all cells; returns when each is done or failed.
+class Pool:
+    """Worker processes that stay for several rounds of jobs; a context manager.
 
     Args:
         workers: processes at a time; `threads`: of each.
-        on_event: told about every event of every cell (progress, done, failed).
+        on_event: told about every event of every cell (progress, scouted, done, failed).
     """
-    waiting = list(cells)
-    events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
-    pool: dict[int, _Worker] = {}
-    number = 0
-    try:
-        while waiting or any(w.cell is not None for w in pool.values()):
-            while waiting and len(pool) < workers:
-                pool[number] = _Worker(number, store, threads, events)
-                pool[number].give(waiting.pop(0))
-                number += 1
-            at, event = events.get()
-            worker = pool.get(at)
-            if worker is None:
-                continue
-            cell = worker.cell
-            if event["event"] == "ended":
-                del pool[at]
-                worker.end()
-                if cell is not None:
-                    error = _death(event["code"], store.folder / f"worker-{at}.log")
-                    store.write_cell(cell, failed_record(cell, error), None, [])
-                    on_event(cell, {"event": "failed", "error": error})
-                continue
-            if cell is None:
-                continue
-            if event["event"] in ("done", "failed"):
-                worker.cell = None
-                on_event(cell, event)
-                if waiting:
-                    worker.give(waiting.pop(0))
-            else:
-                on_event(cell, event)
-    finally:
-        for worker in pool.values():
+
+    def __init__(self, store: Store, *, workers: int, threads: int, on_event: OnEvent) -> None:
+        self.store, self.workers, self.threads, self.on_event = store, workers, threads, on_event
+        self._events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
+        self._pool: dict[int, _Worker] = {}
+        self._number = 0
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._pool.values():
             worker.end()
+
+    def run(self, jobs: Sequence[tuple[Cell, float | None]]) -> None:
+        """Do all jobs; returns when each is done or failed.
+
+        Args:
+            jobs: each a cell to finish, or, with a share of its training, to train so far and ask validation questions.
+        """
+        waiting = list(jobs)
+        for worker in self._pool.values():
+            if waiting:
+                worker.give(*waiting.pop(0))
+        while waiting or any(w.cell is not None for w in self._pool.values()):
+            while waiting and len(self._pool) < self.workers:
+                self._pool[self._number] = _Worker(self._number, self.store, self.threads, self._events)
+                self._pool[self._number].give(*waiting.pop(0))
+                self._number += 1
+            self._handle(*self._events.get(), waiting)
+
+    def _handle(self, at: int, event: dict[str, Any], waiting: list[tuple[Cell, float | None]]) -> None:
+        worker = self._pool.get(at)
+        if worker is None:
+            return
+        cell = worker.cell
+        if event["event"] == "ended":
+            del self._pool[at]
+            worker.end()
+            if cell is not None:
+                error = _death(event["code"], self.store.folder / f"worker-{at}.log")
+                self.store.write_cell(cell, failed_record(cell, error), None, [])
+                self.on_event(cell, {"event": "failed", "error": error})
+            return
+        if cell is None:
+            return
+        if event["event"] in ("done", "scouted", "failed"):
+            worker.cell = None
+            self.on_event(cell, event)
+            if waiting:
+                worker.give(*waiting.pop(0))
+        else:
+            self.on_event(cell, event)
 
 
 def _death(code: int, log: Path) -> str:

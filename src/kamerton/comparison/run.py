@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 
 from kamerton.base import Base, load_base
-from kamerton.comparison.executor import run_cells
+from kamerton.comparison.executor import Pool
 from kamerton.comparison.machine import cores, kamerton_version, machine, versions
+from kamerton.comparison.race import Race, check_race
 from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError
@@ -26,7 +27,7 @@ from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, 
 from kamerton.evaluation.metrics import task_metrics
 from kamerton.inference import Engine, Sampling
 from kamerton.methods import option_files, resolve
-from kamerton.recipe import Recipe, TaskSpec, TextSpec, load_recipe
+from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, load_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget
@@ -46,7 +47,7 @@ class Watcher:
         """How many cells there are to run, and how many are finished from before."""
 
     def event(self, cell: Cell, event: dict[str, Any]) -> None:
-        """A cell's progress, end or failure."""
+        """A cell's progress, end or failure; in a race also `scouted` (it answered so far) and `dropped`."""
 
     def close(self) -> None:
         """Called once at the end, however it ends."""
@@ -106,6 +107,7 @@ def compare(
     data: str | Path | None = None,
     task: Task | None = None,
     workers: int | None = None,
+    race: bool | None = None,
     watcher: Watcher | None = None,
 ) -> Comparison:
     """Run a comparison and write its report.
@@ -116,6 +118,7 @@ def compare(
         data: a local copy of the task's data (see `load_recipe`).
         task: examples made in Python, in place of the recipe's task.
         workers: processes at a time; default: one for each two cores, as memory allows (one for a GPU).
+        race: stop early what is clearly behind on validation questions; default: as the recipe says.
         watcher: told about progress.
 
     Returns:
@@ -127,11 +130,14 @@ def compare(
     watcher = watcher or Watcher()
     if not isinstance(recipe, Recipe):
         recipe = Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
+    racing = recipe.race if race is None else (recipe.race or RaceSpec()) if race else None
     methods = resolve(recipe)
     budget = Budget(**recipe.budget.model_dump())
     spec = recipe.task if task is None else None
     task = task or load_task(recipe.task)
     check_task(task, spec)
+    if racing is not None:
+        check_race(task)
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
     store = Store(folder)
     lock = store.lock()
@@ -147,7 +153,9 @@ def compare(
         base = load_base(**{**base_request, "dtype": before["base"]["dtype"] if before else base_request["dtype"]})
         watcher.line(f"base {base.info}")
         sampling = Sampling(**recipe.evaluation.sampling.model_dump())
-        settings = _settings(recipe, base, task, methods, budget)
+        settings = {
+            **_settings(recipe, base, task, methods, budget), "race": racing.model_dump(mode="json") if racing else None
+        }  # fmt: skip
         common = {
             "version": RESULT_VERSION, "base": base.info.fingerprint, "renderer": base.renderer.fingerprint,
             "task": task.fingerprint, "budget": asdict(budget), "evaluation": recipe.evaluation.model_dump(),
@@ -180,12 +188,20 @@ def compare(
                 "max_batch_tokens": recipe.evaluation.max_batch_tokens, "threads": threads,
             })  # fmt: skip
             base.model.hf.to("meta")  # the workers have their own; its memory is theirs
-            run_cells(
-                store, [c for c in todo if c.same_as is None], workers=count, threads=threads, on_event=watcher.event
-            )
-            for cell in todo:
-                if cell.same_as is not None:
-                    store.copy_cell(cell)
+        if racing is None:
+            (folder / "race.json").unlink(missing_ok=True)
+        if todo:
+            with Pool(store, workers=count, threads=threads, on_event=watcher.event) as pool:
+                if racing is not None:
+                    Race(
+                        store, cells, task, racing, pool.run, watcher.line,
+                        lambda cell: watcher.event(cell, {"event": "dropped"}),
+                    ).run()  # fmt: skip
+                else:
+                    pool.run([(c, None) for c in todo if c.same_as is None])
+                    for cell in todo:
+                        if cell.same_as is not None:
+                            store.copy_cell(cell)
         report = write_report(folder)
         return Comparison(folder, json.loads(report.with_name("results.json").read_text(encoding="utf-8")))
     finally:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kamerton.comparison.units import Scale, listing, quantity
+from kamerton.comparison.units import Scale, listing, p_value, quantity
 from kamerton.evaluation.resampling import SeedScores
 
 if TYPE_CHECKING:  # verdict.py makes these records and calls this module
-    from kamerton.comparison.verdict import Pair, Row
+    from kamerton.comparison.verdict import Pair, Row, Stopped
 
 
 def sentences(
@@ -26,6 +26,7 @@ def sentences(
     doubtful: Sequence[str],
     cheapest: Sequence[str],
     faithful: Sequence[str],
+    stopped: Sequence[Stopped] = (),
 ) -> list[str]:
     """The verdict's sentences.
 
@@ -36,16 +37,20 @@ def sentences(
         examples: test examples. answers: those that the cost in FLOPs counts.
         doubtful: leaders that are probably worse than the first one.
         cheapest, faithful: best for its cost, forgets least.
+        stopped: methods that a race stopped; they have no row.
     """
     leaders = [row for row in rows if row.rank == 1]
     top = leaders[0]
     interval = f"{scale.name} {scale.score(top.value)}, 95% interval {_span(top, scale)}"
+    if len(rows) == 1 and stopped:
+        left = f"{top.label} is best ({interval}): the race stopped everything else, clearly behind."
+        return [sentence for sentence in (left, race_sentence(stopped, scale), _one_seed(rows)) if sentence]
     if len(rows) == 1:
         return [f"Only {top.label} has been scored ({interval}); there is nothing to compare it with."]
     said: list[str] = []
     contenders = [row for row in leaders if row.label not in doubtful]
     if len(leaders) == 1:
-        said.append(_single_lead(rows, pairs, interval))
+        said.append(_single_lead(rows, pairs, interval, " that finished" if stopped else ""))
         said.append(_for_less(rows, scale))
     else:
         if len(contenders) == 1:
@@ -55,10 +60,42 @@ def sentences(
         others = contenders[1:] or [row for row in leaders if row.label in doubtful]
         said.append(_what_would_decide(top, others, len(leaders) == 2, pairs, scale, examples))
     said.append(_cost_and_forgetting(leaders, doubtful, answers, cheapest, faithful))
-    if all(row.conditional for row in rows):
-        seed = rows[0].seeds[0]
-        said.append(f"There is one seed only: this holds for the runs of seed {seed}, and other seeds may change it.")
+    said += [race_sentence(stopped, scale), _one_seed(rows)]
     return [sentence for sentence in said if sentence]
+
+
+def _one_seed(rows: Sequence[Row]) -> str:
+    if not all(row.conditional for row in rows):
+        return ""
+    return f"There is one seed only: this holds for the runs of seed {rows[0].seeds[0]}, and other seeds may change it."
+
+
+def stood(stop: Stopped) -> str:
+    """Where a race stopped a method: "at 25% of its training", "after 2 seeds"."""
+    if stop.share < 1:
+        return f"at {stop.share:.0%} of its training"
+    return f"after {stop.seeds} seed{'s' if stop.seeds > 1 else ''}"
+
+
+def race_sentence(stopped: Sequence[Stopped], scale: Scale) -> str:
+    """What a race stopped and when; the four best of many are named."""
+    if not stopped:
+        return ""
+    best = sorted(stopped, key=lambda s: -s.value if scale.higher_is_better else s.value)
+    named = [f"{s.label} ({stood(s)}: {scale.score(s.value)}, {s.leader} {scale.score(s.leader_value)})" for s in best]
+    shown = named if len(named) <= 4 else [*named[:4], f"{len(named) - 4} more"]
+    verb = "was" if len(stopped) == 1 else "were"
+    return f"On validation questions, {listing(shown)} {verb} clearly behind, stopped early and not ranked."
+
+
+def race_notes(stopped: Sequence[Stopped], scale: Scale) -> list[str]:
+    """One line for each method that a race stopped."""
+    return [
+        f"{s.label} was stopped {stood(s)} (seed {s.seed}): {scale.score(s.value)} on {s.examples} validation "
+        f"questions, {s.leader} {scale.score(s.leader_value)} (p {p_value(s.p)})"
+        + (". It might have caught up." if s.share < 1 else ".")
+        for s in stopped
+    ]
 
 
 def _for_less(rows: Sequence[Row], scale: Scale) -> str:
@@ -95,14 +132,14 @@ def _span(row: Row, scale: Scale) -> str:
     return f"{scale.number(row.low)} to {scale.score(row.high)}"
 
 
-def _single_lead(rows: Sequence[Row], pairs: Sequence[Pair], interval: str) -> str:
+def _single_lead(rows: Sequence[Row], pairs: Sequence[Pair], interval: str, which: str) -> str:
     top = rows[0].label
     beaten = {p.first if p.better == p.second else p.second for p in pairs if p.better == top}
     rest = [row.label for row in rows[1:] if row.label not in beaten]
     if rest:  # "better than" need not carry over: the rest lost to another method only
         return f"{top} leads ({interval}), but these data do not tell it apart from {listing(rest, 'or')}."
     others = rows[1].label if len(rows) == 2 else "both others" if len(rows) == 3 else f"all {len(rows) - 1} others"
-    return f"{top} is best ({interval}): significantly better than {others}."
+    return f"{top} is best ({interval}): significantly better than {others}{which}."
 
 
 def _named(rows: Sequence[Row], scale: Scale) -> str:

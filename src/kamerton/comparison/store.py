@@ -95,6 +95,20 @@ class Store:
         record = self.record(cell)
         return record is not None and record.get("status") == "ok" and record.get("fingerprint") == cell.fingerprint
 
+    def _scouted_path(self, cell: Cell, share: float) -> Path:
+        return self.cell_folder(cell.label, cell.seed) / f"race-{share:g}.json"
+
+    def scouted(self, cell: Cell, share: float) -> dict[str, Any] | None:
+        """What a race learned of a cell at a share of its training; None where that is not known."""
+        try:
+            found: dict[str, Any] = json.loads(self._scouted_path(cell, share).read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+        return found if found.get("fingerprint") == cell.fingerprint else None
+
+    def write_scouted(self, cell: Cell, share: float, scouted: dict[str, Any]) -> None:
+        write_json(self._scouted_path(cell, share), scouted)
+
     def write_cell(
         self, cell: Cell, record: dict[str, Any], answers: list[dict[str, Any]] | None, curve: list[dict[str, float]]
     ) -> None:

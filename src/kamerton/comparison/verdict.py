@@ -9,6 +9,7 @@ Rules, all of them stated in the report too:
 - Best for its cost: of the contenders, the one with the fewest FLOPs for fitting and 1,000 answers.
 - Forgets least: of the contenders, the smallest divergence (KL) from the base on general prompts.
 - The Pareto front holds every method that no other one beats in both mean score and those FLOPs.
+- Methods that a race stopped are named with what they had, and are not ranked.
 
 The sentence never depends on seconds, so that a repeated comparison says the same.
 """
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from kamerton.comparison.sentences import notes, sentences
+from kamerton.comparison.sentences import notes, race_notes, sentences
 from kamerton.comparison.units import Scale
 from kamerton.evaluation.resampling import AdditiveMetric, SeedScores
 from kamerton.evaluation.statistics import Difference, compare, examples_for_power, holm, plan_for_power
@@ -38,6 +39,10 @@ RULES = {
     "interval": "95%, over new test examples and new seeds; methods are paired by example.",
     "more examples": "What would tell a pair apart with 80% power, if its difference is as observed.",
 }
+RACE_RULE = (
+    "Stopped early: clearly behind the leader of that moment on validation questions (paired test, Holm's correction "
+    "over methods, alpha shared between looks). Not ranked."
+)
 
 
 class DecidingMetric(AdditiveMetric, Protocol):
@@ -92,6 +97,26 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """A method that a race stopped: where it stood, and on which validation scores (metric's units).
+
+    Attributes:
+        seed, share: the seed that ran last, and how much of its training was done; `seeds`: it had answered with.
+        value, leader_value: scores on `examples` validation questions; `p`: of the difference, corrected over methods.
+    """
+
+    label: str
+    leader: str
+    seed: int
+    share: float
+    seeds: int
+    value: float
+    leader_value: float
+    examples: int
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Everything that the report says; `to_dict` is plain JSON."""
 
@@ -107,6 +132,7 @@ class Verdict:
     pareto: tuple[str, ...]
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
+    stopped: tuple[Stopped, ...] = ()
     rules: dict[str, str] = field(default_factory=lambda: dict(RULES))
 
     @property
@@ -149,6 +175,7 @@ def decide(
     *,
     planned_seeds: Sequence[int] = (),
     name: str | None = None,
+    stopped: Sequence[Stopped] = (),
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Verdict:
@@ -160,15 +187,19 @@ def decide(
         cells: label -> finished cell records (`cell.json`), for costs and forgetting.
         planned_seeds: seeds that every method was to have; missing ones are noted.
         name: the metric's name for people; default: its own.
+        stopped: methods that a race stopped; they are named and not compared.
         resamples: of the bootstrap and of the permutation test.
         seed: of the resampling.
     """
-    scores = {label: by_seed for label, by_seed in scores.items() if by_seed}
+    out = {one.label for one in stopped}
+    scores = {label: by_seed for label, by_seed in scores.items() if by_seed and label not in out}
+    rules = {**RULES, "stopped early": RACE_RULE} if stopped else dict(RULES)
     scale = Scale((name or metric.name).replace("-", " "), *metric.range, metric.higher_is_better)
     if not scores:
         return Verdict(
-            metric.name, metric.higher_is_better, 0, (), (), (), (), (), (), (), ("No cell has finished yet.",), ()
-        )
+            metric.name, metric.higher_is_better, 0, (), (), (), (), (), (), (), ("No cell has finished yet.",), (),
+            tuple(stopped), rules,
+        )  # fmt: skip
     analysis = compare(scores, metric, resamples=resamples, permutations=resamples, seed=seed)
     sign = 1.0 if metric.higher_is_better else -1.0
     pairs = _pairs(analysis.differences, sign)
@@ -228,9 +259,12 @@ def decide(
                 doubtful=doubtful,
                 cheapest=cheapest,
                 faithful=faithful,
+                stopped=stopped,
             )
         ),
-        notes=tuple(notes(scores, pairs, planned_seeds)),
+        notes=tuple([*notes(scores, pairs, planned_seeds), *race_notes(stopped, scale)]),
+        stopped=tuple(stopped),
+        rules=rules,
     )
 
 

@@ -1,8 +1,8 @@
 """A worker process: loads the base once and runs the cells that it is given, one after another.
 
 Started as `python -m kamerton.comparison.worker DIR THREADS PARENT`. Reads one JSON line a cell on standard input and
-writes one JSON line an event on standard output: `progress`, `done`, `failed`. A crash here (out of memory, a fault in
-a native library) ends this process and not the comparison.
+writes one JSON line an event on standard output: `progress`, `done`, `scouted`, `failed`. A crash here (out of memory,
+a fault in a native library) ends this process and not the comparison.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ def main(folder: str, threads: str, parent: str) -> None:
 
 def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, task: Any, reference: Any,
          events: TextIO) -> None:  # fmt: skip
-    from kamerton.comparison.cell import failed_record, run_cell
+    from kamerton.comparison.cell import failed_record, run_cell, scout_cell
     from kamerton.comparison.store import Cell
     from kamerton.errors import KamertonError
     from kamerton.training import Budget
 
-    cell = Cell(**request)
+    share = request.get("share")
+    cell = Cell(**{key: value for key, value in request.items() if key != "share"})
     last = 0.0
 
     def report(stage: str, share: float, text: str) -> None:
@@ -60,10 +61,12 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
     try:
         # a worker whose parent was killed may still be at this cell for a moment
         with store.cell_lock(cell):
-            record = run_cell(
-                store, cell, base, task, Budget(**plan["budget"]), reference, plan["sampling"],
-                plan["max_batch_tokens"], report,
-            )  # fmt: skip
+            budget, sampling, most = Budget(**plan["budget"]), plan["sampling"], plan["max_batch_tokens"]
+            if share is not None:
+                scouted = scout_cell(store, cell, base, task, budget, share, sampling, most, report)
+                send(events, event="scouted", share=share, metrics=scouted["metrics"])
+                return
+            record = run_cell(store, cell, base, task, budget, reference, sampling, most, report)
         send(events, event="done", metrics=record["metrics"])
     except KamertonError as error:
         store.write_cell(cell, failed_record(cell, str(error)), None, [])

@@ -230,7 +230,7 @@ def metric_names() -> list[str]:
     """The names of the metrics that are built in."""
     from kamerton.evaluation import text_metrics, value_metrics
 
-    own = ["accuracy", "exact-match", "macro-f1", "matthews"]
+    own = ["accuracy", "by-group", "exact-match", "macro-f1", "matthews"]
     return sorted([*own, *text_metrics.METRICS, *value_metrics.METRICS])
 
 
@@ -238,8 +238,9 @@ def get_metric(name: str, examples: Sequence[Example] | None = None) -> Metric:
     """A metric by name.
 
     Args:
-        name: a built-in one; one with a parameter, such as `numeric:0.01` (tolerance) or `bleu:zh` (sacrebleu's
-            tokenizer); or a function, `package.module:function` or `file.py:function`.
+        name: a built-in one; one with a parameter, such as `numeric:0.01` (tolerance), `bleu:zh` (sacrebleu's
+            tokenizer) or `by-group:GROUP=METRIC,…` (the mean of each group's own metric); or a function,
+            `package.module:function` or `file.py:function`.
         examples: those that will be judged. Metrics over classes take their classes from them, `pearson` its centre;
             without them, from the examples of each call.
 
@@ -257,6 +258,10 @@ def get_metric(name: str, examples: Sequence[Example] | None = None) -> Metric:
     base, _, parameter = name.partition(":")
     if name in plain:
         return plain[name]()
+    if base == "by-group":
+        from kamerton.evaluation.group_metrics import ByGroup
+
+        return ByGroup(name, examples, get_metric)
     for module in (text_metrics, value_metrics):
         if base in module.METRICS:
             return module.METRICS[base](name, parameter, examples)

@@ -139,6 +139,7 @@ def compare(
     permutations: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Analysis:
     """Every method's estimate and every pair's difference.
 
@@ -148,6 +149,7 @@ def compare(
         resamples, permutations: of the bootstrap and of the permutation test.
         level: confidence of the intervals.
         seed: of the resampling; the same input and seed give the same output.
+        pairs: those to compare; default: all.
 
     Raises:
         ValueError: no seeds, no examples, or shapes that do not agree.
@@ -158,14 +160,14 @@ def compare(
     rng = np.random.default_rng(seed)
     methods = bootstrap(arrays, metric, resamples, rng)
     estimates = {label: _estimate(method, metric, level) for label, method in methods.items()}
-    pairs = [
+    matched = [
         (a, b, common)
-        for a, b in combinations(methods, 2)
+        for a, b in (combinations(methods, 2) if pairs is None else pairs)
         if (common := tuple(s for s in methods[a].seeds if s in methods[b].seeds))
     ]
-    p_values = permutation_p_values(methods, pairs, metric, permutations, rng)
+    p_values = permutation_p_values(methods, matched, metric, permutations, rng)
     differences = {}
-    for (a, b, common), p in zip(pairs, p_values, strict=True):
+    for (a, b, common), p in zip(matched, p_values, strict=True):
         first, second = methods[a].pick(common), methods[b].pick(common)
         differences[a, b] = _difference(first, second, metric, p, level)
     return Analysis(estimates, differences)
@@ -177,6 +179,19 @@ def estimate(
     """One method's expected score with its interval. Args as in `compare`."""
     methods = bootstrap({"": stack("", scores)}, metric, resamples, np.random.default_rng(seed))
     return _estimate(methods[""], metric, level)
+
+
+def p_with_seeds(distance: float, variance_examples: float, examples: int, variance_seeds: float, df: float) -> float:
+    """Two-sided p-value of a difference whose squared standard errors are known.
+
+    Args:
+        distance: the size of the difference. variance_examples: from `examples` test examples.
+        variance_seeds: from seeds, with `df` degrees of freedom; 0: seeds do not vary.
+    """
+    error = float(np.sqrt(variance_examples))
+    part = _SeedPart(variance_seeds, variance_seeds, variance_seeds, 0.0, df)
+    half = _join(_quantile(examples - 1, 0.05) * error, df, variance_seeds, 0.05)
+    return _invert(distance, half, error, part, examples, 0.05)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

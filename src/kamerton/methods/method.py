@@ -35,6 +35,8 @@ class Run:
         report: told about progress.
         max_batch_tokens: bound on tokens held at once.
         trackers: names of accelerate's trackers.
+        until: pause training at this share of its schedule (a method that cannot pause trains to the end); a later fit
+            in the same folder goes on from there, and ends as if it had never paused.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Run:
     report: Report = _say_nothing
     max_batch_tokens: int = 8192
     trackers: tuple[str, ...] = ()
+    until: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class FitRecord:
         trainable_parameters: numbers that were trained.
         notes: what the user should know.
         findings: what a reader of the report should see; `marks`: short words beside the method's name ("fragile").
+        finished: False where the run asked for a pause and training is not at its end; `expected_flops`: what the whole
+            of it will have taken then, about.
     """
 
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +91,8 @@ class FitRecord:
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     marks: list[str] = field(default_factory=list)
+    finished: bool = True
+    expected_flops: float = 0.0
 
 
 class Adapted:

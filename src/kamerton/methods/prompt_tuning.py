@@ -26,7 +26,7 @@ class PromptTuningMethod(TrainedMethod):
     paper = "Lester et al. 2021, arXiv 2104.08691"
     options = PromptTuningMethodOptions
     parameterisation = PromptTuning
-    learning_rates = (5e-2, 1e-1, 2e-2)
+    space = {"learning_rate": (5e-2, 1e-1, 2e-2), "tokens": (100, 20, 50)}  # noqa: RUF012 (read only)
 
     def front(self, options: PromptTuningMethodOptions) -> int:
         return options.tokens

@@ -1,16 +1,17 @@
 """Trained methods: a parameterisation × an objective, with hyperparameters chosen on validation inside the budget.
 
 The learning rate matters most and differs most between parameterisations, so it is searched unless the recipe names
-one: by successive halving (Jamieson & Talwalkar 2016). Every candidate trains for a short first part of the schedule;
-the one with the lowest validation loss goes on from where it stands to the end. What the others spent counts: all of
-it together is the budget.
+one; `candidates` widens the search to the rest of a method's space. It goes by successive halving (methods/search.py):
+every candidate trains for a short first part of the schedule; the one that is left goes on from where it stands to the
+end. What the others spent counts: all of it together is the budget.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,7 +22,8 @@ from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError
 from kamerton.methods import option_files
-from kamerton.methods.method import Adapted, FitRecord, Run
+from kamerton.methods.method import Adapted, Finding, FitRecord, Run
+from kamerton.methods.search import Halving, Values, draw, label, shown, space_of, survivors
 from kamerton.objectives import OBJECTIVES, get_objective
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
@@ -49,7 +51,13 @@ class TrainingOptions(Options):
     patience: int = Field(3, gt=0, description="measurements without improvement before training stops")
     max_tokens: int = Field(4096, gt=0, description="tokens in one pass through the model")
     limit: int | None = Field(None, gt=0, description="longest example in tokens; default: the model's positions")
-    search_share: float = Field(0.3, gt=0, lt=1, description="share of the budget for choosing the learning rate")
+    search_share: float = Field(0.3, gt=0, lt=1, description="share of the budget for choosing hyperparameters")
+    candidates: int | None = Field(
+        None, gt=0, description="settings of the search space that are tried; none: its learning rates only"
+    )
+    fixed: tuple[str, ...] | None = Field(
+        None, description="options that are not searched; none: those that the recipe gives"
+    )
 
     @field_validator("objective")
     @classmethod
@@ -64,9 +72,21 @@ class TrainingOptions(Options):
             raise ValueError(f"texts are not read by objective {self.objective}; add objective: language-modeling")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _note_given(cls, data: Any) -> Any:
+        """Remember which options were given: later all of them are written out, defaults too."""
+        if isinstance(data, dict) and data.get("fixed") is None:
+            return {**data, "fixed": tuple(sorted(name for name, value in data.items() if value is not None))}
+        return data
+
 
 class TrainedMethod:
-    """Base of all trained methods; a subclass names its parameterisation, defaults and candidates."""
+    """Base of all trained methods; a subclass names its parameterisation, defaults and search space.
+
+    `space` maps options to the values that the search may take, the first one the option's default; the learning rate
+    comes first. A class with `learning_rates` alone has a space of those.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -74,6 +94,7 @@ class TrainedMethod:
     paper: ClassVar[str]
     options: ClassVar[type[Options]]
     parameterisation: ClassVar[Any]
+    space: ClassVar[dict[str, tuple[Any, ...]]]
     learning_rates: ClassVar[tuple[float, ...]]
 
     def seeded(self, options: Any) -> bool:  # noqa: ARG002
@@ -82,30 +103,41 @@ class TrainedMethod:
     def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
         """Train within the budget; what was started in `run.folder` goes on from there."""
         budget = DEFAULT_BUDGET if budget.unlimited else budget
-        objective: Objective = get_objective(options.objective).build(
-            base, task, options, limit=self._limit(base, options), seed=run.seed
-        )
-        record = FitRecord(notes=list(objective.notes))
-        trial = _Trial(self, base, task, options, run, objective, record)
+        space = space_of(self)
+        fixed = {name: getattr(options, name) for name in space if name in (options.fixed or ())}
         if options.learning_rate is not None:
-            rate, horizon = options.learning_rate, budget
-        elif not objective.validation():
-            rate, horizon = self.learning_rates[0], budget
-            record.notes.append(f"no validation examples to choose a learning rate on: {rate:g} was taken")
-        else:
-            rate, horizon = self._search(trial, budget, options, run, record)
-            record.chosen = {"learning_rate": rate}
-        tuned, result = trial.train(rate, horizon, 1.0, f"training, learning rate {rate:g}")
+            fixed["learning_rate"] = options.learning_rate
+        candidates = draw(space, fixed, options.candidates, run.seed)
+        trial = _Trial(self, base, task, options, run, candidates)
+        record = FitRecord(notes=list(trial.objective(candidates[0]).notes))
+        values, horizon, searched = candidates[0], budget, 0.0
+        if len(candidates) > 1 and not trial.objective(candidates[0]).validation():
+            what = "a learning rate" if trial.names == ["learning_rate"] else "hyperparameters"
+            taken = trial.describe(values) if what == "hyperparameters" else f"{values['learning_rate']:g}"
+            record.notes.append(f"no validation examples to choose {what} on: {taken} was taken")
+        elif len(candidates) > 1:
+            values, horizon, searched = self._search(trial, budget, record)
+            record.chosen = {name: values[name] for name in trial.names}
+            record.notes = list(trial.objective(values).notes)
+        rate = trial.settle(values).learning_rate
+        # a pause leaves no trace: no validation is made for it
+        until, stage = max(run.until, searched), f"training, learning rate {rate:g}"
+        tuned, result = trial.train(values, horizon, until, stage, measure=False)
         record.seconds += result.state.seconds
         record.tokens += result.state.tokens
-        record.flops += flops(Work(**result.state.work), tuned.model.hf)
+        own = flops(Work(**result.state.work), tuned.model.hf)
+        record.expected_flops = 0.0 if result.finished else record.flops + own / until
+        record.flops += own
         record.curve = result.state.curve
         record.notes += result.notes
         record.trainable_parameters = tuned.trainable_parameters
+        record.finished = result.finished
         tuned.module.requires_grad_(False)
         self.finish(base, tuned)
         record.notes += tuned.notes
-        return self._adapted(base, tuned, options, record, run.max_batch_tokens)
+        # what is attached must be known to whoever loads it; the learning rate is only of interest in the record
+        attached = {name: value for name, value in values.items() if name != "learning_rate"}
+        return self._adapted(base, tuned, trial.settle(attached), record, run.max_batch_tokens)
 
     def front(self, options: Any) -> int:  # noqa: ARG002
         """Positions that what is trained takes in front of every sequence."""
@@ -135,79 +167,141 @@ class TrainedMethod:
             max_batch_tokens=max_batch_tokens,
         )  # fmt: skip
 
-    def _search(self, trial: _Trial, budget: Budget, options: Any, run: Run, record: FitRecord) -> tuple[float, Budget]:
-        """Successive halving with one rung: the chosen learning rate, and the budget that its schedule spans."""
-        n = len(self.learning_rates)
-        # n candidates spend `search_share` together; the winner's schedule spans its own part and all that is left
-        spent_by_others = options.search_share * (n - 1) / n
-        horizon = budget.scaled(1 - spent_by_others)
-        rung = options.search_share / n / (1 - spent_by_others)
-        decision = run.folder / "search.json"
+    def _search(self, trial: _Trial, budget: Budget, record: FitRecord) -> tuple[Values, Budget, float]:
+        """Successive halving.
+
+        Returns:
+            The chosen values, the budget that their schedule spans, and the share of it that they have run already.
+        """
+        halving = Halving(len(trial.candidates), trial.options.search_share)
+        horizon = budget.scaled(1 - halving.others)
+        decision, key = trial.run.folder / "search.json", trial.key(trial.candidates, horizon)
+        rungs: list[list[dict[str, Any]]] = []
         if decision.is_file():
             saved = json.loads(decision.read_text())
-            if saved["key"] == trial.key(0.0, horizon):
-                record.search, spent = saved["search"], saved["spent"]
-                record.seconds, record.tokens, record.flops = spent["seconds"], spent["tokens"], spent["flops"]
-                return saved["learning_rate"], horizon
-        spent, losses = [], []
-        for i, rate in enumerate(self.learning_rates):
-            stage = f"choosing the learning rate: {rate:g} ({i + 1} of {n})"
-            try:
-                tuned, result = trial.train(rate, horizon, rung, stage)
-                state, loss = result.state, result.state.curve[-1]["validation_loss"]
-                cost = flops(Work(**state.work), tuned.model.hf)
-                del tuned
-            except Diverged as error:  # a rate that is too high for this task is an answer, not a failure
-                state, loss, cost = error.state, math.nan, error.flops
-            known = math.isfinite(loss)
-            losses.append(loss if known else math.inf)
+            # a candidate that went on to a later rung is no longer where it was judged: what was decided is kept
+            rungs = saved["rungs"] if saved["key"] == key else []
+        alive = list(range(len(trial.candidates)))
+        for level, until in enumerate(halving.untils):
+            if level == len(rungs):
+                rows = [trial.rung(i, horizon, until, place, len(alive)) for place, i in enumerate(alive)]
+                if all(row["validation_loss"] is None for row in rows):
+                    raise trial.diverged(alive)
+                rungs.append(rows)
+                write_json(decision, {"key": key, "rungs": rungs})
+            losses = [math.inf if (x := row["validation_loss"]) is None else x for row in rungs[level]]
+            kept = survivors(losses, [*halving.sizes[1:], 1][level])
+            alive = [alive[place] for place in kept if math.isfinite(losses[place])]
+        last = {row["candidate"]: (level, row) for level, rows in enumerate(rungs, 1) for row in rows}
+        for i, values in enumerate(trial.candidates):
+            level, row = last[i]
             record.search.append({
-                "learning_rate": rate, "validation_loss": loss if known else None, "tokens": state.tokens
+                **{name: values[name] for name in trial.names}, "validation_loss": row["validation_loss"],
+                "tokens": row["tokens"], "rung": level,
             })  # fmt: skip
-            spent.append((state.seconds, state.tokens, cost))
-        if not any(math.isfinite(loss) for loss in losses):
-            tried = ", ".join(f"{rate:g}" for rate in self.learning_rates)
-            raise KamertonError(f"every learning rate diverged ({tried})", mend="set a lower learning_rate, or float32")
-        best = min(range(n), key=lambda i: losses[i])
-        # the winner goes on from its rung, so what it spent there is counted with its own run
-        others = [s for i, s in enumerate(spent) if i != best]
-        record.seconds, record.flops = sum(s[0] for s in others), sum(s[2] for s in others)
-        record.tokens = sum(s[1] for s in others)
-        write_json(decision, {
-            "key": trial.key(0.0, horizon), "search": record.search, "learning_rate": self.learning_rates[best],
-            "spent": {"seconds": record.seconds, "tokens": record.tokens, "flops": record.flops},
-        })  # fmt: skip
-        return self.learning_rates[best], horizon
+            # the winner goes on from its last rung, so what it spent there is counted with its own run
+            if i != alive[0]:
+                record.seconds += row["seconds"]
+                record.tokens += row["tokens"]
+                record.flops += row["flops"]
+        record.findings.append(_tried(trial.names, record.search, alive[0]))
+        return trial.candidates[alive[0]], horizon, halving.untils[-1]
+
+
+def _tried(names: list[str], search: list[dict[str, Any]], chosen: int) -> Finding:
+    """The search as a table for the report."""
+    shown_last = ("validation_loss", "tokens", "rung")
+    return Finding(
+        "Search for hyperparameters",
+        tuple(name.replace("_", " ") for name in (*names, *shown_last, "chosen")),
+        tuple((*(row[n] for n in (*names, *shown_last)), "yes" if i == chosen else "") for i, row in enumerate(search)),
+        note="Validation loss in nats a token, of each candidate where it was stopped; none: it diverged.",
+    )
 
 
 @dataclass
 class _Trial:
-    """One method on one task with one seed, to be trained with several learning rates."""
+    """One method on one task with one seed, to be trained with several settings of its hyperparameters."""
 
     method: TrainedMethod
     base: Base
     task: Task
     options: Any
     run: Run
-    objective: Objective
-    record: FitRecord
+    candidates: list[Values]
+    _objectives: dict[str, Objective] = field(default_factory=dict)
 
-    def key(self, rate: float, horizon: Budget) -> str:
+    @property
+    def names(self) -> list[str]:
+        """The options in which candidates differ."""
+        first = self.candidates[0]
+        return [name for name in first if any(values[name] != first[name] for values in self.candidates)]
+
+    def describe(self, values: Values) -> str:
+        """The values that are searched, in words."""
+        return ", ".join(f"{name.replace('_', ' ')} {shown(values[name])}" for name in self.names)
+
+    def settle(self, values: Values) -> Any:
+        """The method's options with these values in place."""
+        return type(self.options).model_validate({**self.options.model_dump(), **values})
+
+    def objective(self, values: Values) -> Objective:
+        """What is optimised; candidates that differ in nothing but the learning rate share one."""
+        same = fingerprint({name: value for name, value in values.items() if name != "learning_rate"})
+        if same not in self._objectives:
+            options = self.settle({name: value for name, value in values.items() if name != "learning_rate"})
+            self._objectives[same] = get_objective(options.objective).build(
+                self.base, self.task, options, limit=self.method._limit(self.base, options), seed=self.run.seed
+            )
+        return self._objectives[same]
+
+    def key(self, values: Values | list[Values], horizon: Budget) -> str:
         """Fingerprint of everything that decides the weights; a checkpoint with another key is not resumed."""
         return fingerprint({
-            "method": self.method.name, "options": self.options.model_dump(), "rate": rate, "seed": self.run.seed,
+            "method": self.method.name, "options": self.options.model_dump(), "values": values, "seed": self.run.seed,
             "base": self.base.info.fingerprint, "renderer": self.base.renderer.fingerprint, "budget": asdict(horizon),
             "task": self.task.fingerprint, **option_files(self.options.model_dump()),
         })  # fmt: skip
 
-    def train(self, rate: float, horizon: Budget, until: float, stage: str) -> tuple[Tuned, Result]:
-        """Train with one learning rate up to a share of its budget, from where an earlier call left it."""
-        o = self.options
+    def rung(self, candidate: int, horizon: Budget, until: float, place: int, count: int) -> dict[str, Any]:
+        """Train one candidate to the end of a rung: its validation loss (none: it diverged) and all it has spent."""
+        values = self.candidates[candidate]
+        what, text = "hyperparameters", self.describe(values)
+        if self.names == ["learning_rate"]:
+            what, text = "the learning rate", f"{values['learning_rate']:g}"
+        try:
+            tuned, result = self.train(
+                values, horizon, until, f"choosing {what}: {text} ({place + 1} of {count})", measure=True
+            )
+            state, loss = result.state, result.state.curve[-1]["validation_loss"]
+            cost = flops(Work(**state.work), tuned.model.hf)
+        except Diverged as error:  # a rate that is too high for this task is an answer, not a failure
+            state, loss, cost = error.state, math.nan, error.flops
+        return {
+            "candidate": candidate, "validation_loss": loss if math.isfinite(loss) else None, "tokens": state.tokens,
+            "seconds": state.seconds, "flops": cost,
+        }  # fmt: skip
+
+    def diverged(self, alive: Sequence[int]) -> KamertonError:
+        """The error of a search of which nothing is left."""
+        tried = [self.candidates[i] for i in alive]
+        if self.names == ["learning_rate"]:
+            rates = ", ".join(shown(values["learning_rate"]) for values in tried)
+            text = f"every learning rate diverged ({rates})"
+        else:
+            text = f"every candidate diverged ({'; '.join(map(self.describe, tried))})"
+        return KamertonError(text, mend="set a lower learning_rate, or float32")
+
+    def train(
+        self, values: Values, horizon: Budget, until: float, stage: str, *, measure: bool
+    ) -> tuple[Tuned, Result]:
+        """Train with some values up to a share of their budget, from where an earlier call left it."""
+        o = self.settle(values)
         tuned = self.method.parameterisation.attach(self.base, o, self.task, self.run.seed)
         settings = Settings(
-            learning_rate=rate, warmup=o.warmup, weight_decay=o.weight_decay, clip=o.clip, validations=o.validations,
-            patience=o.patience, bfloat16=self.base.model.dtype == torch.bfloat16, trackers=self.run.trackers,
-            seed=self.run.seed,
+            learning_rate=o.learning_rate, warmup=o.warmup, weight_decay=o.weight_decay, clip=o.clip,
+            validations=o.validations, patience=o.patience, bfloat16=self.base.model.dtype == torch.bfloat16,
+            trackers=self.run.trackers, seed=self.run.seed,
         )  # fmt: skip
 
         def watch(p: Progress) -> None:
@@ -215,11 +309,11 @@ class _Trial:
             text = f"loss {p.loss:.3f}{held_out}, {p.tokens_per_second:,.0f} tokens/s, {p.seconds_left:.0f} s left"
             self.run.report(stage, p.share / until, text)
 
-        folder = self.run.folder / f"learning-rate-{rate:g}"
+        folder = self.run.folder / label(values, self.candidates[0])
         try:
             result = fit(
-                tuned.model, tuned.module, self.objective, settings, horizon, folder, key=self.key(rate, horizon),
-                until=until, watch=watch,
+                tuned.model, tuned.module, self.objective(values), settings, horizon, folder,
+                key=self.key(values, horizon), until=until, measure=measure, watch=watch,
             )  # fmt: skip
         except Diverged as error:
             error.flops = flops(Work(**error.state.work), tuned.model.hf)

@@ -38,6 +38,10 @@ def load_task(spec: TaskSpec | str) -> Task:
         spec = TaskSpec(embedded=spec)
     if spec.embedded is not None:
         return _embedded(spec)
+    if spec.mixture:
+        from kamerton.tasks.mixture import mixture_task
+
+        return mixture_task(spec, load_task)
     return _from_data(spec)
 
 
@@ -77,7 +81,7 @@ def read_rows(spec: TaskSpec) -> dict[str, list[Row]]:
 
 
 def _from_data(spec: TaskSpec) -> Task:
-    from kamerton.tasks.shapes import METRICS, Shaper
+    from kamerton.tasks.shapes import METRICS, Phrased
     from kamerton.tasks.splits import Splits, clean, cut, limit, merge_answers, unique_ids
 
     data = spec.data
@@ -88,7 +92,7 @@ def _from_data(spec: TaskSpec) -> Task:
             ("data",), "there is no training split", mend="name it under data: train, or splits: {train: …}"
         )
 
-    shaper = Shaper(spec, [row for part in rows.values() for row in part])
+    shaper = Phrased(spec, [row for part in rows.values() for row in part])
     splits: Splits = {}
     for name in SPLITS:
         if name in rows:
@@ -107,7 +111,9 @@ def _from_data(spec: TaskSpec) -> Task:
         unseen = {a.example.answers[0] for a in splits["test"]} - {a.example.answers[0] for a in splits["train"]}
         if unseen:
             notes.append(f"test: {len(unseen)} of {len(shaper.readable)} labels have no training example")
-    if not spec.instruction and shaper.shape in ("label", "choice", "prompt", "question"):
+    if spec.phrasings:
+        notes.append(f"every question is put in one of {len(spec.phrasings)} phrasings, by a hash of its content")
+    elif not spec.instruction and shaper.shape in ("label", "choice", "prompt", "question"):
         notes.append("the task has no instruction: an untrained model sees only the question")
     source = data.hub or ", ".join((*data.path, *data.train, *data.validation, *data.test))
     return Task(

@@ -16,9 +16,11 @@ and `id` can go with any shape.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -260,6 +262,30 @@ class Shaper:
         return (
             readable if len({r.casefold() for r in readable.values()}) == len(raw) else {label: label for label in raw}
         )
+
+
+class Phrased:
+    """Turns rows into examples, each in one of the task's phrasings; with none, a `Shaper` and nothing more.
+
+    Which one is decided by a hash of the row as the first phrasing puts it, so that the same row is asked alike in
+    every split, and duplicates are still found.
+    """
+
+    def __init__(self, spec: TaskSpec, rows: list[Row]) -> None:
+        self._shapers = [Shaper(one, rows) for one in spec.phrased()]
+        self._seed = spec.seed
+        self.shape, self.labels, self.readable = (getattr(self._shapers[0], n) for n in ("shape", "labels", "readable"))
+
+    def example(self, row: Row) -> Asked:
+        """As `Shaper.example`."""
+        first = self._shapers[0].example(row)
+        if len(self._shapers) == 1:
+            return first
+        key = " ".join(f"{turn.role} {turn.content}" for turn in first.example.messages).casefold()
+        key = " ".join(unicodedata.normalize("NFKC", key).split())
+        digest = hashlib.sha256(f"phrasing\x1f{self._seed}\x1f{key}".encode()).digest()
+        pick = int.from_bytes(digest[:8], "big") % len(self._shapers)
+        return first if pick == 0 else self._shapers[pick].example(row)
 
 
 def _few(names: list[str]) -> str:

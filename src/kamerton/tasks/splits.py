@@ -35,7 +35,8 @@ def _choices_key(choices: tuple[str, ...]) -> str:
     return "\x1f".join(sorted(_level(choice) for choice in choices))
 
 
-def _rank(key: str, seed: int, purpose: str) -> bytes:
+def rank(key: str, seed: int, purpose: str) -> bytes:
+    """What examples are put in order by: a hash of their own content."""
     return hashlib.sha256(f"{purpose}\x1f{seed}\x1f{key}".encode()).digest()
 
 
@@ -53,7 +54,7 @@ def cut(spec: TaskSpec, splits: Splits) -> list[str]:
     groups: dict[str, list[Asked]] = defaultdict(list)
     for asked in splits["train"]:
         groups[asked.by if spec.split.by is not None else question_key(asked.example)].append(asked)
-    order = sorted(groups, key=lambda key: _rank(key, spec.split.seed, "split"))
+    order = sorted(groups, key=lambda key: rank(key, spec.split.seed, "split"))
     total = len(splits["train"])
     notes = []
     for name in reversed(missing):  # test first: it stays the same where only the validation share changes
@@ -132,7 +133,7 @@ def limit(splits: Splits, limits: LimitSpec, seed: int) -> list[str]:
         ranked: list[tuple[bytes, int, Asked]] = []
         for asked in splits[name]:
             key = question_key(asked.example) + "\x1d" + "\x1f".join(asked.example.answers)
-            ranked.append((_rank(f"{key}\x1d{seen[key]}", seed, "order"), len(ranked), asked))
+            ranked.append((rank(f"{key}\x1d{seen[key]}", seed, "order"), len(ranked), asked))
             seen[key] += 1  # exact repetitions need ranks of their own
         ranked.sort(key=lambda item: item[:2])
         most = getattr(limits, name)

@@ -140,6 +140,7 @@ def fit(
     *,
     key: str = "",
     until: float = 1.0,
+    measure: bool = True,
     watch: Watcher | None = None,
     stop_after: int | None = None,
 ) -> Result:
@@ -152,6 +153,8 @@ def fit(
         folder: checkpoints and the best weights live here; a run that was stopped goes on from there.
         key: fingerprint of the run; a checkpoint with another key is not resumed.
         until: pause when this share of the budget is spent (the schedule still spans the whole budget).
+        measure: take the validation loss at the pause; without, a run that is paused and resumed is the run that never
+            was paused.
         watch: called after every step.
         stop_after: return after this step, as if the process had been stopped there (tests).
 
@@ -269,7 +272,7 @@ def fit(
             save()
 
     finished = done >= 1 or state.stopped_early
-    if not finished and state.curve and "validation_loss" not in state.curve[-1]:
+    if measure and not finished and state.curve and "validation_loss" not in state.curve[-1]:
         validate()  # paused: whoever paused it wants to know how good it is here
         state.seconds = time.perf_counter() - started
     save()

@@ -50,9 +50,10 @@ class Comparison:
         settings: settings.json, {} where there is none.
         cells: label -> seed -> finished cell; labels in the recipe's order.
         failed: cell.json of failed cells.
-        planned: (label, seed) of all cells that the settings ask for.
+        planned: (label, seed) of all cells that the settings ask for and no race stopped.
         examples: the test examples; empty where the folder has none.
         metrics: the metrics in the task's order; the first one decides.
+        race: race.json, {} where there was no race.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Comparison:
     planned: list[tuple[str, int]]
     examples: tuple[Example, ...]
     metrics: dict[str, Metric] = field(default_factory=dict)
+    race: Record = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -84,6 +86,11 @@ class Comparison:
                 return metric
         return None
 
+    @property
+    def grouped(self) -> Metric | None:
+        """The metric that is shown for each group: the deciding one where it is made of groups, else the judge."""
+        return self.deciding if hasattr(self.deciding, "groups") else self.judge
+
     def _width(self, metric: str) -> int:
         for by_seed in self.cells.values():
             for cell in by_seed.values():
@@ -101,8 +108,13 @@ class Comparison:
         return {label: [cell.record for cell in by_seed.values()] for label, by_seed in self.cells.items()}
 
 
+def title_of(metric: Metric) -> str:
+    """A metric's name for people."""
+    return str(getattr(metric, "title", metric.name.replace("-", " ")))
+
+
 def scale_of(metric: Metric) -> Scale:
-    return Scale(metric.name.replace("-", " "), *metric.range, metric.higher_is_better)
+    return Scale(title_of(metric), *metric.range, metric.higher_is_better)
 
 
 def load_comparison(folder: str | Path) -> Comparison:
@@ -134,10 +146,17 @@ def load_comparison(folder: str | Path) -> Comparison:
         raise KamertonError(f"cells have different numbers of answers ({found})", where=folder, mend=AGAIN)
     cells = {label: dict(sorted(by_seed.items())) for label, by_seed in cells.items()}
     seeds = [int(seed) for seed in settings.get("seeds", ())]
-    planned = [(str(m["label"]), seed) for m in settings.get("methods", ()) for seed in seeds]
+    race = _json(folder / "race.json") if (folder / "race.json").exists() else {}
+    stopped = {str(s["label"]) for s in race.get("stopped", ())}
+    planned = [
+        (label, seed)
+        for label in (str(m["label"]) for m in settings.get("methods", ()))
+        for seed in seeds
+        if label not in stopped or seed in cells.get(label, {})
+    ]
     names = _metric_names(settings, cells)
     metrics = {name: get_metric(name, examples or None) for name in names}
-    return Comparison(folder, settings, cells, failed, planned, examples, metrics)
+    return Comparison(folder, settings, cells, failed, planned, examples, metrics, race)
 
 
 def _metric_names(settings: Mapping[str, Any], cells: Mapping[str, Mapping[int, Cell]]) -> list[str]:

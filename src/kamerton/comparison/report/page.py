@@ -381,10 +381,10 @@ def _curve(lines: Sequence[Record], key: str) -> list[tuple[float, float]]:
 
 def _groups(order: Sequence[str], methods: dict[str, Record], comparison: Comparison) -> Record | None:
     names = list(methods[order[0]]["groups"])
-    judge = comparison.judge
-    if not names or judge is None:
+    metric = comparison.grouped
+    if not names or metric is None:
         return None
-    scale = scale_of(judge)
+    scale = scale_of(metric)
     rows = []
     for name in names:
         found = [methods[label]["groups"][name] for label in order]

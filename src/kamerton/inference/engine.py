@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kamerton.base import CausalModel
+from kamerton.base import EncoderDecoderModel, LanguageModel
 from kamerton.errors import KamertonError
+from kamerton.inference.encoded import EncodedDecoder, EncodedScorer
 from kamerton.inference.generate import Decoder, Row
 from kamerton.inference.rank import Ranker
 from kamerton.inference.sampling import Sampling
@@ -75,16 +76,20 @@ class Engine:
     """Generates and scores with one model.
 
     Args:
-        model: the model, with its adapter and front if it has any.
+        model: the model, causal or encoder–decoder, with its adapter and front if it has any.
         renderer: its renderer.
         max_batch_tokens: bound on memory: tokens whose keys and values are kept at once beside the shared prefix.
     """
 
-    def __init__(self, model: CausalModel, renderer: Renderer, *, max_batch_tokens: int = 8192) -> None:
+    def __init__(self, model: LanguageModel, renderer: Renderer, *, max_batch_tokens: int = 8192) -> None:
         if max_batch_tokens < 1:
             raise KamertonError(f"max_batch_tokens is {max_batch_tokens}", mend="use a whole number from 1 up")
         self.model, self.renderer, self.max_batch_tokens = model, renderer, max_batch_tokens
         self.usage = Usage()
+        whole = not isinstance(model, EncoderDecoderModel)
+        self._decoder: Any = Decoder if whole else EncodedDecoder
+        self._scorer: Any = Scorer if whole else EncodedScorer
+        self._ranker: Any = Ranker if whole else EncodedScorer
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
@@ -189,7 +194,7 @@ class Engine:
             )
         prompts, trees = self._encode(conversations, choices)
         self._check(prompts, trees)
-        ranker = Ranker(self.model, self.max_batch_tokens, progress)
+        ranker = self._ranker(self.model, self.max_batch_tokens, progress)
         with self._working():
             best = ranker.best(prompts, trees)
         self._count(ranker)
@@ -261,7 +266,7 @@ class Engine:
 
         if samples is not None:
             sampling = replace(sampling, n=samples)
-        decoder = Decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens)
+        decoder = self._decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens)
         with self._working():
             try:
                 for step in decoder.run(prompts, room):
@@ -274,7 +279,7 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
     ) -> list[Tensor]:
         self._check(prompts, trees)
-        scorer = Scorer(self.model, self.max_batch_tokens, progress)
+        scorer = self._scorer(self.model, self.max_batch_tokens, progress)
         with self._working():
             edges = scorer.edges(prompts, trees)
         self._count(scorer)
@@ -287,13 +292,13 @@ class Engine:
 
     def _room(self, number: int, prompt: Sequence[int], need: int = 1) -> int:
         """Positions that are left behind a prompt; refuses where fewer than `need` are."""
-        limit = self.model.max_length
-        if limit is None:
+        room = self.model.answer_limit(len(prompt))
+        if room is None:
             return 2**31
-        room = limit - len(self.model.front()) - len(prompt)
         if room < need:
             raise KamertonError(
-                f"its prompt has {len(prompt)} tokens and its answer needs {need}; the model has {limit} positions",
+                f"its prompt has {len(prompt)} tokens and its answer needs {need}; the model has "
+                f"{self.model.max_length} positions",
                 where=f"conversation {number}", mend="shorten it, or take fewer shots",
             )  # fmt: skip
         return room

@@ -79,8 +79,7 @@ class _Shots:
     def __init__(self, base: Base, options: FewShotOptions, state: State) -> None:
         self._pool = [example_from(record) for record in state["pool"]]
         self._count, self._renderer = options.shots, base.renderer
-        limit = None if base.model.max_length is None else base.model.max_length - state["front"]
-        self._room = None if limit is None else limit - min(int(state["room"]), limit // 2)
+        self._room = base.model.prompt_limit(int(state["room"]), int(state["front"]))
         self._nearest = NearestShots(self._pool) if options.selection == "nearest" else None
 
     def put(self, conversation: Conversation, without: str = "") -> Conversation:

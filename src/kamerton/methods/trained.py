@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError
+from kamerton.methods.defined import check_defined
 from kamerton.methods.method import Adapted, FitRecord, Run
 from kamerton.objectives import OBJECTIVES, get_objective
 from kamerton.tasks.example import Task, fingerprint
@@ -71,6 +72,7 @@ class TrainedMethod:
 
     def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
         """Train within the budget; what was started in `run.folder` goes on from there."""
+        check_defined(base, self, options)
         budget = DEFAULT_BUDGET if budget.unlimited else budget
         objective: Objective = get_objective(options.objective).build(
             base, task, options, limit=self._limit(base, options), seed=run.seed

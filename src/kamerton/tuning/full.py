@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base, load_weights_folder
-from kamerton.base.model import CausalModel
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned
 
@@ -27,6 +27,7 @@ class Full:
 
     name = "full"
     options = FullOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: FullOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
@@ -34,9 +35,9 @@ class Full:
         fresh.model.hf.requires_grad_(True)
         if options.freeze_embeddings:
             fresh.model.hf.get_input_embeddings().requires_grad_(False)
-        return Tuned(CausalModel(fresh.model.hf), fresh.model.hf)
+        return Tuned(model_for(fresh.model.hf), fresh.model.hf)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         hf = load_weights_folder(folder, base.model.dtype, base.model.device)
-        return Tuned(CausalModel(hf), hf)
+        return Tuned(model_for(hf), hf)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
@@ -34,6 +34,7 @@ class Lora:
 
     name = "lora"
     options = LoraOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
@@ -43,7 +44,8 @@ class Lora:
         torch.manual_seed(seed)
         config = LoraConfig(
             r=options.rank, lora_alpha=options.alpha or 2 * options.rank, lora_dropout=options.dropout,
-            target_modules=options.targets, use_rslora=options.rslora, bias=options.bias, task_type="CAUSAL_LM",
+            target_modules=options.targets, use_rslora=options.rslora, bias=options.bias,
+            task_type=fresh.model.task_type,
         )  # fmt: skip
         try:
             peft = get_peft_model(fresh.model.hf, config)
@@ -54,13 +56,13 @@ class Lora:
                 mend=f"use all-linear or some of: {', '.join(linear_names(fresh))}",
             ) from error
         _keep_dtype(peft)
-        return Tuned(CausalModel(fresh.model.hf), peft, peft)
+        return Tuned(model_for(fresh.model.hf), peft, peft)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         fresh, peft = load_peft(base, folder)
         settle(peft, base)
-        return Tuned(CausalModel(fresh.model.hf), peft, peft)
+        return Tuned(model_for(fresh.model.hf), peft, peft)
 
 
 def _keep_dtype(peft: Any) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 
@@ -31,7 +31,7 @@ class Tuned:
         peft: the peft model, None for full fine-tuning.
     """
 
-    model: CausalModel
+    model: LanguageModel
     module: nn.Module
     peft: Any = None
 
@@ -80,7 +80,10 @@ def load_peft(base: Base, folder: Path) -> tuple[Base, Any]:
 
 
 class Parameterisation(Protocol):
-    """One way of making a base trainable."""
+    """One way of making a base trainable.
+
+    One that is defined for encoder–decoder bases too says `encoder_decoder = True`; others are refused there.
+    """
 
     name: ClassVar[str]
     options: ClassVar[type[Options]]

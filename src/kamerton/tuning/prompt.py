@@ -1,7 +1,8 @@
 """Prompt tuning: n trained embeddings in front of every sequence (Lester et al. 2021, arXiv 2104.08691), through peft.
 
-All weights stay frozen. The soft tokens start from embeddings of the vocabulary: random normal starts are known to
-fail on small models (Lester et al., section 3.2).
+All weights stay frozen. In an encoder–decoder the soft tokens stand before the encoder's input, as in the paper. They
+start from embeddings of the vocabulary: random normal starts are known to fail on small models (Lester et al.,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel, Front
+from kamerton.base.model import Front
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 
@@ -32,6 +34,7 @@ class PromptTuning:
 
     name = "prompt-tuning"
     options = PromptOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: PromptOptions, task: Task, seed: int) -> Tuned:
@@ -40,7 +43,10 @@ class PromptTuning:
         fresh = base.reload()
         torch.manual_seed(seed)
         config = PromptTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=options.tokens, prompt_tuning_init="SAMPLE_VOCAB"
+            task_type=fresh.model.task_type,
+            num_virtual_tokens=options.tokens,
+            prompt_tuning_init="SAMPLE_VOCAB",
+            num_transformer_submodules=1,  # an encoder–decoder has soft tokens before its encoder only
         )
         peft = get_peft_model(fresh.model.hf, config)
         if options.init == "task":
@@ -57,7 +63,7 @@ class PromptTuning:
 
 def _tuned(fresh: Base, peft: Any) -> Tuned:
     # our packs put the soft tokens in front themselves, once for all rows that share a prefix
-    return Tuned(CausalModel(fresh.model.hf, lambda: Front(embeddings=peft.get_prompt(batch_size=1)[0])), peft, peft)
+    return Tuned(model_for(fresh.model.hf, lambda: Front(embeddings=peft.get_prompt(batch_size=1)[0])), peft, peft)
 
 
 def _task_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -261,8 +262,7 @@ def _base(name: str) -> Base:
 # -- answers and scores -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("room", [8192, 100])
+@pytest.mark.parametrize(("name", "room"), [*((name, 8192) for name in ALL), ("t5", 100), ("bart", 100)])
 def test_greedy_answers_equal_transformers(name: str, room: int, tiny_base: Callable[[str], Base]) -> None:
     base = tiny_base(name)
     # the byte tokenizer has few words, so an end token would be rare: three more tokens end an answer
@@ -391,7 +391,7 @@ def test_tokens_of_given_continuations(tiny_base: Callable[[str], Base]) -> None
 
 @pytest.mark.parametrize("name", TWO)
 def test_flops_are_those_that_torch_counts(name: str, tmp_path: Path) -> None:
-    base = load_base(tiny.save_encoder_decoder(tmp_path / name, name, layers=6), dtype="float32")
+    base = load_base(tiny.save_encoder_decoder(tmp_path / name, name, layers=4), dtype="float32")
     task = tiny.colour_task()
     rows = [base.renderer.example(e.messages, e.answers[0]) for e in task.train[:4]]
 
@@ -501,9 +501,10 @@ def test_a_comparison_from_beginning_to_end(tmp_path: Path) -> None:
     result = compare(recipe, output=tmp_path / "run", workers=1)
     rows = {row["label"]: row for row in result.results["verdict"]["rows"]}
     assert set(rows) == {"zero-shot", "few-shot", "lora", "prompt-tuning"}
-    for label in rows:
-        adapted = api.load(result.adapter(label))
-        assert api.evaluate(adapted, recipe).answers
+    adapted = api.load(result.adapter("prompt-tuning"))
+    said = api.evaluate(adapted, recipe)
+    written = (result.adapter("prompt-tuning").parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert said.answers == [json.loads(line)["answer"] for line in written]
     assert isinstance(api.load(base).engine.model, EncoderDecoderModel)
 
 

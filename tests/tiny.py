@@ -79,6 +79,31 @@ def save(folder: Path, *, positions: int = 512, layers: int = 2, seed: int = 0) 
     return folder
 
 
+def save_encoder_decoder(folder: Path, kind: str = "t5", *, layers: int = 2, seed: int = 0) -> Path:
+    """Write a random T5 or BART with the same tokenizer, less its chat template, as a model folder."""
+    import transformers
+
+    words = tokenizer()
+    words.chat_template = None
+    common = {"vocab_size": len(words), "eos_token_id": 0, "pad_token_id": 0, "bos_token_id": None,
+              "decoder_start_token_id": 0}  # fmt: skip
+    if kind == "t5":
+        config: Any = transformers.T5Config(
+            d_model=48, d_kv=12, d_ff=96, num_layers=layers, num_heads=4, dropout_rate=0.0, **common
+        )
+    else:
+        config = transformers.BartConfig(
+            d_model=48, encoder_layers=layers, decoder_layers=layers, encoder_ffn_dim=96, decoder_ffn_dim=96,
+            encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=256, dropout=0.0,
+            init_std=0.1, **common,
+        )  # fmt: skip
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder, safe_serialization=True)
+    words.save_pretrained(folder)
+    return folder
+
+
 def colours(count: int, seed: int, *, start: int = 0) -> tuple[Example, ...]:
     """Questions that hold a colour among other words; the answer is the colour. No question comes twice."""
     rng = random.Random(seed)

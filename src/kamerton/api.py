@@ -14,6 +14,7 @@ from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
 from kamerton.inference import Sampling
 from kamerton.methods import OptionError, get_method, load_adapted, parse_options, with_paths
+from kamerton.methods.defined import check_defined
 from kamerton.methods.merge import Merged
 from kamerton.methods.merge import merge as merge_weights
 from kamerton.methods.method import Adapted, Report, Run
@@ -100,6 +101,7 @@ def tune(
     task = task or load_task(recipe.task)
     check_task(task, asked)
     base = base or load_base(**base_options(recipe))
+    check_defined(base, chosen, parsed)
     folder = Path(output)
     lock = Store(folder).lock()
     try:

@@ -11,6 +11,9 @@ Rules:
 * A template that refuses a system message gets the system text in front of the first user message.
 * A template that would print today's date is given a fixed one, so that results can be repeated.
 * A base without a template gets `PLAIN_TEMPLATE`.
+* The encoder of an encoder–decoder reads a plain text: the messages, one below another, without names of roles
+  (`ENCODER_TEMPLATE`), between the tokens that the tokenizer puts around a text, an end token behind it. The answer and
+  its end token are the decoder's.
 * What does not fit is cut in the middle of the longest message, and counted (`fit`); an answer that alone is too long
   is cut at its end and then carries no end token, so that the model does not learn to stop there.
 """
@@ -37,6 +40,11 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 """The template of a base that brings none."""
+
+ENCODER_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
+)
+"""The template of an encoder–decoder that brings none: T5 and its like were trained on texts, not on conversations."""
 
 FIXED_DATE = "01 Jan 2025"
 """What a template that asks for the date is told."""
@@ -71,17 +79,21 @@ class Renderer:
         tokenizer: a transformers tokenizer.
         chat_template: a Jinja template that replaces the tokenizer's own; default: its own, else `PLAIN_TEMPLATE`.
         end_ids: further ids at which the model stops (its generation configuration's).
+        encoder_decoder: whether prompts are read by an encoder and answers written by a decoder.
 
     Raises:
         ModelError: the template cannot be rendered, or there is no token that could end an answer.
     """
 
-    def __init__(self, tokenizer: Any, *, chat_template: str | None = None, end_ids: Sequence[int] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, *, chat_template: str | None = None, end_ids: Sequence[int] = (),
+        encoder_decoder: bool = False,
+    ) -> None:  # fmt: skip
+        self.tokenizer, self.encoder_decoder = tokenizer, encoder_decoder
         own = tokenizer.chat_template
         if isinstance(own, dict):
             own = own.get("default", next(iter(own.values()), None))
-        self.template: str = chat_template or own or PLAIN_TEMPLATE
+        self.template: str = chat_template or own or (ENCODER_TEMPLATE if encoder_decoder else PLAIN_TEMPLATE)
         self.plain = not (chat_template or own)
         first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         self._bos: list[int] = first if first and first[0] == tokenizer.bos_token_id else []
@@ -90,6 +102,7 @@ class Renderer:
         self.end_id = self._find_end()
         ids = [self.end_id, *end_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])]
         self.end_ids: tuple[int, ...] = tuple(sorted(set(ids)))
+        self._around = self._affixes()
 
     # -- conversations ----------------------------------------------------------------------------------------------
 
@@ -124,12 +137,16 @@ class Renderer:
         return [*ids, self.end_id] if end else list(ids)
 
     def example(self, messages: Sequence[Message], answer: str, *, limit: int | None = None) -> Rendered:
-        """A conversation and its answer with loss weights, cut to `limit` tokens by the rules above."""
+        """A conversation and its answer with loss weights, cut to `limit` tokens by the rules above.
+
+        The two of an encoder–decoder have positions of their own, so the limit is that of each of them.
+        """
         target = self.answer(answer)
         cut = False
-        if limit is not None and len(target) > limit // 2:
-            target, cut = target[: limit // 2], True
-        kept, cut_prompt = self.fit(messages, None if limit is None else limit - len(target))
+        most = None if limit is None else limit if self.encoder_decoder else limit // 2
+        if most is not None and len(target) > most:
+            target, cut = target[:most], True
+        kept, cut_prompt = self.fit(messages, limit if self.encoder_decoder or limit is None else limit - len(target))
         prompt = self.prompt(kept)
         return Rendered((*prompt, *target), (0.0,) * len(prompt) + (1.0,) * len(target), cut or cut_prompt)
 
@@ -171,6 +188,18 @@ class Renderer:
         """Token ids of a text outside any conversation, with the token that the base starts texts with, if any."""
         return [*self._bos, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
+    def split(self, text: str) -> tuple[list[int], list[int]]:
+        """A text outside any conversation as a prompt and its continuation.
+
+        A causal model is given the text's first token; an encoder–decoder its first half, in tokens, as a prompt.
+        """
+        if not self.encoder_decoder:
+            tokens = self.raw(text)
+            return tokens[:1], tokens[1:]
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        before, behind = self._around
+        return [*before, *tokens[: len(tokens) // 2], *behind], list(tokens[len(tokens) // 2 :])
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens left out, spaces untouched."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -197,7 +226,19 @@ class Renderer:
 
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*self._bos, *ids] if self.plain else list(ids)
+        if not self.plain:
+            return list(ids)
+        if self.encoder_decoder:
+            before, behind = self._around
+            return [*before, *ids, *behind]
+        return [*self._bos, *ids]
+
+    def _affixes(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts before and behind a text; an end token behind it in any case."""
+        bare, whole = (self.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+        at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        behind = whole[at + len(bare) :]
+        return list(whole[:at]), list(behind if self.end_id in behind else [*behind, self.end_id])
 
     def _prepare(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._system_allowed or not messages or messages[0].role != "system":

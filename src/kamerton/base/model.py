@@ -1,9 +1,10 @@
-"""A causal language model as the rest of Kamerton sees it: packs of tokens in, hidden states and log-probabilities out.
+"""A language model as the rest of Kamerton sees it: tokens in, hidden states and log-probabilities out.
 
-`CausalModel` wraps a transformers model (with LoRA layers injected, or not) and whatever stands before every sequence
-(soft prompts, prefix keys and values). It packs rows behind one shared prefix (`attention.py`), and applies the output
-layer only where somebody asks for it, in chunks: for a small model with a large vocabulary that layer is a fifth of the
-work and nearly all of the memory.
+`LanguageModel` is what all models have in common. `CausalModel` wraps a transformers causal model (with LoRA layers
+injected, or not) and whatever stands before every sequence (soft prompts, prefix keys and values). It packs rows behind
+one shared prefix (`attention.py`). Encoder–decoder models are in `encoder_decoder.py`. In both the output layer is
+applied only where somebody asks for it, in chunks: for a small model with a large vocabulary that layer is a fifth of
+the work and nearly all of the memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,17 +85,44 @@ class Hidden:
         return self.rows[ends]
 
 
-class CausalModel:
-    """A transformers causal model behind packs, shared prefixes and a chunked output layer.
+class Targets(Protocol):
+    """What a model needs to know of a batch: rows of prompt and answer behind a shared prefix, and where loss falls.
+
+    Attributes:
+        prefix: token ids that all rows share.
+        rows: own token ids of each row.
+        prompts: (B,) how many of a row's own tokens belong to its prompt.
+        positions: (N,) places of the tokens *before* each target, in the rows written one after another.
+        targets: (N,) token ids that carry loss.
+    """
+
+    @property
+    def prefix(self) -> Sequence[int]: ...
+    @property
+    def rows(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def prompts(self) -> Sequence[int]: ...
+    @property
+    def positions(self) -> Any: ...
+    @property
+    def targets(self) -> Any: ...
+
+
+class LanguageModel:
+    """What causal and encoder–decoder models have in common: their surface towards training and inference.
 
     Args:
-        hf: the transformers model (`…ForCausalLM`); adapters that inject layers (LoRA) may live inside it.
+        hf: the transformers model; adapters that inject layers (LoRA) may live inside it.
         front: called at every pass for what stands before each sequence; None for nothing.
         inferring: entered around passes without gradient over which the weights do not change.
 
     Attributes:
         frozen: what lower layers that do not change gave for the sequences of training; None where all may change.
     """
+
+    encoder_decoder: ClassVar[bool]
+    task_type: ClassVar[str]
+    """peft's name for this kind of model."""
 
     def __init__(
         self,
@@ -135,20 +163,6 @@ class CausalModel:
         return self._front()
 
     @contextmanager
-    def _attention(self) -> Iterator[None]:
-        # the implementation is swapped for the length of one pass, so that the model stays an ordinary one to others
-        own: list[Any] = [self.hf.config, self.config, self._backbone().config]
-        configs = {id(c): c for c in own}.values()
-        before = [c._attn_implementation for c in configs]
-        for c in configs:
-            c._attn_implementation_internal = NAME
-        try:
-            yield
-        finally:
-            for c, name in zip(configs, before, strict=True):
-                c._attn_implementation_internal = name
-
-    @contextmanager
     def inference(self) -> Iterator[None]:
         """Many passes without gradient and with weights that do not change: linear layers may be prepared once."""
         if self._linears is None:
@@ -165,6 +179,98 @@ class CausalModel:
 
     def _prepared(self) -> AbstractContextManager[None]:
         return self._linears.active() if self._inferring and self._linears is not None else nullcontext()
+
+    def prompt_limit(self, answer: int, front: int | None = None) -> int | None:
+        """The longest prompt in tokens that leaves room for an answer; None where nothing bounds it.
+
+        Args:
+            answer: tokens of the answer; it is granted at most half of the positions.
+            front: positions in front of the prompt; default: the model's own front.
+        """
+        raise NotImplementedError
+
+    def answer_limit(self, prompt: int) -> int | None:
+        """The longest answer in tokens behind a prompt of so many tokens, below 1 where there is no room for one."""
+        raise NotImplementedError
+
+    def target_log_probs(self, batch: Targets) -> Tensor:
+        """(N,) float32 log-probabilities in nats of a batch's targets, with gradient."""
+        raise NotImplementedError
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """The output layer: hidden states (N, H) → logits (N, V), with the model's own scaling and soft cap."""
+        config = self.config
+        self.work.add(outputs=hidden.shape[0], grad=hidden.requires_grad)
+        multiplier = getattr(config, "lm_head_multiplier", None)
+        with self._prepared():
+            logits = self.hf.get_output_embeddings()(hidden)
+        if multiplier is not None:
+            logits = logits * multiplier
+        scale = getattr(config, "logit_scale", None)
+        if scale is not None:
+            logits = logits * scale
+        divide = getattr(config, "logits_scaling", None)
+        if divide is not None:
+            logits = logits / divide
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = OUTPUT_CHUNK) -> Tensor:
+        """Log-probability of `targets` (N,) under hidden states (N, H) → (N,) float32.
+
+        Goes through the output layer in chunks. With gradient, a chunk's logits are computed again in the backward
+        pass instead of being kept, when there is more than one chunk.
+        """
+
+        def one(h: Tensor, t: Tensor) -> Tensor:
+            logits = self.output(h).float()
+            return logits.gather(1, t[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+
+        n = hidden.shape[0]
+        if n <= chunk:
+            return one(hidden, targets)
+        keep = not (torch.is_grad_enabled() and hidden.requires_grad)
+        parts = []
+        for i in range(0, n, chunk):
+            h, t = hidden[i : i + chunk], targets[i : i + chunk]
+            parts.append(one(h, t) if keep else checkpoint(one, h, t, use_reentrant=False))
+        return torch.cat(parts)
+
+
+class CausalModel(LanguageModel):
+    """A transformers causal model (`…ForCausalLM`) behind packs, shared prefixes and a chunked output layer."""
+
+    encoder_decoder = False
+    task_type = "CAUSAL_LM"
+
+    def prompt_limit(self, answer: int, front: int | None = None) -> int | None:
+        if self.max_length is None:
+            return None
+        return self.max_length - (len(self.front()) if front is None else front) - min(answer, self.max_length // 2)
+
+    def answer_limit(self, prompt: int) -> int | None:
+        return None if self.max_length is None else self.max_length - len(self.front()) - prompt
+
+    def target_log_probs(self, batch: Targets) -> Tensor:
+        rows = self.forward(batch.rows, prefix=batch.prefix).rows
+        picked = rows.index_select(0, torch.as_tensor(batch.positions, device=rows.device))
+        return self.log_probs(picked, torch.as_tensor(batch.targets, device=rows.device))
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        # the implementation is swapped for the length of one pass, so that the model stays an ordinary one to others
+        own: list[Any] = [self.hf.config, self.config, self._backbone().config]
+        configs = {id(c): c for c in own}.values()
+        before = [c._attn_implementation for c in configs]
+        for c in configs:
+            c._attn_implementation_internal = NAME
+        try:
+            yield
+        finally:
+            for c, name in zip(configs, before, strict=True):
+                c._attn_implementation_internal = name
 
     def _backbone(self) -> nn.Module:
         decoder = self.hf.get_decoder()
@@ -278,47 +384,6 @@ class CausalModel:
         record: LayerKeys = []
         hidden = self.forward([], prefix=prefix, record=record)
         return Shared(record, hidden.prefix[-1], len(prefix))
-
-    def output(self, hidden: Tensor) -> Tensor:
-        """The output layer: hidden states (N, H) → logits (N, V), with the model's own scaling and soft cap."""
-        config = self.config
-        self.work.add(outputs=hidden.shape[0], grad=hidden.requires_grad)
-        multiplier = getattr(config, "lm_head_multiplier", None)
-        with self._prepared():
-            logits = self.hf.get_output_embeddings()(hidden)
-        if multiplier is not None:
-            logits = logits * multiplier
-        scale = getattr(config, "logit_scale", None)
-        if scale is not None:
-            logits = logits * scale
-        divide = getattr(config, "logits_scaling", None)
-        if divide is not None:
-            logits = logits / divide
-        cap = getattr(config, "final_logit_softcapping", None)
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
-
-    def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = OUTPUT_CHUNK) -> Tensor:
-        """Log-probability of `targets` (N,) under hidden states (N, H) → (N,) float32.
-
-        Goes through the output layer in chunks. With gradient, a chunk's logits are computed again in the backward
-        pass instead of being kept, when there is more than one chunk.
-        """
-
-        def one(h: Tensor, t: Tensor) -> Tensor:
-            logits = self.output(h).float()
-            return logits.gather(1, t[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
-
-        n = hidden.shape[0]
-        if n <= chunk:
-            return one(hidden, targets)
-        keep = not (torch.is_grad_enabled() and hidden.requires_grad)
-        parts = []
-        for i in range(0, n, chunk):
-            h, t = hidden[i : i + chunk], targets[i : i + chunk]
-            parts.append(one(h, t) if keep else checkpoint(one, h, t, use_reentrant=False))
-        return torch.cat(parts)
 
 
 def probe(model: CausalModel, tokens: Sequence[int]) -> float:

@@ -3,10 +3,15 @@
 Two FLOPs for a multiplication with its addition; norms, activations and softmax are left out (below a hundredth). A
 gradient step costs the forward pass once more for the gradients of activations, and once more for those weights that
 are trained. Checked against PyTorch's own counter in the tests.
+
+An encoder–decoder's tokens go through three sets of weights: the encoder's once for each token of a prompt, the
+decoder's once for each token of an answer, and the decoder's matrices that make keys and values of what the encoder
+said once for each of its states. Padding goes through all of them and is counted.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +19,11 @@ from torch import nn
 
 from kamerton.base.frozen import decoder_layers
 from kamerton.base.quantise import shape
+
+_CROSS = re.compile(r"(EncDecAttention|encoder_attn|cross_attn|crossattention)\.")
+_KEYS = re.compile(r"\.(k|v|k_proj|v_proj|key|value|key_proj|value_proj)(\.|$)")
+_QUERY = re.compile(r"\.(q|q_proj|query|query_proj)$")
+"""Names of a decoder's attention over the encoder's states, of its keys and values, and of queries."""
 
 
 @dataclass
@@ -26,6 +36,10 @@ class Work:
         replayed, replayed_pairs: the part of tokens and pairs that did not go through layers that are frozen, because
             what these give was known (`frozen.py`).
         grad_tokens, grad_pairs, grad_outputs: the part of them that was computed with gradient.
+        encoder_tokens, encoder_pairs: of an encoder; `tokens` and `pairs` are then the decoder's, pairs with the
+            encoder's states included.
+        memory: encoder states of which a decoder computed its keys and values.
+        grad_encoder_tokens, grad_encoder_pairs, grad_memory: the part of them that was computed with gradient.
     """
 
     tokens: int = 0
@@ -37,6 +51,12 @@ class Work:
     grad_tokens: int = 0
     grad_pairs: int = 0
     grad_outputs: int = 0
+    encoder_tokens: int = 0
+    encoder_pairs: int = 0
+    memory: int = 0
+    grad_encoder_tokens: int = 0
+    grad_encoder_pairs: int = 0
+    grad_memory: int = 0
 
     def add(
         self, *, tokens: int = 0, pairs: int = 0, outputs: int = 0, passes: int = 0, replayed: int = 0,
@@ -54,6 +74,16 @@ class Work:
             self.grad_pairs += pairs
             self.grad_outputs += outputs
 
+    def add_encoder(self, *, tokens: int = 0, pairs: int = 0, memory: int = 0, grad: bool = False) -> None:
+        """Count some work of an encoder, or on its states."""
+        self.encoder_tokens += tokens
+        self.encoder_pairs += pairs
+        self.memory += memory
+        if grad:
+            self.grad_encoder_tokens += tokens
+            self.grad_encoder_pairs += pairs
+            self.grad_memory += memory
+
     def copy(self) -> Work:
         return Work(**asdict(self))
 
@@ -65,7 +95,9 @@ class Work:
 
 
 def flops(work: Work, hf: Any) -> float:
-    """Floating-point operations that some work took on a model (a transformers causal model, adapters inside)."""
+    """Floating-point operations that some work took on a model (a transformers model, adapters inside)."""
+    if hf.config.is_encoder_decoder:
+        return _encoder_decoder_flops(work, hf)
     config = hf.config.get_text_config()
     head = hf.get_output_embeddings()
     weights = trained = prepared = below = 0
@@ -111,3 +143,48 @@ def _frozen_layers(hf: Any) -> list[nn.Module]:
         return []
     trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     return list(layers)[: trained.index(True)] if any(trained) else []
+
+
+def _encoder_decoder_flops(work: Work, hf: Any) -> float:
+    head = hf.get_output_embeddings()
+    weights, trained, pair = encoder_decoder_parts(hf)
+    # scores and their weighted sum; attention over the encoder's states is as wide as the decoder's own
+    done = [
+        ("encoder", work.encoder_tokens, work.grad_encoder_tokens), ("memory", work.memory, work.grad_memory),
+        ("decoder", work.tokens, work.grad_tokens),
+    ]  # fmt: skip
+    output = 2 * head.weight.numel()
+    total = output * (work.outputs + work.grad_outputs * (2 if head.weight.requires_grad else 1))
+    for part, tokens, grad in done:
+        total += 2 * weights[part] * (tokens + grad) + 2 * trained[part] * grad
+    total += 4 * pair["encoder"] * (work.encoder_pairs + 2 * work.grad_encoder_pairs)
+    total += 4 * pair["decoder"] * (work.pairs + 2 * work.grad_pairs)
+    return float(total)
+
+
+def encoder_decoder_parts(hf: Any) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """What an encoder–decoder's tokens go through: weights, trained weights, and the width of attention, all layers'.
+
+    Each by part: `encoder`, `decoder`, and `memory`, the decoder's keys and values of the encoder's states.
+    """
+    head = hf.get_output_embeddings()
+    inside = {id(module) for module in hf.get_encoder().modules()}
+    weights, trained, pair = ({"encoder": 0, "memory": 0, "decoder": 0} for _ in range(3))
+    seen = {id(head.weight)}
+    for name, module in hf.named_modules():
+        if module is head or isinstance(module, nn.Embedding):
+            continue
+        cross = _CROSS.search(name)
+        part = "decoder" if id(module) not in inside else "encoder"
+        weight = getattr(module, "weight", None)
+        if part == "decoder" and cross and _KEYS.search(name, cross.end() - 1):
+            part = "memory"
+        if not (isinstance(weight, nn.Parameter) and weight.ndim == 2):
+            continue
+        if _QUERY.search(name) and not cross:
+            pair[part] += weight.shape[0]
+        if id(weight) not in seen:  # a LoRA layer shows its base layer's weight as its own
+            seen.add(id(weight))
+            weights[part] += weight.numel()
+            trained[part] += weight.numel() if weight.requires_grad else 0
+    return weights, trained, pair

@@ -117,11 +117,11 @@ def _conversation(system: str | None, history: list[Message]) -> Conversation:
 
 def _drop_oldest(adapted: Adapted, system: str | None, history: list[Message], room: int) -> int:
     """Drop the oldest turns (question and answer together) until the prompt leaves room for an answer."""
-    limit = adapted.engine.model.max_length
+    limit = adapted.engine.model.prompt_limit(room, 0)
     if limit is None:
         return 0
     dropped = 0
-    while len(history) > 2 and adapted.prompt_tokens(_conversation(system, history)) + room > limit:
+    while len(history) > 2 and adapted.prompt_tokens(_conversation(system, history)) > limit:
         del history[:2]
         dropped += 2
     return dropped

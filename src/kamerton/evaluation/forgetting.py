@@ -4,7 +4,8 @@
 what it forgot. *KL* is estimated on answers that the base itself sampled at temperature 1 to general prompts:
 KL(base ‖ adapted) per token = mean over these tokens of log p_base − log p_adapted, unbiased, and zero for an
 untouched model. The adapted model is measured as it would be served: with its soft prompt, its shots, its weights.
-For the text there is no conversation, so shots play no part in it.
+For the text there is no conversation, so shots play no part in it. An encoder–decoder says nothing about a text without
+having read another one: it is measured on the second half of each piece, its encoder given the first.
 """
 
 from __future__ import annotations
@@ -108,15 +109,15 @@ def reference(base: Engine, text: str, prompts: int, *, answer_tokens: int = ANS
 
 
 def bits_per_byte(engine: Engine, pieces: Sequence[str]) -> float:
-    """Code length of a text in bits per byte of UTF-8; each piece starts anew."""
+    """Code length of a text in bits per byte of UTF-8; each piece starts anew (`Renderer.split`)."""
     prompts, rest, size = [], [], 0
     for piece in pieces:
-        tokens = engine.renderer.raw(piece)
-        if len(tokens) < 2:
+        given, tokens = engine.renderer.split(piece)
+        if not tokens:
             continue
-        prompts.append(tokens[:1])
-        rest.append(tokens[1:])
-        size += len(engine.renderer.decode(tokens[1:]).encode())
+        prompts.append(given)
+        rest.append(tokens)
+        size += len(engine.renderer.decode(tokens).encode())
     nats = -sum(float(values.sum()) for values in engine.token_log_probs(prompts, rest))
     return nats / math.log(2) / size
 

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kamerton.base import CausalModel
+from kamerton.base import EncoderDecoderModel, LanguageModel
+from kamerton.base.encoder_decoder import causal
 from kamerton.errors import KamertonError
+from kamerton.inference.encoded import EncodedDecoder, EncodedScorer
 from kamerton.inference.generate import Decoder, FirstToken, Row
 from kamerton.inference.rank import Ranker
 from kamerton.inference.sampling import Sampling
@@ -75,16 +77,20 @@ class Engine:
     """Generates and scores with one model.
 
     Args:
-        model: the model, with its adapter and front if it has any.
+        model: the model, causal or encoder–decoder, with its adapter and front if it has any.
         renderer: its renderer.
         max_batch_tokens: bound on memory: tokens whose keys and values are kept at once beside the shared prefix.
     """
 
-    def __init__(self, model: CausalModel, renderer: Renderer, *, max_batch_tokens: int = 8192) -> None:
+    def __init__(self, model: LanguageModel, renderer: Renderer, *, max_batch_tokens: int = 8192) -> None:
         if max_batch_tokens < 1:
             raise KamertonError(f"max_batch_tokens is {max_batch_tokens}", mend="use a whole number from 1 up")
         self.model, self.renderer, self.max_batch_tokens = model, renderer, max_batch_tokens
         self.usage = Usage()
+        whole = not isinstance(model, EncoderDecoderModel)
+        self._decoder: Any = Decoder if whole else EncodedDecoder
+        self._scorer: Any = Scorer if whole else EncodedScorer
+        self._ranker: Any = Ranker if whole else EncodedScorer
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
@@ -192,7 +198,7 @@ class Engine:
             )
         prompts, trees = self._encode(conversations, choices)
         self._check(prompts, trees)
-        ranker = Ranker(self.model, self.max_batch_tokens, progress)
+        ranker = self._ranker(self.model, self.max_batch_tokens, progress)
         with self._working():
             best = ranker.best(prompts, trees)
         self._count(ranker)
@@ -207,8 +213,9 @@ class Engine:
         Returns:
             (N, V) float32, on the model's device.
         """
+        model = causal(self.model, "the distribution of the next token")
         with self._working(), torch.inference_mode():
-            hidden = self.model.forward(prompts).last()
+            hidden = model.forward(prompts).last()
             logits = self.model.output(hidden).float()
         count = sum(map(len, prompts)) + len(prompts) * len(self.model.front())
         self.usage.asked_tokens += count
@@ -284,7 +291,7 @@ class Engine:
 
         if samples is not None:
             sampling = replace(sampling, n=samples)
-        decoder = Decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens, first)
+        decoder = self._decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens, first)
         with self._working():
             try:
                 for step in decoder.run(prompts, room):
@@ -297,7 +304,7 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
     ) -> list[Tensor]:
         self._check(prompts, trees)
-        scorer = Scorer(self.model, self.max_batch_tokens, progress)
+        scorer = self._scorer(self.model, self.max_batch_tokens, progress)
         with self._working():
             edges = scorer.edges(prompts, trees)
         self._count(scorer)
@@ -310,13 +317,13 @@ class Engine:
 
     def _room(self, number: int, prompt: Sequence[int], need: int = 1) -> int:
         """Positions that are left behind a prompt; refuses where fewer than `need` are."""
-        limit = self.model.max_length
-        if limit is None:
+        room = self.model.answer_limit(len(prompt))
+        if room is None:
             return 2**31
-        room = limit - len(self.model.front()) - len(prompt)
         if room < need:
             raise KamertonError(
-                f"its prompt has {len(prompt)} tokens and its answer needs {need}; the model has {limit} positions",
+                f"its prompt has {len(prompt)} tokens and its answer needs {need}; the model has "
+                f"{self.model.max_length} positions",
                 where=f"conversation {number}", mend="shorten it, or take fewer shots",
             )  # fmt: skip
         return room

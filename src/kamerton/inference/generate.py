@@ -97,18 +97,8 @@ class Decoder:
         Yields:
             After each step the rows that got a token in it. Rows are numbered prompt by prompt.
         """
-        seen: dict[tuple[int, ...], int] = {}
-        items = []
-        for i, (tokens, limit) in enumerate(zip(prompts, room, strict=True)):
-            item = Prompt(tokens, limit)
-            first = seen.get(tuple(tokens), 0)  # a prompt that comes twice goes on in its own stream of samples
-            seen[tuple(tokens)] = first + self.sampling.n
-            for n in range(self.sampling.n):
-                key = stream_key(self.sampling.seed, tokens, first + n)
-                item.samples.append(Row(item, i * self.sampling.n + n, key))
-            item.waiting.extend(item.samples)
-            items.append(item)
-        single = len(seen) == 1 and len(items) * self.sampling.n > 1  # then all rows share the whole prompt
+        items = self._items(prompts, room)
+        single = len(set(map(tuple, prompts))) == 1 and len(items) * self.sampling.n > 1  # then all rows share it whole
         prefix = SharedPrefix(self.model, prompts[0] if single else prompts[0][: common_prefix(prompts)])
         length = len(prompts[0]) if single else common_prefix(prompts)
         front = prefix.length - length
@@ -121,6 +111,21 @@ class Decoder:
         for cohort in self._cohorts(items):
             yield from self._decode(cohort, prefix)
         self.computed += prefix.computed
+
+    def _items(self, prompts: Sequence[Sequence[int]], room: Sequence[int]) -> list[Prompt]:
+        """The prompts with the rows of their answers, each row with its own stream of random numbers."""
+        seen: dict[tuple[int, ...], int] = {}
+        items = []
+        for i, (tokens, limit) in enumerate(zip(prompts, room, strict=True)):
+            item = Prompt(tokens, limit)
+            first = seen.get(tuple(tokens), 0)  # a prompt that comes twice goes on in its own stream of samples
+            seen[tuple(tokens)] = first + self.sampling.n
+            for n in range(self.sampling.n):
+                key = stream_key(self.sampling.seed, tokens, first + n)
+                item.samples.append(Row(item, i * self.sampling.n + n, key))
+            item.waiting.extend(item.samples)
+            items.append(item)
+        return items
 
     def _cohorts(self, items: list[Prompt]) -> Iterator[list[Prompt]]:
         """Prompts, longest first, that share a cache: where not all fit at once, none takes under half its columns."""

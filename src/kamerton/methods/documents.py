@@ -77,12 +77,6 @@ def document_state(
     return {**state, "front": front}, notes
 
 
-def prompt_room(base: Base, state: State) -> int | None:
-    """The longest prompt in tokens, None where the model has no limit."""
-    limit = None if base.model.max_length is None else base.model.max_length - state["front"]
-    return None if limit is None else limit - min(int(state["room"]), limit // 2)
-
-
 def save_index(state: State, folder: Path) -> None:
     """Put an index that the method made beside the saved model."""
     if state["own"] and Path(state["index"]).resolve() != (folder / OWN).resolve():

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import DTYPES, Base, load_base
 from kamerton.base.model import CausalModel
 from kamerton.base.quantise import dequantise, kind_of
@@ -68,6 +69,7 @@ def merge(adapted: Adapted, output: str | Path) -> Merged:
         ModelError: the merged model's logits are not the adapted model's; nothing is left in `output` then.
     """
     folder = Path(output)
+    causal(adapted.engine.model, "merging")
     tuned = _check(adapted, folder)
     base = adapted.base
     partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
@@ -83,7 +85,7 @@ def merge(adapted: Adapted, output: str | Path) -> Merged:
             mend = "report this: the tokenizer did not survive saving"
             raise ModelError("the merged model's tokenizer writes prompts in another way", where=folder, mend=mend)
         rows = [base.renderer.prompt((Message("user", text),)) for text in PROMPTS[:_PROMPTS]]
-        difference = largest_difference(adapted.engine.model, written.model, rows)
+        difference = largest_difference(causal(adapted.engine.model, "merging"), causal(written.model, "merging"), rows)
         tolerance = TOLERANCE[base.info.dtype]
         if not difference <= tolerance:
             raise ModelError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 from kamerton.inference import Answer, Engine, Sampling
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Conversation, Example, Task
@@ -110,7 +110,7 @@ class Adapted:
     def __init__(
         self,
         base: Base,
-        model: CausalModel,
+        model: LanguageModel,
         *,
         method: str,
         options: Options,
@@ -185,10 +185,7 @@ class Adapted:
         Returns:
             The conversation, and whether it was cut.
         """
-        limit = self.engine.model.max_length
-        if limit is None:
-            return conversation, False
-        return self.renderer.fit(conversation, limit - len(self.engine.model.front()) - min(room, limit // 2))
+        return self.renderer.fit(conversation, self.engine.model.prompt_limit(room))
 
     def framed(self, conversation: Conversation) -> Conversation:
         """The conversation with the frames that stand around its question, without shots."""

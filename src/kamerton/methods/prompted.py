@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 from kamerton.base.work import flops
 from kamerton.errors import RecipeError
 from kamerton.evaluation.forgetting import ANSWER
@@ -107,9 +107,9 @@ def front_inside(options: PromptingOptions) -> int:
 
 
 @contextmanager
-def spending(record: FitRecord, model: Adapted | CausalModel) -> Iterator[None]:
+def spending(record: FitRecord, model: Adapted | LanguageModel) -> Iterator[None]:
     """Count what is done with a model inside the block as spent on fitting: seconds and FLOPs."""
-    counted = model if isinstance(model, CausalModel) else model.engine.model
+    counted = model if isinstance(model, LanguageModel) else model.engine.model
     before, start = counted.work.copy(), time.perf_counter()
     try:
         yield
@@ -126,10 +126,7 @@ def room_for_answer(renderer: Renderer, task: Task, extra: int = 0) -> int:
 
 def prompt_room(base: Base, state: State) -> int | None:
     """The longest prompt in tokens, from a state's `room` (for the answer) and `front` (soft prompts inside)."""
-    if base.model.max_length is None:
-        return None
-    limit = base.model.max_length - int(state["front"])
-    return limit - min(int(state["room"]), limit // 2)
+    return base.model.prompt_limit(int(state["room"]), int(state["front"]))
 
 
 class PromptingMethod:

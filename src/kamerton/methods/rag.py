@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.errors import KamertonError
 from kamerton.inference import Answer, Sampling
@@ -25,14 +26,13 @@ from kamerton.methods.documents import (
     DocumentOptions,
     document_state,
     found_again,
-    prompt_room,
     quality,
     questions,
     recall,
     save_index,
 )
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run
-from kamerton.methods.prompted import State
+from kamerton.methods.prompted import State, prompt_room
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.retrieval.asking import cited, fitting, question_of
 from kamerton.retrieval.encoder import load_encoder
@@ -101,7 +101,7 @@ class Joint:
         else:
             name, own = _generator(options)
             inside = get_parameterisation(name).attach(base, own, task, seed)
-        model = QueryingModel(inside.model, queries)
+        model = QueryingModel(causal(inside.model, "rag"), queries)
         model.trained = [p for p in inside.module.parameters() if p.requires_grad]
         return Tuned(model, nn.ModuleList([inside.module, trainable(queries, options.query_rate)]), inside.peft)
 
@@ -114,7 +114,7 @@ class Joint:
         else:
             inside = get_parameterisation(_generator(options)[0]).load(base, folder / "generator")
         modules = nn.ModuleList([inside.module, queries.model])
-        return Tuned(QueryingModel(inside.model, queries), modules, inside.peft)
+        return Tuned(QueryingModel(causal(inside.model, "rag"), queries), modules, inside.peft)
 
 
 def _generator(options: RagOptions) -> tuple[str, Any]:

@@ -22,14 +22,13 @@ from kamerton.methods.documents import (
     document_state,
     found_again,
     own_source,
-    prompt_room,
     quality,
     questions,
     recall,
     save_index,
 )  # fmt: skip
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
-from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, front_inside
+from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, front_inside, prompt_room
 from kamerton.retrieval.asking import Asker, cited, question_of
 from kamerton.retrieval.index import HOWS, How, PassageIndex
 from kamerton.tasks.example import Conversation, Example, Task

@@ -22,6 +22,7 @@ from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError
 from kamerton.methods import option_files
+from kamerton.methods.defined import check_defined
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run
 from kamerton.methods.search import Halving, Values, draw, label, shown, space_of, survivors
 from kamerton.objectives import OBJECTIVES, get_objective
@@ -102,6 +103,7 @@ class TrainedMethod:
 
     def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
         """Train within the budget; what was started in `run.folder` goes on from there."""
+        check_defined(base, self, options)
         budget = DEFAULT_BUDGET if budget.unlimited else budget
         space = space_of(self)
         fixed = {name: getattr(options, name) for name in space if name in (options.fixed or ())}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 from kamerton.rendering import Rendered
 from kamerton.training.batches import Batch, microbatches, order
 from kamerton.training.objective import Loss
@@ -55,17 +55,14 @@ class NextToken:
         """Mean tokens of an optimiser step."""
         return sum(len(r.tokens) for r in self._train) / len(self._train) * self.batch_size
 
-    def batches(self, step: int, model: CausalModel) -> Sequence[Batch]:  # noqa: ARG002 - data, not rollouts
+    def batches(self, step: int, model: LanguageModel) -> Sequence[Batch]:  # noqa: ARG002 - data, not rollouts
         picked = [self._train[i] for i in order(step, self.batch_size, len(self._train), self.seed)]
         return microbatches(picked, self.max_tokens, parts=self.accumulation, share=self.share_prefix)
 
     def validation(self) -> Sequence[Batch]:
         return microbatches(self._held_out, self.max_tokens, share=self.share_prefix)
 
-    def loss(self, model: CausalModel, batch: Batch) -> Loss:
-        hidden = model.forward(batch.rows, prefix=batch.prefix)
-        device = hidden.rows.device
-        picked = hidden.rows.index_select(0, torch.as_tensor(batch.positions, device=device))
-        log_probs = model.log_probs(picked, torch.as_tensor(batch.targets, device=device))
-        weights = torch.as_tensor(batch.weights, device=device, dtype=log_probs.dtype)
+    def loss(self, model: LanguageModel, batch: Batch) -> Loss:
+        log_probs = model.target_log_probs(batch)
+        weights = torch.as_tensor(batch.weights, device=log_probs.device, dtype=log_probs.dtype)
         return Loss(total=-(weights * log_probs).sum())

@@ -30,6 +30,7 @@ class Supervised(NextToken):
     """
 
     name = "supervised"
+    encoder_decoder = True
 
     def __init__(
         self,

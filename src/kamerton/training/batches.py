@@ -23,6 +23,7 @@ class Batch:
     Attributes:
         prefix: P token ids that all rows share.
         rows: own token ids of each row, B lists.
+        prompts: (B,) how many of a row's own tokens belong to its prompt.
         positions: (N,) places of the tokens *before* each target, in the rows written one after another.
         targets: (N,) token ids that carry loss.
         weights: (N,) their loss weights.
@@ -31,6 +32,7 @@ class Batch:
 
     prefix: tuple[int, ...]
     rows: tuple[tuple[int, ...], ...]
+    prompts: tuple[int, ...]
     positions: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
@@ -65,6 +67,7 @@ def make_batch(rendered: Sequence[Rendered], *, share: bool = True) -> Batch:
     return Batch(
         prefix=tuple(rendered[0].tokens[:shared]),
         rows=tuple(tuple(r.tokens[shared:]) for r in rendered),
+        prompts=tuple(r.prompt_length - shared for r in rendered),
         positions=np.concatenate(positions),
         targets=np.concatenate(targets),
         weights=np.concatenate(weights),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 from kamerton.base.work import Work
 from kamerton.errors import BudgetError, KamertonError
 from kamerton.training.budget import Budget
@@ -120,7 +120,7 @@ class Diverged(KamertonError):
 class _Step(nn.Module):
     """One module whose forward is the loss, so that wrappers (mixed precision, data parallelism) see every call."""
 
-    def __init__(self, module: nn.Module, model: CausalModel, objective: Objective) -> None:
+    def __init__(self, module: nn.Module, model: LanguageModel, objective: Objective) -> None:
         super().__init__()
         self.module = module
         self._call = lambda batch: objective.loss(model, batch)
@@ -131,7 +131,7 @@ class _Step(nn.Module):
 
 
 def fit(
-    model: CausalModel,
+    model: LanguageModel,
     module: nn.Module,
     objective: Objective,
     settings: Settings,
@@ -147,7 +147,7 @@ def fit(
     """Train the parameters of `module` that require gradient.
 
     Args:
-        model: the causal model that the objective calls; `module` holds its trained parameters.
+        model: the model that the objective calls; `module` holds its trained parameters.
         objective: gives batches and the loss.
         budget: whichever limit is reached first ends the run.
         folder: checkpoints and the best weights live here; a run that was stopped goes on from there.
@@ -371,7 +371,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise KamertonError(f"the tracker '{name}' is not installed", mend=f"run: pip install {name}")
 
 
-def _accelerator(model: CausalModel, settings: Settings, folder: Path) -> Any:
+def _accelerator(model: LanguageModel, settings: Settings, folder: Path) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

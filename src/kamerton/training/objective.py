@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Objective(Protocol):
         """Training examples in one epoch."""
         ...
 
-    def batches(self, step: int, model: CausalModel) -> Sequence[Any]:
+    def batches(self, step: int, model: LanguageModel) -> Sequence[Any]:
         """The microbatches of an optimiser step: from data, or from rollouts of the model as it is now."""
         ...
 
@@ -54,6 +54,6 @@ class Objective(Protocol):
         """Microbatches of the validation set; empty where there is none."""
         ...
 
-    def loss(self, model: CausalModel, batch: Any) -> Loss:
+    def loss(self, model: LanguageModel, batch: Any) -> Loss:
         """The summed loss of a microbatch."""
         ...

@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.frozen import FrozenLayers, decoder_layers
 from kamerton.base.load import Base, load_weights_folder
-from kamerton.base.model import CausalModel
 from kamerton.errors import ModelError, RecipeError
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned
@@ -34,6 +34,7 @@ class Full:
 
     name = "full"
     options = FullOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: FullOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
@@ -47,7 +48,7 @@ class Full:
         fresh.model.hf.requires_grad_(True)
         if options.freeze_embeddings:
             fresh.model.hf.get_input_embeddings().requires_grad_(False)
-        model = CausalModel(fresh.model.hf)
+        model = model_for(fresh.model.hf)
         if options.freeze_layers:
             _freeze_lower(fresh.model.hf, options.freeze_layers)
             model.frozen = FrozenLayers(fresh.model.hf, options.freeze_layers)
@@ -56,7 +57,7 @@ class Full:
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         hf = load_weights_folder(folder, base.model.dtype, base.model.device)
-        return Tuned(CausalModel(hf), hf)
+        return Tuned(model_for(hf), hf)
 
 
 def _freeze_lower(hf: Any, count: int) -> None:

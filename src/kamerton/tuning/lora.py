@@ -16,8 +16,8 @@ import psutil
 import torch
 from pydantic import Field
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
@@ -41,6 +41,7 @@ class Lora:
 
     name = "lora"
     options = LoraOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
@@ -60,7 +61,7 @@ def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tun
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha or 2 * options.rank, lora_dropout=options.dropout,
         target_modules=targets, use_rslora=options.rslora, use_dora=options.dora, bias=options.bias,
-        task_type="CAUSAL_LM",
+        task_type=fresh.model.task_type,
     )  # fmt: skip
     try:
         peft = get_peft_model(fresh.model.hf, config)
@@ -86,7 +87,7 @@ def settled(fresh: Base, peft: Any) -> Tuned:
 def _tuned(fresh: Base, peft: Any) -> Tuned:
     _keep_dtype(peft)
     dora = [m for m in peft.modules() if _is_dora(m)]
-    return Tuned(CausalModel(fresh.model.hf, inferring=(lambda: _lengths_once(peft)) if dora else None), peft, peft)
+    return Tuned(model_for(fresh.model.hf, inferring=(lambda: _lengths_once(peft)) if dora else None), peft, peft)
 
 
 def _keep_dtype(peft: Any) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 from kamerton.base.quantise import Quantise
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
@@ -33,7 +33,7 @@ class Tuned:
         notes: what the user should know of how it was trained.
     """
 
-    model: CausalModel
+    model: LanguageModel
     module: nn.Module
     peft: Any = None
     notes: list[str] = field(default_factory=list)
@@ -90,7 +90,10 @@ def settle(peft: Any, base: Base) -> None:
 
 
 class Parameterisation(Protocol):
-    """One way of making a base trainable."""
+    """One way of making a base trainable.
+
+    One that is defined for encoder–decoder bases too says `encoder_decoder = True`; others are refused there.
+    """
 
     name: ClassVar[str]
     options: ClassVar[type[Options]]

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kamerton.base.attention import LayerKeys
+from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel, Front
 from kamerton.errors import ModelError
@@ -118,7 +119,7 @@ def _activations(base: Base, options: PrefixOptions, task: Task, seed: int) -> L
     """Keys and values of every layer for the start's text, per layer two (H_kv, n, D)."""
     name = "vocabulary" if options.init == "random" else options.init  # random numbers take their size from these
     ids = STARTS[name](base, task, options.tokens, seed)
-    return base.model.prefill(ids.tolist()).keys
+    return causal(base.model, "prefix tuning").prefill(ids.tolist()).keys
 
 
 def _spread(start: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Prompt tuning: n trained embeddings in front of every sequence (Lester et al. 2021, arXiv 2104.08691), through peft.
 
-All weights stay frozen. The soft tokens start from embeddings of the vocabulary: random normal starts are known to
-fail on small models (Lester et al., section 3.2). What is trained is the distance from there, in units of the spread of
-the model's embeddings (`encoders.py`).
+All weights stay frozen. In an encoder–decoder the soft tokens stand before the encoder's input, as in the paper. They
+start from embeddings of the vocabulary: random normal starts are known to fail on small models (Lester et al.,
+section 3.2). What is trained is the distance from there, in units of the spread of the model's embeddings
+(`encoders.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel, Front
+from kamerton.base.model import Front
 from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
@@ -42,6 +44,7 @@ class PromptTuning:
 
     name = "prompt-tuning"
     options = PromptOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: PromptOptions, task: Task, seed: int) -> Tuned:
@@ -50,7 +53,10 @@ class PromptTuning:
         start = embeddings_of(base, STARTS[options.init](base, task, options.tokens, seed))
         fresh = base.reload()
         config = PromptTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=options.tokens, prompt_tuning_init="SAMPLE_VOCAB"
+            task_type=fresh.model.task_type,
+            num_virtual_tokens=options.tokens,
+            prompt_tuning_init="SAMPLE_VOCAB",
+            num_transformer_submodules=1,  # an encoder–decoder has soft tokens before its encoder only
         )
         peft = get_peft_model(fresh.model.hf, config)
         if options.reparameterise == "none":
@@ -88,4 +94,4 @@ def soft_tokens(fresh: Base, peft: Any) -> Tuned:
         with torch.autocast(fresh.model.device.type, enabled=False):
             return Front(embeddings=peft.get_prompt(batch_size=1)[0])
 
-    return Tuned(CausalModel(fresh.model.hf, front), peft, peft)
+    return Tuned(model_for(fresh.model.hf, front), peft, peft)

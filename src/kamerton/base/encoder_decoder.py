@@ -1,0 +1,259 @@
+"""An encoder–decoder model (T5, FLAN-T5, mT5, BART, …) as the rest of Kamerton sees it.
+
+The encoder reads a prompt as a whole, in both directions, so prompts share no prefix: each distinct one is read once.
+The decoder writes the answer, starting from the model's own start token, and looks at what the encoder said. Rows of
+different lengths are padded; attention leaves the padding out. Soft tokens stand before the encoder's input, as in
+Lester et al. 2021.
+
+What it leaves out: trained keys and values in front of each layer, and models that read anything but text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kamerton.base.model import CausalModel, Front, LanguageModel, Targets
+from kamerton.base.work import encoder_decoder_parts
+from kamerton.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the encoder said about prompts.
+
+    Attributes:
+        hidden: (B, L, H) final hidden states, soft tokens first, padding last.
+        mask: (B, L) 1 where there is a token, 0 on padding.
+        lengths: (B,) tokens of each prompt, soft tokens included, on the CPU.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    lengths: Tensor
+
+    def select(self, rows: Tensor) -> Memory:
+        """The memory of some rows (n,), in that order, perhaps more than once; padding that none needs is cut off."""
+        lengths = self.lengths[rows.cpu()]
+        longest = int(lengths.max())
+        return Memory(self.hidden[rows, :longest], self.mask[rows, :longest], lengths)
+
+    def rows(self) -> list[Tensor]:
+        """(n, H) for each prompt, without padding."""
+        return [hidden[:n] for hidden, n in zip(self.hidden, self.lengths.tolist(), strict=True)]
+
+    @staticmethod
+    def of(rows: Sequence[Tensor]) -> Memory:
+        """The inverse of `rows`."""
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        return Memory(torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), mask.to(rows[0].device), lengths)
+
+
+class DecoderCache:
+    """Keys and values of the tokens that a decoder has read, and of what the encoder said.
+
+    A thin hull around transformers' own cache, so that rows can be chosen and repeated.
+    """
+
+    def __init__(self) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.own = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    @property
+    def length(self) -> int:
+        """Tokens of each row that are in it."""
+        return int(self.own.get_seq_length()) if len(self.own.self_attention_cache) else 0
+
+    def select(self, rows: Tensor, longest: int) -> DecoderCache:
+        """A cache of some rows (n,), in that order, perhaps more than once; `longest` encoder states are kept."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        out = DecoderCache.__new__(DecoderCache)
+        parts = []
+        for cache, states in ((self.own.self_attention_cache, None), (self.own.cross_attention_cache, longest)):
+            part = DynamicCache()
+            for i, layer in enumerate(cache.layers):
+                part.update(layer.keys[rows, :, :states], layer.values[rows, :, :states], i)
+            parts.append(part)
+        out.own = EncoderDecoderCache(*parts)
+        return out
+
+
+class EncoderDecoderModel(LanguageModel):
+    """A transformers encoder–decoder (`…ForConditionalGeneration`) behind padded batches and a chunked output layer.
+
+    Attributes:
+        start: the tokens that the decoder starts every answer from: the model's start token, and the first token that
+            its generation configuration forces, if it does.
+    """
+
+    encoder_decoder = True
+    task_type = "SEQ_2_SEQ_LM"
+
+    def __init__(
+        self,
+        hf: Any,
+        front: Callable[[], Front] | None = None,
+        *,
+        inferring: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        super().__init__(hf, front, inferring=inferring)
+        own = hf.generation_config
+        first = getattr(own, "decoder_start_token_id", None)
+        if first is None:
+            first = getattr(hf.config, "decoder_start_token_id", None)
+        if first is None:
+            raise ModelError(
+                f"{type(hf).__name__} does not say which token its decoder starts from",
+                mend="set decoder_start_token_id in the model's config.json",
+            )
+        forced = getattr(own, "forced_bos_token_id", None)
+        self.start: tuple[int, ...] = (first, *([forced] if forced is not None else []))
+        config = hf.config
+        tied = config.model_type in ("umt5", "switch_transformers") and config.tie_word_embeddings
+        self._scaled = getattr(config, "scale_decoder_outputs", tied)  # T5 before version 1.1 and its descendants
+
+    def prompt_limit(self, answer: int, front: int | None = None) -> int | None:  # noqa: ARG002 - it has its own positions
+        if self.max_length is None:
+            return None
+        return self.max_length - (len(self.front()) if front is None else front)
+
+    def answer_limit(self, prompt: int) -> int | None:
+        if self.max_length is None:
+            return None
+        over = len(self.front()) + prompt - self.max_length
+        return -over if over > 0 else self.max_length - len(self.start) + 1
+
+    # -- passes -----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[Sequence[int]]) -> Memory:
+        """Read prompts, each at least one token, the front before each of them."""
+        front = self.front()
+        if front.keys is not None:
+            raise ValueError("trained keys and values are not defined for an encoder–decoder model")
+        soft = front.embeddings
+        n_soft = 0 if soft is None else int(soft.shape[0])
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
+        lengths = torch.tensor([n_soft + len(prompt) for prompt in prompts])
+        mask = (torch.arange(n_soft + longest) < lengths[:, None]).long().to(self.device)
+        embeds = self.hf.get_input_embeddings()(ids.to(self.device))
+        if soft is not None:
+            embeds = torch.cat([soft.to(embeds.dtype).expand(len(prompts), -1, -1), embeds], dim=1)
+        with self._prepared():
+            hidden = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        self.work.add_encoder(tokens=mask.numel(), pairs=int((lengths**2).sum()), grad=hidden.requires_grad)
+        return Memory(hidden, mask, lengths)
+
+    def decode(self, tokens: Tensor, memory: Memory, cache: DecoderCache | None = None) -> Tensor:
+        """Read (B, T) tokens of answers, those in the cache before them → (B, T, H) final hidden states.
+
+        A row that is shorter is padded behind with any token, and what stands there in the result means nothing.
+        """
+        past = 0 if cache is None else cache.length
+        with self._prepared():
+            hidden = self.hf.get_decoder()(
+                input_ids=tokens.to(self.device),
+                encoder_hidden_states=memory.hidden,
+                encoder_attention_mask=memory.mask,
+                past_key_values=None if cache is None else cache.own,
+                use_cache=cache is not None,
+            ).last_hidden_state
+        b, t = tokens.shape
+        pairs = b * (t * past + t * (t + 1) // 2) + t * int(memory.lengths.sum())
+        self.work.add(tokens=b * t, pairs=pairs, grad=hidden.requires_grad)
+        if not past:
+            self.work.add_encoder(memory=memory.mask.numel(), grad=hidden.requires_grad)
+        return hidden
+
+    def begin(self, memory: Memory, cache: DecoderCache) -> Tensor:
+        """Read the start tokens → (B, H), from which an answer's first token is predicted."""
+        return self.decode(torch.tensor([self.start]).expand(len(memory.lengths), -1), memory, cache)[:, -1]
+
+    def output(self, hidden: Tensor) -> Tensor:
+        if self._scaled:
+            hidden = hidden * self.hf.config.d_model**-0.5
+        logits = super().output(hidden)
+        bias = getattr(self.hf, "final_logits_bias", None)  # BART and its descendants
+        return logits if bias is None else logits + bias
+
+    def target_log_probs(self, batch: Targets) -> Tensor:
+        split = list(zip(batch.rows, batch.prompts, strict=True))
+        memory = self.encode([(*batch.prefix, *row[:n]) for row, n in split])
+        read = [(*self.start, *row[n:-1]) for row, n in split]
+        tokens = torch.zeros(len(read), max(map(len, read)), dtype=torch.long)
+        for line, ids in zip(tokens, read, strict=True):
+            line[: len(ids)] = torch.as_tensor(ids)
+        hidden = self.decode(tokens, memory)
+        # the place before a target in the packed rows → its row, and its place in the decoder's input
+        positions = torch.as_tensor(batch.positions)
+        ends = torch.tensor([len(row) for row in batch.rows]).cumsum(0)
+        row = torch.searchsorted(ends, positions, right=True)
+        begins = ends - torch.tensor([len(r) - n for r, n in split])  # where each row's answer begins
+        place = positions - begins[row] + len(self.start)
+        if bool((place < len(self.start) - 1).any()):
+            raise ValueError("a target inside a prompt: an encoder–decoder model predicts only answers")
+        picked = hidden[row.to(hidden.device), place.to(hidden.device)]
+        return self.log_probs(picked, torch.as_tensor(batch.targets, device=hidden.device))
+
+
+def causal(model: LanguageModel, what: str) -> CausalModel:
+    """The model, for what only a causal one can do.
+
+    Raises:
+        ModelError: it is an encoder–decoder.
+    """
+    if not isinstance(model, CausalModel):
+        raise ModelError(f"{what} is not defined for an encoder–decoder base", mend="use a causal base")
+    return model
+
+
+def model_for(
+    hf: Any,
+    front: Callable[[], Front] | None = None,
+    *,
+    inferring: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> LanguageModel:
+    """A transformers model as a `CausalModel` or an `EncoderDecoderModel`, whichever it is."""
+    kind = EncoderDecoderModel if hf.config.is_encoder_decoder else CausalModel
+    return kind(hf, front, inferring=inferring)
+
+
+@torch.no_grad()
+def probe(model: EncoderDecoderModel, tokens: Sequence[int]) -> float:
+    """Largest absolute difference between our log-probabilities and the model's own forward pass on two sequences.
+
+    The check that an architecture is computed correctly in parts; `load.py` refuses a model that fails it. Two prompts
+    of different lengths go through the encoder together, and the decoder reads their answers in two turns.
+
+    Raises:
+        ValueError: its layers have names from which its work cannot be counted.
+    """
+    weights, _, pair = encoder_decoder_parts(model.hf)
+    if not all((*weights.values(), pair["encoder"], pair["decoder"])):
+        raise ValueError("its attention layers are not found by their names")
+    half = len(tokens) // 2
+    prompts = [list(tokens), list(tokens[:half])]
+    read = torch.tensor([[*model.start, *tokens[half:]]], device=model.device)
+    memory = model.encode(prompts)
+    cache = DecoderCache()
+    first = model.decode(read[:, :2].expand(2, -1), memory, cache)
+    turned = torch.tensor([1, 0], device=model.device)  # rows may be chosen anew between two turns
+    memory, cache = memory.select(turned), cache.select(turned, int(memory.lengths.max()))
+    hidden = torch.cat([first[turned], model.decode(read[:, 2:].expand(2, -1), memory, cache)], dim=1)
+    worst = 0.0
+    for prompt, states in zip(reversed(prompts), hidden, strict=True):
+        ids = torch.tensor([prompt], device=model.device)
+        own = model.hf(input_ids=ids, decoder_input_ids=read, use_cache=False).logits[0].float()
+        difference = own.log_softmax(-1) - model.output(states).float().log_softmax(-1)
+        worst = max(worst, float(difference.abs().max()))
+    return worst

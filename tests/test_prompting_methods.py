@@ -415,6 +415,9 @@ def test_voting_helps_where_the_right_answer_is_the_likeliest(
     said = answer(adapted, task.test, GREEDY)
     scores = [row[1] for row in adapted.findings(task.test, said.answers)[-1].rows]
     assert scores == sorted(scores)
+    samples = [[float(t) == len(e.messages[-1].content) for t in a.details["samples"]]
+               for e, a in zip(task.test, said.answers, strict=True)]  # fmt: skip
+    assert scores[0] == pytest.approx(np.mean(samples)), "all samples tell what one vote is worth"
     assert scores[0] == pytest.approx(0.6, abs=0.06)
     assert scores[-1] > 0.97
 

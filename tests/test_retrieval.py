@@ -408,7 +408,7 @@ def whole(folder: Path) -> int:
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path, index: PassageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path, index: PassageIndex) -> None:
     with pytest.raises(DocumentError, match="made by the encoder words, not by another; name the encoder"):
         PassageIndex.open(index.folder, WordsEncoder("another"))
     with pytest.raises(DocumentError, match=r"no index is here.*kamerton index add"):

@@ -408,7 +408,7 @@ def whole(folder: Path) -> int:
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path, index: PassageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path, index: PassageIndex) -> None:
     with pytest.raises(DocumentError, match="made by the encoder words, not by another; name the encoder"):
         PassageIndex.open(index.folder, WordsEncoder("another"))
     with pytest.raises(DocumentError, match=r"no index is here.*kamerton index add"):
@@ -427,9 +427,23 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, index: PassageIndex, monke
         (index.folder / "index.json").write_text(content)
         with pytest.raises(KamertonError, match="build"):
             PassageIndex.open(index.folder)
-    monkeypatch.setitem(sys.modules, "lancedb", None)
-    with pytest.raises(MissingExtra, match=r"lancedb is not installed; run: pip install 'kamerton\[retrieval\]'"):
-        PassageIndex.create(tmp_path / "y", encoder=WordsEncoder())
+
+
+def test_a_missing_library_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.html").write_text("<p>text</p>")
+    (tmp_path / "a.pdf").write_bytes(pdf("text"))
+    for library, use in (
+        ("lancedb", lambda: PassageIndex.create(tmp_path / "y", encoder=WordsEncoder())),
+        ("sentence_transformers", lambda: PassageIndex.create(tmp_path / "y")),
+        ("trafilatura", lambda: read(tmp_path / "a.html")),
+        ("pypdf", lambda: read(tmp_path / "a.pdf")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, library, None)
+            says = rf"{library.replace('_', '-')} is not installed; run: pip install 'kamerton\[retrieval\]'"
+            with pytest.raises(MissingExtra, match=says):
+                use()
+    assert not (tmp_path / "y").exists()
 
 
 def test_two_writers_wait_for_each_other(index: PassageIndex, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def compare(
                 "sampling": recipe.evaluation.sampling.model_dump(),
                 "max_batch_tokens": recipe.evaluation.max_batch_tokens, "threads": threads,
             })  # fmt: skip
-            base.model.hf.to("meta")  # the workers have their own; its memory is theirs
+            base.release()  # the workers have their own; its memory is theirs
             run_cells(
                 store, [c for c in todo if c.same_as is None], workers=count, threads=threads, on_event=watcher.event
             )

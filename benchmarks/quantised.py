@@ -79,9 +79,8 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, args.threads)))
         return
-    print(
-        "| | weights, MiB | peak loading, MiB | peak of steps, MiB | s a step | s for 64 tokens |\n|---|---|---|---|---|---|"
-    )
+    print("| | weights, MiB | peak loading, MiB | peak of steps, MiB | s a step | s for 64 tokens |")
+    print("|---|---|---|---|---|---|")
     for name in VARIANTS:
         command = [sys.executable, __file__, "--one", name, "--threads", str(args.threads)]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -143,6 +143,24 @@ def test_a_quantised_base_is_tuned_saved_and_loaded(packed: Base, name: str, tmp
         assert again.score(asked, [["red", "blue"]] * 3) == adapted.score(asked, [["red", "blue"]] * 3)
 
 
+def test_a_released_base_holds_no_weights(small_folder: Path) -> None:
+    for quantise in (None, "nf4"):
+        base = load_base(small_folder, dtype="float32", quantise=quantise)  # type: ignore[arg-type]
+        base.release()
+        assert all(p.is_meta for p in base.model.hf.parameters())
+
+
+@pytest.mark.slow
+def test_a_comparison_on_a_quantised_base(small_folder: Path, tmp_path: Path) -> None:
+    methods = "  - zero-shot\n  - lora: {learning_rate: 0.01}\n  - full: {freeze_layers: 1}"
+    recipe = tiny.write_recipe(tmp_path, small_folder, methods, seeds="1")
+    text = recipe.read_text(encoding="utf-8").replace("dtype: float32", "dtype: float32, quantise: nf4")
+    recipe.write_text(text, encoding="utf-8")
+    result = kt.compare(recipe, output=tmp_path / "out", workers=1)
+    assert list(result.failed) == ["full"] or [f["label"] for f in result.failed] == ["full"]
+    assert kt.merge(tmp_path / "out" / "cells" / "lora" / "seed-0", tmp_path / "merged").difference < 1e-4
+
+
 def test_all_weights_in_4_bits_cannot_be_trained(packed: Base, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"full: weights in nf4 cannot be trained; use qlora, or leave quantise out"):
         fit(packed, "full", tmp_path)

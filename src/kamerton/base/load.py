@@ -94,6 +94,14 @@ class Base:
         other = {"dtype": dtype, "quantise": quantise if self.info.quantised is None else None}
         return load_base(**{**self.request, **{k: v for k, v in other.items() if v}, "verify": False})
 
+    def release(self) -> None:
+        """Give the memory of the weights back: names and shapes stay, and nothing can be computed any more."""
+        for module in self.model.hf.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:  # not hf.to("meta"): weights in 4 bits cannot go there
+                    empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+                    module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+
 
 def cache_dir() -> Path:
     """Where dequantised models are kept: `$KAMERTON_CACHE`, else `~/.cache/kamerton`."""

@@ -50,14 +50,19 @@ def kind_of(hf: Any) -> str | None:
 
 
 def settle(hf: Any) -> None:
-    """Keep the layers in one form, in training and in evaluation.
+    """What a model that was loaded in 4 bits needs before it is used; others are left alone.
 
-    On processors with bfloat16 instructions bitsandbytes would repack a weight at the first evaluation, compute in
-    bfloat16 from then on, and give no gradient any more.
+    Its layers are kept in one form: on processors with bfloat16 instructions bitsandbytes would repack a weight at the
+    first evaluation, compute in bfloat16 from then on, and give no gradient any more. And what is not quantised is
+    copied, because as long as one weight is a view of the file, all of the file that was read stays in memory.
     """
-    for module in hf.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    packed = [m for m in hf.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    for module in packed:
+        module.support_avx512bf16_for_cpu = False
+    if packed:
+        for weight in hf.parameters():
+            if _state(weight) is None and weight.device.type == "cpu":
+                weight.data = weight.data.clone()
 
 
 def _state(weight: Tensor) -> Any:

@@ -193,7 +193,7 @@ def compare(
                 "sampling": recipe.evaluation.sampling.model_dump(),
                 "max_batch_tokens": recipe.evaluation.max_batch_tokens, "threads": threads,
             })  # fmt: skip
-            base.model.hf.to("meta")  # the workers have their own; its memory is theirs
+            base.release()  # the workers have their own; its memory is theirs
         if racing is None:
             (folder / "race.json").unlink(missing_ok=True)
         if todo:

@@ -29,8 +29,12 @@ from kamerton.methods.method import Adapted, Wrapped
 from kamerton.tasks.example import Message
 from kamerton.tuning import Tuned
 
-TOLERANCE = {"float32": 1e-2, "float16": 0.1, "bfloat16": 1.0}
-"""Largest difference of a logit that rounding explains, by the data type of the merged weights."""
+TOLERANCE = {"float32": 1e-2, "float16": 0.5, "bfloat16": 4.0}
+"""Largest difference of a logit that rounding explains, by the data type of the merged weights.
+
+Measured with a trained adapter of the demo model: 0.0001 in float32; up to 2.3 in bfloat16, where computing the base
+alone in that type moves a logit by 1.2; an adapter that is forgotten differs by 17.
+"""
 
 _PROMPTS = 8
 _MERGEABLE = "merge a method that changes weights: lora, qlora, full"

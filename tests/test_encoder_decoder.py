@@ -386,6 +386,21 @@ def test_tokens_of_given_continuations(tiny_base: Callable[[str], Base]) -> None
         torch.testing.assert_close(values, log_probs(base, prompt, continuation), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "llama"])
+def test_states_of_texts_and_what_comes_next(name: str, tiny_base: Callable[[str], Base]) -> None:
+    base = tiny_base(name)
+    rows = [[10, 11, 12, 13, 2], [14, 2], [15, 16, 2]]
+    hf = base.model.hf
+    with torch.no_grad():
+        states, hidden = base.model.states(rows), base.model.next_hidden(rows)
+        for row, found, predicting in zip(rows, states, hidden, strict=True):
+            ids = torch.tensor([row])
+            whole = hf.get_encoder() if base.model.encoder_decoder else hf.model
+            torch.testing.assert_close(found, whole(input_ids=ids).last_hidden_state[0], atol=1e-4, rtol=1e-4)
+            own = logits(base, row, [5])[0] if base.model.encoder_decoder else hf(ids).logits[0, -1]
+            torch.testing.assert_close(base.model.output(predicting[None])[0], own, atol=1e-3, rtol=1e-3)
+
+
 # -- costs ------------------------------------------------------------------------------------------------------------
 
 

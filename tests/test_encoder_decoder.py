@@ -45,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = sorted(architectures.ENCODER_DECODERS)
 TWO = ("t5", "bart")
 KINDS = ("lora", "prompt-tuning", "full")
+OPTIONS: dict[str, dict[str, Any]] = {"prompt-tuning": {"tokens": 20}}
 TEXTS = ["Why?", "A much longer question, with a clause or two, about nothing.", "ab", "x y z", "Name three rivers."]
 
 
@@ -199,7 +200,7 @@ def test_loss_and_gradient_are_those_of_transformers(name: str, kind: str, tiny_
     task = tiny.colour_task()
     rows = [base.renderer.example(e.messages, e.answers[0]) for e in task.train[:6]]
     assert len({len(r.tokens) - r.prompt_length for r in rows}) > 1, "answers of different lengths"
-    tuned = attach(base, kind)
+    tuned = attach(base, kind, **OPTIONS.get(kind, {}))
     generator = torch.Generator().manual_seed(1)
     for value in trained_weights(tuned.module).values():
         value += torch.randn(value.shape, generator=generator) * 0.02
@@ -386,6 +387,21 @@ def test_tokens_of_given_continuations(tiny_base: Callable[[str], Base]) -> None
         torch.testing.assert_close(values, log_probs(base, prompt, continuation), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "llama"])
+def test_states_of_texts_and_what_comes_next(name: str, tiny_base: Callable[[str], Base]) -> None:
+    base = tiny_base(name)
+    rows = [[10, 11, 12, 13, 2], [14, 2], [15, 16, 2]]
+    hf = base.model.hf
+    with torch.no_grad():
+        states, hidden = base.model.states(rows), base.model.next_hidden(rows)
+        for row, found, predicting in zip(rows, states, hidden, strict=True):
+            ids = torch.tensor([row])
+            whole = hf.get_encoder() if base.model.encoder_decoder else hf.model
+            torch.testing.assert_close(found, whole(input_ids=ids).last_hidden_state[0], atol=1e-4, rtol=1e-4)
+            own = logits(base, row, [5])[0] if base.model.encoder_decoder else hf(ids).logits[0, -1]
+            torch.testing.assert_close(base.model.output(predicting[None])[0], own, atol=1e-3, rtol=1e-3)
+
+
 # -- costs ------------------------------------------------------------------------------------------------------------
 
 
@@ -456,7 +472,9 @@ def test_methods_learn_and_come_back_from_disk(
 
 def test_prompt_tuning_learns_and_comes_back_from_disk(words_base: Base, tmp_path: Path) -> None:
     """On a random model soft tokens alone find no answers; they do find which tokens are likelier."""
-    adapted = tiny.fit(words_base, "prompt-tuning", tmp_path / "fit", budget=Budget(steps=15), learning_rate=0.3)
+    adapted = tiny.fit(
+        words_base, "prompt-tuning", tmp_path / "fit", budget=Budget(steps=15), learning_rate=0.3, tokens=20
+    )
     curve = adapted.record.curve
     assert curve[-1]["loss"] < 0.85 * curve[0]["loss"]
     assert adapted.record.trainable_parameters == 20 * 48, "the decoder has no soft tokens of its own"
@@ -513,7 +531,7 @@ def test_methods_that_are_not_defined_say_so(
 ) -> None:
     monkeypatch.setattr("kamerton.tuning.lora.Lora.encoder_decoder", False)
     message = (
-        r"lora is not defined for an encoder–decoder base \(T5ForConditionalGeneration\); use .*prompt-tuning, full"
+        r"lora is not defined for an encoder–decoder base \(T5ForConditionalGeneration\); use .*prompt-tuning.*full"
     )
     with pytest.raises(RecipeError, match=message) as caught:
         tiny.fit(words_base, "lora", tmp_path)

@@ -175,9 +175,16 @@ class EncoderDecoderModel(LanguageModel):
             self.work.add_encoder(memory=memory.mask.numel(), grad=hidden.requires_grad)
         return hidden
 
-    def begin(self, memory: Memory, cache: DecoderCache) -> Tensor:
+    def begin(self, memory: Memory, cache: DecoderCache | None = None) -> Tensor:
         """Read the start tokens → (B, H), from which an answer's first token is predicted."""
         return self.decode(torch.tensor([self.start]).expand(len(memory.lengths), -1), memory, cache)[:, -1]
+
+    def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        front = len(self.front())
+        return [states[front:] for states in self.encode(rows).rows()]
+
+    def next_hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        return self.begin(self.encode(prompts))
 
     def output(self, hidden: Tensor) -> Tensor:
         if self._scaled:

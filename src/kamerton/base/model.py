@@ -193,6 +193,14 @@ class LanguageModel:
         """The longest answer in tokens behind a prompt of so many tokens, below 1 where there is no room for one."""
         raise NotImplementedError
 
+    def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """(n, H) final hidden states of each row's tokens, the encoder's where there is one."""
+        raise NotImplementedError
+
+    def next_hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(N, H) hidden states from which the token behind each prompt is predicted."""
+        raise NotImplementedError
+
     def target_log_probs(self, batch: Targets) -> Tensor:
         """(N,) float32 log-probabilities in nats of a batch's targets, with gradient."""
         raise NotImplementedError
@@ -252,6 +260,13 @@ class CausalModel(LanguageModel):
 
     def answer_limit(self, prompt: int) -> int | None:
         return None if self.max_length is None else self.max_length - len(self.front()) - prompt
+
+    def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        hidden = self.forward(rows)
+        return list(hidden.rows.split(list(hidden.lengths)))
+
+    def next_hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        return self.forward(prompts).last()
 
     def target_log_probs(self, batch: Targets) -> Tensor:
         rows = self.forward(batch.rows, prefix=batch.prefix).rows

@@ -1,8 +1,8 @@
 """What contextual calibration does to the spread over orders of the shots (Zhao et al. 2021, arXiv 2102.09690).
 
-The same shots in so many random orders; accuracy on test questions before and after calibration, by content-free inputs
-and by the mean over validation questions: mean and standard deviation over the orders. Every question is scored once and
-calibrated both ways. Prints Markdown tables; docs/methods/calibration.md shows one.
+The same shots in so many random orders; accuracy on test questions before and after calibration, by content-free
+inputs and by the mean over validation questions: mean and standard deviation over the orders. Every question is scored
+once and calibrated both ways. Prints Markdown tables; docs/methods/calibration.md shows one.
 
     python benchmarks/calibration.py examples/sst2.yaml --data DATA/sst2
 """

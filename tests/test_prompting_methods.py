@@ -483,6 +483,43 @@ def test_choices_are_calibrated_as_the_paper_says(small_base: Base, tmp_path: Pa
         assert differ, "calibration changes something"
 
 
+@pytest.mark.parametrize("by", ["choice", "first-token"])
+def test_batch_calibration_takes_the_mean_over_validation_questions(small_base: Base, by: str, tmp_path: Path) -> None:
+    task = closed()
+    adapted = fit(small_base, "calibration", tmp_path, task=task, by=by, inputs="validation", questions=7,
+                  over={"few-shot": {"shots": 3}}, orders=0, phrasings=0)  # fmt: skip
+    assert adapted.record.findings == []
+    asked = [e.messages for e in task.test]
+    said = [a.text for a in adapted.choose(asked, [tiny.COLOURS] * len(asked), GREEDY)]
+
+    def p(c: Conversation) -> np.ndarray:
+        prompt = small_base.renderer.prompt(adapted.prepare(c))
+        if by == "choice":
+            logp = np.array(adapted.score([c], [tiny.COLOURS])[0])
+        else:
+            all_logp = adapted.engine.next_log_probs([prompt])[0]
+            logp = np.array([float(all_logp[small_base.renderer.answer(x)[0]]) for x in tiny.COLOURS])
+        return np.exp(logp - np.logaddexp.reduce(logp))
+
+    mean = np.mean([p(e.messages) for e in task.validation[:7]], axis=0)
+    for c, text in zip(asked, said, strict=True):
+        ratio = p(c) / mean
+        assert ratio[tiny.COLOURS.index(text)] > ratio.max() * (1 - 1e-4)
+
+
+def test_next_tokens_are_those_of_transformers(small_base: Base) -> None:
+    from kamerton.inference import Engine
+
+    for batch in (64, 8192):
+        engine = Engine(small_base.model, small_base.renderer, max_batch_tokens=batch)
+        prompts = [small_base.renderer.prompt(e.messages) for e in tiny.colour_task().test]
+        found = engine.next_log_probs([*prompts, prompts[0]])
+        for ids, row in zip([*prompts, prompts[0]], found, strict=True):
+            with torch.no_grad():
+                expected = small_base.model.hf(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_bias_planted_in_the_model_is_undone(tmp_path: Path) -> None:
     """An output layer that favours one label by a constant: calibrated answers are those without it."""
     task = closed()
@@ -597,6 +634,7 @@ def _shared(task: Task) -> Task:
         ("chain-of-thought", {"over": LORA}, tiny.colour_task, "(over lora) needs training examples with a worked"),
         ("chain-of-thought", {"over": "few-shot"}, tiny.colour_task, "columns: reasoning"),
         ("self-consistency", {"over": "few-shot"}, closed, "use self-consistency over chain-of-thought"),
+        ("calibration", {"inputs": "validation"}, lambda: replace(closed(), validation=()), "give a validation split"),
         ("calibration", {"by": "first-token"}, lambda: _shared(closed()), "begin with the same token"),
     ],
 )  # fmt: skip

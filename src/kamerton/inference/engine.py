@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kamerton.base import EncoderDecoderModel, LanguageModel
-from kamerton.base.encoder_decoder import causal
+from kamerton.base import CausalModel, EncoderDecoderModel, LanguageModel
 from kamerton.errors import KamertonError
 from kamerton.inference.encoded import EncodedDecoder, EncodedScorer
-from kamerton.inference.generate import Decoder, FirstToken, Row
+from kamerton.inference.generate import PREFILL_TOKENS, Decoder, FirstToken, Row
+from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
 from kamerton.inference.rank import Ranker
 from kamerton.inference.sampling import Sampling
 from kamerton.inference.score import Scorer, Tree, tree_of
@@ -208,20 +208,31 @@ class Engine:
         """Log-probability in nats of every token as the next one.
 
         Args:
-            prompts: token ids, each at least one; the model's front is added.
+            prompts: token ids of at least one prompt, each at least one token; the model's front is added.
 
         Returns:
             (N, V) float32, on the model's device.
         """
-        model = causal(self.model, "the distribution of the next token")
+        front = len(self.model.front())
+        self.usage.asked_tokens += sum(map(len, prompts)) + len(prompts) * front
+        limit = min(PREFILL_TOKENS, self.max_batch_tokens)
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        found: list[Tensor] = [torch.empty(0)] * len(prompts)
         with self._working(), torch.inference_mode():
-            hidden = model.forward(prompts).last()
-            logits = self.model.output(hidden).float()
-        count = sum(map(len, prompts)) + len(prompts) * len(self.model.front())
-        self.usage.asked_tokens += count
-        self.usage.computed_tokens += sum(map(len, prompts)) + len(self.model.front())
+            if isinstance(self.model, CausalModel):
+                shared = common_prefix(prompts)
+                prefix = SharedPrefix(self.model, prompts[0][:shared] if prompts else ())
+                read = lambda rows: prefix.forward([row[shared:] for row in rows]).last()  # noqa: E731
+            else:
+                shared, prefix, read = 0, None, self.model.next_hidden
+            for batch in fill([len(prompts[i]) - shared for i in order], limit):
+                part = [order[i] for i in batch]
+                hidden = read([prompts[i] for i in part])
+                for i, logits in zip(part, self.model.output(hidden).float(), strict=True):
+                    found[i] = logits.log_softmax(-1)
+        self.usage.computed_tokens += prefix.computed if prefix else sum(map(len, prompts)) + front * len(prompts)
         self.usage.outputs += len(prompts)
-        return logits.log_softmax(-1)
+        return torch.stack(found)
 
     def token_log_probs(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """Log-probability in nats of each token of each continuation.

@@ -1,4 +1,8 @@
-"""Contextual calibration: take a prompt's own leaning off the answers (Zhao et al. 2021, arXiv 2102.09690)."""
+"""Contextual calibration: take a prompt's own leaning off the answers (Zhao et al. 2021, arXiv 2102.09690).
+
+The leaning is what the prompt makes of content-free questions, or, with `inputs: validation`, of real ones on average
+(batch calibration, Zhou et al. 2023, arXiv 2309.17249).
+"""
 
 from __future__ import annotations
 
@@ -32,14 +36,23 @@ class CalibrationOptions(PromptingOptions):
     """Options of calibration."""
 
     over: str | dict[str, Any] = Field("few-shot", validate_default=True, description=OVER)
-    inputs: tuple[str, ...] = Field(("N/A", "[MASK]", ""), min_length=1, description="content-free questions")
+    inputs: tuple[str, ...] | Literal["validation"] = Field(
+        ("N/A", "[MASK]", ""), description="content-free questions, or validation: the mean over validation questions"
+    )
     variant: Literal["diagonal", "identity"] = Field("diagonal", description="divide by p_cf, or subtract it")
     by: Literal["choice", "first-token"] = Field(
         "choice", description="closed choices by their whole probability, or by that of their first token"
     )
     orders: int = Field(5, ge=0, description="orders of the shots on which it is tried out for the report")
     phrasings: int = Field(4, ge=0, le=len(PHRASINGS), description="phrasings on which it is tried out for the report")
-    questions: int = Field(64, gt=0, description="validation questions on which it is tried out")
+    questions: int = Field(64, gt=0, description="validation questions on which it is tried out, or that are inputs")
+
+    @field_validator("inputs")
+    @classmethod
+    def _some(cls, inputs: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if not inputs:
+            raise ValueError("inputs is empty; write some, or leave the option out")
+        return inputs
 
     @field_validator("over")
     @classmethod
@@ -49,7 +62,7 @@ class CalibrationOptions(PromptingOptions):
 
 
 class Calibration(PromptingMethod):
-    """Answers corrected by what the same prompt makes of content-free questions."""
+    """Answers corrected by what the same prompt makes of questions that say nothing, or of many."""
 
     name = "calibration"
     summary = "answers corrected by the prompt's own leaning"
@@ -64,7 +77,13 @@ class Calibration(PromptingMethod):
         if options.by == "first-token":
             for choices in sorted({e.choices for e in (*task.validation, *task.test) if e.choices}):
                 first_tokens(base.renderer, choices, task.name)
-        return {}
+        if options.inputs != "validation":
+            return {"inputs": list(options.inputs)}
+        if not task.validation:
+            raise TaskError(
+                "calibration by validation questions has none", where=task.name, mend="give a validation split"
+            )
+        return {"inputs": [e.messages[-1].content for e in task.validation[: options.questions]]}
 
     def after(
         self, inner: Adapted, task: Task, options: CalibrationOptions, state: State, run: Run, record: FitRecord
@@ -147,7 +166,7 @@ class Calibrated(Wrapped):
 
     def __init__(self, inner: Adapted, options: CalibrationOptions, state: State) -> None:
         super().__init__(inner, method=Calibration.name, options=options, own=lambda c: c, state=state)
-        self._plan = options
+        self._plan, self._inputs = options, tuple(state["inputs"])
         self._leanings: dict[Any, Any] = {}
 
     def choose(
@@ -160,7 +179,7 @@ class Calibrated(Wrapped):
         new = [key for key in dict.fromkeys(keys) if key not in self._leanings]
         scores = self._scores([c for e, _ in new for c in e], [options for e, options in new for _ in e])
         for i, key in enumerate(new):
-            size = len(self._plan.inputs)
+            size = len(self._inputs)
             self._leanings[key] = leaning(np.array(scores[i * size : (i + 1) * size]))
         out, front = [], len(self.engine.model.front())
         for a, key, row in zip(asked, keys, self._scores(asked, choices, progress), strict=True):
@@ -189,8 +208,8 @@ class Calibrated(Wrapped):
         yield self.generate([conversation], replace(sampling, n=1))[0].text
 
     def _empty(self, conversation: Conversation, asked: Conversation) -> tuple[Conversation, ...]:
-        """The prepared conversation with content-free questions; the shots stay those of the real question."""
-        return tuple(content_free(asked, conversation[-1].content, text) for text in self._plan.inputs)
+        """The prepared conversation with other questions in it; the shots stay those of the real one."""
+        return tuple(content_free(asked, conversation[-1].content, text) for text in self._inputs)
 
     def _scores(
         self, asked: Sequence[Conversation], choices: Sequence[Sequence[str]],

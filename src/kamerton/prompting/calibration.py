@@ -1,8 +1,9 @@
 """Contextual calibration (Zhao et al. 2021, arXiv 2102.09690): take off what a model would say to an empty question.
 
 The prompt is asked with content-free inputs ("N/A", "[MASK]", nothing); the mean p_cf of the probabilities there is the
-prompt's own leaning. Probabilities p of a real question become W p + b, with W = diag(p_cf)⁻¹ and b = 0 (`diagonal`),
-or W = 1 and b = −p_cf (`identity`); the largest one is the answer.
+prompt's own leaning. The mean over many real questions can stand in for it (Zhou et al. 2023, arXiv 2309.17249).
+Probabilities p of a real question become W p + b, with W = diag(p_cf)⁻¹ and b = 0 (`diagonal`), or W = 1 and b = −p_cf
+(`identity`); the largest one is the answer.
 """
 
 from __future__ import annotations

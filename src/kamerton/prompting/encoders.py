@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.inference.prefix import fill
 from kamerton.prompting.shots import question_text
@@ -52,15 +51,14 @@ class BaseEncoder:
         """(N texts) → (N, H)."""
         new = sorted({t for t in texts if t not in self._known})
         found = self._known if keep else {t: self._known[t] for t in texts if t in self._known}
-        model, renderer = causal(self._base.model, "nearness by the base's own states"), self._base.renderer
+        model, renderer = self._base.model, self._base.renderer
         rows = [(renderer.raw(t) or [renderer.end_id])[: model.max_length] for t in new]
         order = sorted(range(len(new)), key=lambda i: -len(rows[i]))
         with model.inference(), torch.inference_mode():
             for batch in fill([len(rows[i]) for i in order], PASS_TOKENS):
                 part = [order[i] for i in batch]
-                hidden = model.forward([rows[i] for i in part])
-                for i, states in zip(part, hidden.rows.float().split(list(hidden.lengths)), strict=True):
-                    found[new[i]] = states.mean(0).cpu().numpy()
+                for i, states in zip(part, model.states([rows[i] for i in part]), strict=True):
+                    found[new[i]] = states.float().mean(0).cpu().numpy()
         return np.stack([found[t] for t in texts])
 
 

@@ -230,7 +230,7 @@ def metric_names() -> list[str]:
     """The names of the metrics that are built in."""
     from kamerton.evaluation import text_metrics, value_metrics
 
-    own = ["accuracy", "by-group", "exact-match", "macro-f1", "matthews"]
+    own = ["accuracy", "exact-match", "macro-f1", "matthews"]
     return sorted([*own, *text_metrics.METRICS, *value_metrics.METRICS])
 
 

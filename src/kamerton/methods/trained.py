@@ -212,11 +212,16 @@ class TrainedMethod:
 
 def _tried(names: list[str], search: list[dict[str, Any]], chosen: int) -> Finding:
     """The search as a table for the report."""
-    shown_last = ("validation_loss", "tokens", "rung")
+    last = ("validation_loss", "tokens", "rung")
+    rows = [
+        # settings as text: of numbers the report takes means over seeds
+        (*(shown(row[n]) for n in names), *(row[n] for n in last), "yes" if i == chosen else "")
+        for i, row in enumerate(search)
+    ]
     return Finding(
         "Search for hyperparameters",
-        tuple(name.replace("_", " ") for name in (*names, *shown_last, "chosen")),
-        tuple((*(row[n] for n in (*names, *shown_last)), "yes" if i == chosen else "") for i, row in enumerate(search)),
+        tuple(name.replace("_", " ") for name in (*names, *last, "chosen")),
+        tuple(rows),
         note="Validation loss in nats a token, of each candidate where it was stopped; none: it diverged.",
     )
 

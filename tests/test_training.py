@@ -238,18 +238,22 @@ def test_killed_anywhere_any_number_of_times(
 
 @pytest.mark.parametrize("stop", [2, 4, 6])
 def test_early_stopping_survives_a_resume(small_base: Base, tmp_path: Path, stop: int) -> None:
-    """A rate that is too high: validation loss rises, the best weights are those of an early step."""
-    changes = {"learning_rate": 0.5, "validations": 20, "patience": 4}
-    budget = Budget(steps=20)
+    """Few examples, and their answers are wrong: validation loss falls while the form is learned, and rises after."""
+    changes = {"learning_rate": 0.05, "validations": 40, "patience": 4}
+    budget = Budget(steps=40)
+    task = tiny.colour_task()
+    wrong = dict(zip(tiny.COLOURS, tiny.COLOURS[1:] + tiny.COLOURS[:1], strict=True))
+    train = [replace(e, answers=(wrong[e.answers[0]],)) for e in task.train[:8]]
 
     def go(folder: Path, **options: Any) -> tuple[Tuned, Result]:
         tuned = attach(small_base, "lora")
         how = replace(SETTINGS, **changes)
-        return tuned, fit(tuned.model, tuned.module, objective(small_base), how, budget, folder, **options)
+        goal = Supervised(small_base.renderer, train, task.validation, batch_size=8)
+        return tuned, fit(tuned.model, tuned.module, goal, how, budget, folder, **options)
 
     tuned, result = go(tmp_path / "straight")
     assert result.state.stopped_early
-    assert result.state.step < 20
+    assert result.state.step < 40
     assert result.state.best_step < result.state.step
     assert any("stopped early" in note for note in result.notes)
     best = load_file(tmp_path / "straight" / "best.safetensors")

@@ -22,10 +22,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kamerton.errors import MissingExtra
 from kamerton.retrieval.documents import Document, DocumentError
 from kamerton.retrieval.encoder import MINILM, Encoder, load_encoder
 from kamerton.retrieval.passages import Cutting, Passage, cut
+from kamerton.retrieval.table import LANGUAGES, lancedb_or_refuse, open_table, quoted, reading, schema
 from kamerton.tasks.example import fingerprint
 
 How = Literal["vector", "full-text", "hybrid"]
@@ -37,7 +37,6 @@ RRF = 60
 """The constant of reciprocal rank fusion (Cormack et al. 2009)."""
 OLD_VERSIONS = timedelta(days=1)
 """How long versions of the table that a reader may still hold are kept."""
-_TABLE = "passages"
 _SHOWN = ["source", "title", "heading", "page", "number", "text"]
 
 
@@ -118,7 +117,7 @@ class PassageIndex:
         folder, cutting = Path(folder), cutting or Cutting()
         if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
             raise DocumentError("is there already and is no index", where=folder, mend="name a new folder")
-        _lancedb()
+        lancedb_or_refuse()
         encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         if not 0 <= cutting.overlap <= cutting.size // 2 or not 16 <= cutting.size <= encoder.room:
             raise DocumentError(
@@ -144,7 +143,7 @@ class PassageIndex:
 
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "index.json", about)
-        return cls(folder, about, _open_table(folder, about), encoder)
+        return cls(folder, about, open_table(folder, about), encoder)
 
     @classmethod
     def open(cls, folder: str | Path, encoder: str | Encoder | None = None) -> PassageIndex:
@@ -171,8 +170,8 @@ class PassageIndex:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"cannot be read ({type(error).__name__}: {error})"
             raise DocumentError(reason, where=path, mend="build the index again") from None
-        _lancedb()
-        index = cls(folder, about, _open_table(folder, about))
+        lancedb_or_refuse()
+        index = cls(folder, about, open_table(folder, about))
         if encoder is not None:
             given = load_encoder(encoder) if isinstance(encoder, str) else encoder
             if given.fingerprint != known[0]:
@@ -263,7 +262,7 @@ class PassageIndex:
                     mend = f"did you mean {close[0]}?" if close else "see: kamerton index list"
                     raise DocumentError("is not in the index", where=source, mend=mend)
             if sources:
-                self._table.delete(f"source IN ({_quoted(sources)})")
+                self._table.delete(f"source IN ({quoted(sources)})")
                 self._settle()
         return sum(known[source] for source in set(sources))
 
@@ -294,10 +293,10 @@ class PassageIndex:
                 "searched": [f"{passage.context}\n{passage.text}" for _, passage in pairs],
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.encoder.dimension),
             },
-            schema=_schema(self.encoder.dimension),
+            schema=schema(self.encoder.dimension),
         )
         merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        merge.when_not_matched_by_source_delete(f"source IN ({_quoted(list(waiting))})").execute(rows)
+        merge.when_not_matched_by_source_delete(f"source IN ({quoted(list(waiting))})").execute(rows)
         waiting.clear()
         return len(pairs)
 
@@ -382,13 +381,13 @@ class PassageIndex:
         return [_hit(rows[i], 0.0) for i in order], matrix[order]
 
     def _hits(self, query: Any, count: int, column: str, score: Callable[[float], float]) -> list[Hit]:
-        with _reading(self.folder):
+        with reading(self.folder):
             rows = query.limit(count).select([*_SHOWN, column]).to_arrow().to_pylist()
         hits = [_hit(row, score(row[column])) for row in rows]
         return sorted(hits, key=lambda hit: (-hit.score, hit.source, hit.passage.number))
 
     def _read(self, columns: list[str]) -> Any:
-        with _reading(self.folder):
+        with reading(self.folder):
             return self._table.search().select(columns).limit(max(len(self), 1)).to_arrow()
 
 
@@ -411,58 +410,8 @@ def _hit(row: dict[str, Any], score: float) -> Hit:
     return Hit(Passage(**{name: row[name] for name in _SHOWN[1:]}), row["source"], float(score))
 
 
-def _schema(dimension: int) -> Any:
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.int32()
-    fields = [("id", text), ("source", text), ("hash", text), ("title", text), ("heading", text), ("page", number)]
-    fields += [("number", number), ("text", text), ("searched", text), ("vector", pa.list_(pa.float32(), dimension))]
-    return pa.schema(fields)
-
-
-def _open_table(folder: Path, about: dict[str, Any]) -> Any:
-    """The table; made here if a kill came between `index.json` and it."""
-    lancedb = _lancedb()
-    from lancedb.index import FTS
-
-    with _reading(folder):
-        database = lancedb.connect(folder, read_consistency_interval=timedelta(0))  # sees what others commit
-        table = database.create_table(_TABLE, schema=_schema(about["encoder"]["dimension"]), exist_ok=True)
-        if not list(table.list_indices()):
-            table.create_index("searched", config=FTS(language=about["language"], with_position=False))
-        return table
-
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # lance raises its own and Rust's errors, all of them about these files
-        reason = " ".join(str(error).split())[:200]
-        raise DocumentError(f"the index cannot be read ({reason})", where=folder, mend="build it again") from error
-
-
-def _lancedb() -> Any:
-    try:
-        import lancedb
-    except ImportError:
-        raise MissingExtra("lancedb", "retrieval") from None
-    return lancedb
-
-
 def _other_encoder(folder: Path, made: str, given: str) -> DocumentError:
     return DocumentError(
         f"the index was made by the encoder {made}, not by {given}", where=folder,
         mend="name the encoder that made it, or build another index",
     )  # fmt: skip
-
-
-def _quoted(texts: Sequence[str]) -> str:
-    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
-
-
-LANGUAGES = (
-    "Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek", "Hungarian", "Italian",
-    "Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish", "Tamil", "Turkish",
-)  # fmt: skip
-"""Languages that LanceDB stems."""

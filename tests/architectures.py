@@ -65,8 +65,9 @@ ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "umt5": ("umt5", _T5),
     "bart": ("bart", _BART),
     "mbart": ("mbart", _BART),
-    "pegasus": ("pegasus", _BART),
-    "m2m-100": ("m2m_100", _BART),
+    "pegasus": ("pegasus", {**_BART, "scale_embedding": True}),
+    "marian": ("marian", {**_BART, "scale_embedding": True}),
+    "m2m-100": ("m2m_100", {**_BART, "scale_embedding": True}),
 }
 """The same for models with an encoder and a decoder."""
 

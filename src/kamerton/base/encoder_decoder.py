@@ -149,8 +149,11 @@ class EncoderDecoderModel(LanguageModel):
         embeds = self.hf.get_input_embeddings()(ids.to(self.device))
         if soft is not None:
             embeds = torch.cat([soft.to(embeds.dtype).expand(len(prompts), -1, -1), embeds], dim=1)
+        encoder = self.hf.get_encoder()
+        # PEGASUS and Marian scale embeddings outside their embedding layer, and only those that they look up themselves
+        embeds = embeds * getattr(encoder, "embed_scale", 1.0)
         with self._prepared():
-            hidden = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+            hidden = encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         self.work.add_encoder(tokens=mask.numel(), pairs=int((lengths**2).sum()), grad=hidden.requires_grad)
         return Memory(hidden, mask, lengths)
 

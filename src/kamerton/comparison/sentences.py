@@ -78,12 +78,12 @@ def stood(stop: Stopped) -> str:
 
 
 def race_sentence(stopped: Sequence[Stopped], scale: Scale) -> str:
-    """What a race stopped and when; the four best of many are named."""
+    """What a race stopped and when; the three best of many are named."""
     if not stopped:
         return ""
     best = sorted(stopped, key=lambda s: -s.value if scale.higher_is_better else s.value)
     named = [f"{s.label} ({stood(s)}: {scale.score(s.value)}, {s.leader} {scale.score(s.leader_value)})" for s in best]
-    shown = named if len(named) <= 4 else [*named[:4], f"{len(named) - 4} more"]
+    shown = named if len(named) <= 4 else [*named[:3], f"{len(named) - 3} more"]
     verb = "was" if len(stopped) == 1 else "were"
     return f"On validation questions, {listing(shown)} {verb} clearly behind, stopped early and not ranked."
 

@@ -83,8 +83,8 @@ def parse_options(method: Method, options: dict[str, Any]) -> Options:
         ) from None
 
 
-PATHS = ("texts",)
-"""Options that name files or folders; in a recipe they start from its folder."""
+PATHS = ("texts", "index", "documents")
+"""Options that name files or folders, one or several; in a recipe they start from its folder."""
 
 
 def with_paths(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +93,8 @@ def with_paths(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name in PATHS and isinstance(value, str):
             value = str(recipe.resolve(value))
+        elif name in PATHS and isinstance(value, list | tuple):
+            value = [str(recipe.resolve(one)) if isinstance(one, str) else one for one in value]
         elif isinstance(value, Mapping):
             value = with_paths(recipe, value)
         out[name] = value
@@ -103,17 +105,23 @@ def option_files(options: Mapping[str, Any]) -> dict[str, str]:
     """The content of files that options name, as SHA-256 by path: whoever changes a file asks for another result."""
     out: dict[str, str] = {}
     for name, value in options.items():
-        if name in PATHS and isinstance(value, str) and Path(value).exists():
-            path = Path(value)
-            digest = hashlib.sha256()
-            for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-                digest.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
-                with file.open("rb") as content:
-                    digest.update(hashlib.file_digest(content, "sha256").digest())
-            out[value] = digest.hexdigest()
+        if name in PATHS:
+            named = [value] if isinstance(value, str) else value or ()
+            out |= {one: _digest(Path(one)) for one in named if Path(one).exists()}
         elif isinstance(value, Mapping):
             out |= option_files(value)
     return out
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder with their names; locks are left out."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".lock")
+    for file in [path] if path.is_file() else files:
+        digest.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 class OptionError(RecipeError):

@@ -22,7 +22,7 @@ class AdapterMethod(TrainedMethod):
     paper = "Houlsby et al. 2019, arXiv 1902.00751"
     options = AdapterMethodOptions
     parameterisation = Adapter
-    learning_rates = (1e-3, 3e-4, 3e-3)
+    space = {"learning_rate": (1e-3, 3e-4, 3e-3), "width": (48, 16, 128)}  # noqa: RUF012 (read only)
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         settle(tuned.peft, base)

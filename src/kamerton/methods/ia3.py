@@ -22,7 +22,7 @@ class Ia3Method(TrainedMethod):
     paper = "Liu et al. 2022, arXiv 2205.05638"
     options = Ia3MethodOptions
     parameterisation = Ia3
-    learning_rates = (3e-2, 1e-2, 1e-1)
+    space = {"learning_rate": (3e-2, 1e-2, 1e-1)}  # noqa: RUF012 (read only)
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         settle(tuned.peft, base)

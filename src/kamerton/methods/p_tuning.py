@@ -26,7 +26,7 @@ class PTuningMethod(TrainedMethod):
     paper = "Liu et al. 2021, arXiv 2103.10385"
     options = PTuningMethodOptions
     parameterisation = PTuning
-    learning_rates = (1e-3, 3e-4, 3e-3)
+    space = {"learning_rate": (1e-3, 3e-4, 3e-3), "tokens": (100, 20, 50)}  # noqa: RUF012 (read only)
 
     def front(self, options: PTuningMethodOptions) -> int:
         return options.tokens

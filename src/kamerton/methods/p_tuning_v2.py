@@ -27,4 +27,4 @@ class PTuningV2Method(PrefixTuningMethod):
     summary = "trained keys and values, without reparameterisation"
     paper = "Liu et al. 2022, arXiv 2110.07602"
     options = PTuningV2Options
-    learning_rates = (3e-3, 1e-3, 1e-2)
+    space = {"learning_rate": (3e-3, 1e-3, 1e-2), "tokens": (100, 50, 200)}  # noqa: RUF012 (read only)

@@ -26,7 +26,7 @@ class PrefixTuningMethod(TrainedMethod):
     paper = "Li & Liang 2021, arXiv 2101.00190"
     options = PrefixTuningMethodOptions
     parameterisation = Prefix
-    learning_rates = (2e-2, 1e-2, 4e-2)
+    space = {"learning_rate": (2e-2, 1e-2, 4e-2), "tokens": (100, 50, 200)}  # noqa: RUF012 (read only)
 
     def front(self, options: PrefixTuningMethodOptions) -> int:
         return options.tokens

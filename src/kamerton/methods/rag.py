@@ -133,7 +133,7 @@ class Rag(TrainedMethod):
     paper = "Lewis et al. 2020, arXiv 2005.11401"
     options = RagOptions
     parameterisation = Joint
-    learning_rates = (1e-3, 3e-4, 3e-3)
+    space = {"learning_rate": (1e-3, 3e-4, 3e-3)}  # noqa: RUF012 (read only)
 
     def fit(self, base: Base, task: Task, budget: Budget, options: RagOptions, run: Run) -> Adapted:
         state, notes = document_state(base, task, budget, options, run, self.front(options))

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
 from kamerton.tasks.example import Task
 from kamerton.tuning.modules import check_targets, last_projections
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft, settle
@@ -40,6 +40,7 @@ class Adapter:
 
     name = "adapter"
     options = AdapterOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: AdapterOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
@@ -56,11 +57,11 @@ class Adapter:
         fresh = base.reload()
         torch.manual_seed(seed)
         config = BottleneckConfig(
-            task_type="CAUSAL_LM", target_modules=targets, width=options.width, activation=options.activation,
+            task_type=fresh.model.task_type, target_modules=targets, width=options.width, activation=options.activation,
             dropout=options.dropout,
         )  # fmt: skip
         peft = get_peft_model(fresh.model.hf, config)
-        return Tuned(CausalModel(fresh.model.hf), peft, peft)
+        return Tuned(model_for(fresh.model.hf), peft, peft)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
@@ -68,4 +69,4 @@ class Adapter:
 
         fresh, peft = load_peft(base, folder)
         settle(peft, base)
-        return Tuned(CausalModel(fresh.model.hf), peft, peft)
+        return Tuned(model_for(fresh.model.hf), peft, peft)

@@ -49,6 +49,11 @@ class Full:
         if options.freeze_embeddings:
             fresh.model.hf.get_input_embeddings().requires_grad_(False)
         model = model_for(fresh.model.hf)
+        if options.freeze_layers and base.model.encoder_decoder:
+            raise RecipeError(
+                f"freeze_layers is not defined for an encoder–decoder base ({base.info.architecture})",
+                where="full.freeze_layers", mend="leave it out",
+            )  # fmt: skip
         if options.freeze_layers:
             _freeze_lower(fresh.model.hf, options.freeze_layers)
             model.frozen = FrozenLayers(fresh.model.hf, options.freeze_layers)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
 from kamerton.tuning.modules import check_targets, conv1d, keys_and_values, last_projections
@@ -35,6 +35,7 @@ class Ia3:
 
     name = "ia3"
     options = Ia3Options
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: Ia3Options, task: Task, seed: int) -> Tuned:  # noqa: ARG004
@@ -51,14 +52,14 @@ class Ia3:
             raise RecipeError("nothing is multiplied", where="ia3.targets", mend="name at least one layer")
         fresh = base.reload()
         config = IA3Config(
-            target_modules=[*outputs, *inputs], feedforward_modules=inputs, task_type="CAUSAL_LM",
+            target_modules=[*outputs, *inputs], feedforward_modules=inputs, task_type=fresh.model.task_type,
             fan_in_fan_out=conv1d(base, [*outputs, *inputs]),
         )  # fmt: skip
         peft = get_peft_model(fresh.model.hf, config)
-        return Tuned(CausalModel(fresh.model.hf), peft, peft)
+        return Tuned(model_for(fresh.model.hf), peft, peft)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         fresh, peft = load_peft(base, folder)
         settle(peft, base)
-        return Tuned(CausalModel(fresh.model.hf), peft, peft)
+        return Tuned(model_for(fresh.model.hf), peft, peft)

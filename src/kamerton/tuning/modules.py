@@ -27,8 +27,8 @@ LAST = (
 )  # fmt: skip
 """Projections back to the model's width."""
 
-_ATTENTION = re.compile(r"attn|attention|(^|\.)att(\.|$)")
-_MLP = re.compile(r"mlp|feed_forward|feedforward|(^|\.)ffn?(\.|$)|ffw")
+_ATTENTION = re.compile(r"attn|attention|(^|\.)att(\.|$)", re.IGNORECASE)
+_MLP = re.compile(r"mlp|feed_forward|feedforward|(^|\.)ffn?(\.|$)|ffw|dense\w+dense", re.IGNORECASE)
 
 
 def linear_layers(hf: Any) -> dict[str, nn.Module]:

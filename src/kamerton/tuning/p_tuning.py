@@ -45,6 +45,7 @@ class PTuning:
 
     name = "p-tuning"
     options = PTuningOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: PTuningOptions, task: Task, seed: int) -> Tuned:
@@ -56,7 +57,8 @@ class PTuning:
         fresh = base.reload()
         torch.manual_seed(seed)
         config = PromptEncoderConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=options.tokens,
+            task_type=fresh.model.task_type, num_virtual_tokens=options.tokens,
+            num_transformer_submodules=1,
             encoder_reparameterization_type=options.encoder.upper(), encoder_hidden_size=options.hidden,
             **({"encoder_num_layers": options.layers, "encoder_dropout": options.dropout}
                if options.encoder == "lstm" else {}),

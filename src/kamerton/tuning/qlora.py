@@ -21,6 +21,7 @@ class QLora:
 
     name = "qlora"
     options = LoraOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004

@@ -266,7 +266,7 @@ def test_a_cell_that_fails_is_reported_and_stops_nothing(small_folder: Path, tmp
     assert log.ended("failed") == {("wild", 0), ("astray", 0)}
     failed = {f["label"]: f["error"] for f in comparison.failed}
     assert "the loss is not a number" in failed["wild"]
-    assert "match no module" in failed["astray"]
+    assert "matches no layer" in failed["astray"]
     assert all("\n" not in line for line in failed.values())
     assert comparison.results["cells"] == {"planned": 4, "finished": 2, "failed": 2}
     assert {row["label"] for row in comparison.results["verdict"]["rows"]} == {"zero-shot", "good"}

@@ -112,7 +112,8 @@ def test_wrong_methods_and_options_are_one_line(name: str, options: dict[str, An
 @pytest.mark.parametrize("name", [n for n in TRAINED if n != "full"])
 def test_what_is_not_trained_keeps_its_bits(small_base: Base, name: str, tmp_path: Path) -> None:
     adapted = fit(small_base, name, tmp_path, learning_rate=0.05)
-    own = dict(small_base.model.hf.named_parameters())
+    start = small_base.reload(quantise="nf4") if name == "qlora" else small_base
+    own = dict(start.model.hf.named_parameters())
     kept = {
         n: p
         for n, p in adapted.engine.model.hf.named_parameters()

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = sorted(architectures.ENCODER_DECODERS)
 TWO = ("t5", "bart")
 KINDS = ("lora", "prompt-tuning", "full")
-OPTIONS: dict[str, dict[str, Any]] = {"prompt-tuning": {"tokens": 20}}
+OPTIONS: dict[str, dict[str, Any]] = {"prompt-tuning": {"tokens": 20, "reparameterise": "none"}}
 TEXTS = ["Why?", "A much longer question, with a clause or two, about nothing.", "ab", "x y z", "Name three rivers."]
 
 

@@ -260,6 +260,7 @@ def test_killed_between_rounds_it_ends_the_same(raced: tuple[Path, Path, Log, Co
     assert plain(tmp_path / "out") == plain(folder)
 
 
+@pytest.mark.slow
 def test_without_race_the_rest_is_run_and_what_was_raced_is_as_if_it_had_not_been(
     raced: tuple[Path, Path, Log, Comparison], tmp_path: Path
 ) -> None:

@@ -185,11 +185,9 @@ def p_with_seeds(distance: float, variance_examples: float, examples: int, varia
     """Two-sided p-value of a difference whose squared standard errors are known.
 
     Args:
-        distance: the size of the difference. variance_examples: from `examples` test examples.
-        variance_seeds: from seeds, with `df` degrees of freedom; 0: seeds do not vary.
+        variance_examples: from `examples` of them. variance_seeds: with `df` degrees of freedom; 0: seeds do not vary.
     """
-    error = float(np.sqrt(variance_examples))
-    part = _SeedPart(variance_seeds, variance_seeds, variance_seeds, 0.0, df)
+    error, part = float(np.sqrt(variance_examples)), _SeedPart(variance_seeds, variance_seeds, variance_seeds, 0.0, df)
     half = _join(_quantile(examples - 1, 0.05) * error, df, variance_seeds, 0.05)
     return _invert(distance, half, error, part, examples, 0.05)
 

@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: install
 	$(BIN)/kamerton compare examples/dates.yaml
 
+# two processes, whole files each: models that a file's tests share are loaded once
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow

@@ -7,6 +7,7 @@ this: its states share a large common part, so whoever compares them takes the m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Protocol
 
@@ -54,7 +55,7 @@ class BaseEncoder:
         model, renderer = self._base.model, self._base.renderer
         rows = [(renderer.raw(t) or [renderer.end_id])[: model.max_length] for t in new]
         order = sorted(range(len(new)), key=lambda i: -len(rows[i]))
-        with model.inference(), torch.inference_mode():
+        with model.inference() if new else nullcontext(), torch.inference_mode():
             for batch in fill([len(rows[i]) for i in order], PASS_TOKENS):
                 part = [order[i] for i in batch]
                 for i, states in zip(part, model.states([rows[i] for i in part]), strict=True):

@@ -24,7 +24,8 @@ def example_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tenso
         TaskError: there are no training examples.
     """
     if not task.train:
-        raise TaskError("init: examples needs training examples", where=task.name, mend="give a train split")
+        mend = "give a train split, or use init: vocabulary"
+        raise TaskError("init: examples needs training examples", where=task.name, mend=mend)
     renderer = base.renderer
     order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed)).tolist()
     system = tuple(m for m in task.train[0].messages[:1] if m.role == "system")

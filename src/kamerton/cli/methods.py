@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
         if name is None:
             columns = ("method", "what it does", "trains", "cost", "searched")
             table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+            table.columns[0].min_width = max(map(len, METHODS))  # a name is what people type: never cut
             for known in METHODS:
                 method = get_method(known)
                 table.add_row(known, method.summary, method.trains, cost_line(method), ", ".join(space_of(method)))

@@ -20,6 +20,7 @@ import numpy as np
 
 from kamerton.comparison.looks import Standing, look
 from kamerton.comparison.store import Cell, Store
+from kamerton.comparison.verdict import Stopped
 from kamerton.errors import KamertonError
 from kamerton.evaluation.metrics import get_metric
 from kamerton.recipe import RaceSpec
@@ -30,26 +31,9 @@ Run = Callable[[Sequence[tuple[Cell, float | None]]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """A method that the race stopped.
+class Stop(Stopped):
+    """A method that the race stopped, with `alpha`, what its p had to be below."""
 
-    Attributes:
-        label: the method. leader: whom it was compared with.
-        seed, share: where it stood: the seed that ran last, and how much of its training was done.
-        seeds: seeds that it had answered with by then.
-        value, leader_value: the deciding metric on the validation questions. examples: how many they are.
-        p: after the correction over methods. alpha: what it had to be below.
-    """
-
-    label: str
-    leader: str
-    seed: int
-    share: float
-    seeds: int
-    value: float
-    leader_value: float
-    examples: int
-    p: float
     alpha: float
 
 

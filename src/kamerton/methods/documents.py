@@ -11,11 +11,10 @@ from pydantic import Field, model_validator
 
 from kamerton.base.load import Base
 from kamerton.errors import ModelError
-from kamerton.evaluation.forgetting import ANSWER
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Answer, Sampling
 from kamerton.methods.method import Adapted, Finding, Run
-from kamerton.methods.prompted import State
+from kamerton.methods.prompted import State, room_for_answer
 from kamerton.retrieval.asking import build, example_source, holds, question_of
 from kamerton.retrieval.encoder import MINILM
 from kamerton.retrieval.index import Hit, PassageIndex
@@ -70,11 +69,8 @@ def document_state(
     if not entries:
         raise ModelError("the index is empty", where=index.folder, mend="add documents: kamerton index add")
     notes.append(f"index of {len(entries)} documents, {len(index)} passages, fingerprint {index.fingerprint[:12]}")
-    choices = {choice for e in task.test for choice in e.choices}
-    # tokens that are kept free behind a prompt: for an answer, the longest choice, or a general answer
-    room = max([task.max_answer_tokens, ANSWER, *(len(base.renderer.answer(c)) for c in choices)])
-    state = {"index": str(index.folder.resolve()), "own": options.index is None, "room": room}
-    return {**state, "front": front}, notes
+    state = {"index": str(index.folder.resolve()), "own": options.index is None}
+    return {**state, "room": room_for_answer(base.renderer, task), "front": front}, notes
 
 
 def save_index(state: State, folder: Path) -> None:

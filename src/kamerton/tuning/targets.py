@@ -8,12 +8,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
-
-from torch import nn
 
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
+from kamerton.tuning.modules import linear_layers
 
 ALL_LINEAR = "all-linear"
 
@@ -58,10 +56,4 @@ def _matches(pattern: str, name: str) -> bool:
 
 def linear_names(base: Base) -> list[str]:
     """The last parts of the names of all linear layers but the output layer, in the order of the alphabet."""
-    output: Any = base.model.hf.get_output_embeddings()
-    names = {n.rpartition(".")[2] for n, m in base.model.hf.named_modules() if _linear(m) and m is not output}
-    return sorted(names)
-
-
-def _linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's
+    return sorted({name.rpartition(".")[2] for name in linear_layers(base.model.hf)})

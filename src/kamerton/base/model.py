@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
 from kamerton.base.frozen import FrozenLayers
+from kamerton.base.inserts import Inserts, Placed, behind
 from kamerton.base.linears import PackedLinears
 from kamerton.base.work import Work
 
@@ -152,6 +153,15 @@ class LanguageModel:
         """The longest sequence that the model has positions for, or None where its configuration does not say."""
         return getattr(self.config, "max_position_embeddings", None)
 
+    @property
+    def soft_tokens(self) -> int:
+        """Positions that whatever is attached takes of every sequence."""
+        return len(self.front())
+
+    def sharable(self, shortest: int) -> int:
+        """How many first tokens of prompts may be computed once for all where the shortest prompt has so many."""
+        return shortest - 1
+
     def front(self) -> Front:
         """What stands before every sequence; computed again at every call."""
         if self._front is None:
@@ -253,25 +263,56 @@ class CausalModel(LanguageModel):
     encoder_decoder = False
     task_type = "CAUSAL_LM"
 
+    def __init__(
+        self,
+        hf: Any,
+        front: Callable[[], Front] | None = None,
+        *,
+        inserts: Inserts | None = None,
+        inferring: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        super().__init__(hf, front, inferring=inferring)
+        self.inserts = inserts
+
+    @property
+    def inserted(self) -> int:
+        """Soft tokens that stand inside each row."""
+        return 0 if self.inserts is None else self.inserts.count
+
+    @property
+    def soft_tokens(self) -> int:
+        return len(self.front()) + self.inserted
+
+    def sharable(self, shortest: int) -> int:
+        return shortest - 1 if self.inserts is None else self.inserts.sharable(shortest)
+
     def prompt_limit(self, answer: int, front: int | None = None) -> int | None:
         if self.max_length is None:
             return None
-        return self.max_length - (len(self.front()) if front is None else front) - min(answer, self.max_length // 2)
+        return self.max_length - (self.soft_tokens if front is None else front) - min(answer, self.max_length // 2)
 
     def answer_limit(self, prompt: int) -> int | None:
-        return None if self.max_length is None else self.max_length - len(self.front()) - prompt
+        return None if self.max_length is None else self.max_length - self.soft_tokens - prompt
 
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        hidden = self.forward(rows)
+        hidden = self.forward(rows, prompts=rows)
         return list(hidden.rows.split(list(hidden.lengths)))
 
     def next_hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        return self.forward(prompts).last()
+        return self.forward(prompts, prompts=prompts).last()
+
+    def target_hidden(self, batch: Targets) -> Tensor:
+        """(N, H) hidden states from which a batch's targets are predicted, with gradient."""
+        if self.inserts is None:
+            rows, positions = self.forward(batch.rows, prefix=batch.prefix).rows, batch.positions
+        else:
+            prefix, own, prompts, positions = behind(batch, self.inserts.tail)
+            rows = self.forward(own, prefix=prefix, prompts=prompts).rows
+        return rows.index_select(0, torch.as_tensor(positions, device=rows.device))
 
     def target_log_probs(self, batch: Targets) -> Tensor:
-        rows = self.forward(batch.rows, prefix=batch.prefix).rows
-        picked = rows.index_select(0, torch.as_tensor(batch.positions, device=rows.device))
-        return self.log_probs(picked, torch.as_tensor(batch.targets, device=rows.device))
+        picked = self.target_hidden(batch)
+        return self.log_probs(picked, torch.as_tensor(batch.targets, device=picked.device))
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
@@ -302,6 +343,7 @@ class CausalModel(LanguageModel):
         tree: Tensor | None = None,
         depths: Sequence[Sequence[int]] | None = None,
         record: LayerKeys | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> Hidden:
         """One pass over `prefix` (seen by every row) and the rows' new tokens.
 
@@ -314,11 +356,14 @@ class CausalModel(LanguageModel):
             slots: the cache slots of the rows; default: the first len(rows).
             tree: (B, S, S) booleans, see `Layout.tree`; then `depths` gives each token's position within its row.
             record: receives the prefix's keys and values.
+            prompts: all prompt tokens of each row, those of the prefix too, where rows begin with the rest of their
+                prompts; a model that puts soft tokens into rows (`inserts`) makes them of these.
 
         Returns:
-            Hidden states after the final norm.
+            Hidden states after the final norm; those of soft tokens inside rows are left out.
         """
         plain = shared is None and cache is None and tree is None and record is None and self._front is None
+        plain = plain and self.inserts is None
         plain = plain and not (self._inferring or torch.is_inference_mode_enabled())  # whose tensors cannot be kept
         if self.frozen is not None and plain and rows and not self.frozen.recording:
             return self._forward_upper(self.frozen, rows, prefix)
@@ -329,8 +374,16 @@ class CausalModel(LanguageModel):
         soft = front.embeddings
         n_soft = 0 if soft is None else int(soft.shape[0])
         ids = torch.tensor([*prefix, *(t for row in rows for t in row)], dtype=torch.long, device=device)
-        lengths = tuple(len(row) for row in rows)
+        lengths = given = tuple(len(row) for row in rows)
         p = n_soft + len(prefix)
+        placed = None
+        if self.inserts is not None and prompts is not None and rows:
+            known = shared.tokens if shared is not None else len(prefix)
+            places = [self.inserts.sharable(len(prompt)) - known for prompt in prompts]
+            placed = Placed(lengths, places, self.inserts.count)
+            made, lengths = self.inserts.make(prompts), placed.lengths
+            depths = placed.depths(depths) if depths is not None else None
+            tree = placed.tree(tree) if tree is not None else None
         starts = torch.zeros(len(rows), dtype=torch.long)
         if cache is not None:
             starts = cache.lengths[torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))]
@@ -353,6 +406,8 @@ class CausalModel(LanguageModel):
             record=record,
         )
         embeds = self.hf.get_input_embeddings()(ids)
+        if placed is not None:
+            embeds = torch.cat([embeds[: len(prefix)], placed.put(embeds[len(prefix) :], made)])
         if soft is not None:
             embeds = torch.cat([soft.to(embeds.dtype), embeds])
         with self._attention(), self._prepared():
@@ -370,7 +425,7 @@ class CausalModel(LanguageModel):
         if cache is not None:
             used = torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))
             cache.lengths[used] += torch.as_tensor(lengths)
-        return Hidden(hidden[:p], hidden[p:], lengths)
+        return Hidden(hidden[:p], hidden[p:] if placed is None else placed.take(hidden[p:]), given)
 
     def _forward_upper(self, frozen: FrozenLayers, rows: Sequence[Sequence[int]], prefix: Sequence[int]) -> Hidden:
         """`forward` where the lower layers are frozen: they see only rows that they have not seen before."""

@@ -131,7 +131,7 @@ class Engine:
                     done += 1
                     if progress is not None:
                         progress(done, total)
-        front = len(self.model.front())
+        front = self.model.soft_tokens
         return [self._answer(row, sampling, front) for row in rows if row is not None]
 
     def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
@@ -213,16 +213,16 @@ class Engine:
         Returns:
             (N, V) float32, on the model's device.
         """
-        front = len(self.model.front())
+        front = self.model.soft_tokens
         self.usage.asked_tokens += sum(map(len, prompts)) + len(prompts) * front
         limit = min(PREFILL_TOKENS, self.max_batch_tokens)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         found: list[Tensor] = [torch.empty(0)] * len(prompts)
         with self._working(), torch.inference_mode():
             if isinstance(self.model, CausalModel):
-                shared = common_prefix(prompts)
-                prefix = SharedPrefix(self.model, prompts[0][:shared] if prompts else ())
-                read = lambda rows: prefix.forward([row[shared:] for row in rows]).last()  # noqa: E731
+                prefix = SharedPrefix.of(self.model, prompts)
+                shared = prefix.tokens
+                read = lambda rows: prefix.forward([row[shared:] for row in rows], prompts=rows).last()  # noqa: E731
             else:
                 shared, prefix, read = 0, None, self.model.next_hidden
             for batch in fill([len(prompts[i]) - shared for i in order], limit):

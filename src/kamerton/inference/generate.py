@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kamerton.base import CausalModel
 from kamerton.base.attention import RowCache
-from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
+from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.sampling import Sampling, next_tokens, stream_key
 
 FirstToken = Callable[[Tensor, Sequence[int]], Tensor]
@@ -99,9 +99,9 @@ class Decoder:
         """
         items = self._items(prompts, room)
         single = len(set(map(tuple, prompts))) == 1 and len(items) * self.sampling.n > 1  # then all rows share it whole
-        prefix = SharedPrefix(self.model, prompts[0] if single else prompts[0][: common_prefix(prompts)])
-        length = len(prompts[0]) if single else common_prefix(prompts)
-        front = prefix.length - length
+        single = single and not self.model.inserted
+        prefix = SharedPrefix(self.model, prompts[0]) if single else SharedPrefix.of(self.model, prompts)
+        length, front = prefix.tokens, self.model.soft_tokens
         for item in items:
             item.own = item.tokens[length:]
             self.asked += (len(item.tokens) + front) * self.sampling.n
@@ -111,6 +111,14 @@ class Decoder:
         for cohort in self._cohorts(items):
             yield from self._decode(cohort, prefix)
         self.computed += prefix.computed
+
+    def columns(self, item: Prompt) -> int:
+        """Cache columns of one answer to a prompt."""
+        return self.held(item) + item.room
+
+    def held(self, item: Prompt) -> int:
+        """Cache columns of a prompt: its own tokens and the soft ones among them."""
+        return len(item.own) + (self.model.inserted if item.own else 0)
 
     def _items(self, prompts: Sequence[Sequence[int]], room: Sequence[int]) -> list[Prompt]:
         """The prompts with the rows of their answers, each row with its own stream of random numbers."""
@@ -131,19 +139,19 @@ class Decoder:
         """Prompts, longest first, that share a cache: where not all fit at once, none takes under half its columns."""
         start = 0
         while start < len(items):
-            columns = len(items[start].own) + items[start].room
+            columns = self.columns(items[start])
             left = len(items) - start
             if left * self.sampling.n * columns <= self.max_tokens:
                 end = len(items)
             else:
                 end = start + 1
-                while end < len(items) and 2 * (len(items[end].own) + items[end].room) > columns:
+                while end < len(items) and 2 * self.columns(items[end]) > columns:
                     end += 1
             yield items[start:end]
             start = end
 
     def _decode(self, items: list[Prompt], prefix: SharedPrefix) -> Iterator[list[Row]]:
-        columns = max(len(item.own) + item.room for item in items)
+        columns = max(self.columns(item) for item in items)
         rows = len(items) * self.sampling.n
         state = _Slots(self, prefix, RowCache(max(1, min(rows, self.max_tokens // columns)), columns), deque(items))
         while True:
@@ -212,7 +220,9 @@ class _Slots:
         slots = range(len(self.rows), len(self.rows) + len(items))
         self.cache.lengths[slots.start : slots.stop] = 0
         if items[0].own:
-            hidden = self.prefix.forward([item.own for item in items], cache=self.cache, slots=slots)
+            hidden = self.prefix.forward(
+                [item.own for item in items], cache=self.cache, slots=slots, prompts=[item.tokens for item in items]
+            )
             last = hidden.last()
             for i, item in enumerate(items):
                 item.hidden = last[i]
@@ -221,8 +231,7 @@ class _Slots:
     def _copy(self, prompt: Prompt, slot: int) -> None:
         """A further sample of the prompt whose keys and values stand in `slot`."""
         target = len(self.rows)
-        self.cache.lengths[target] = len(prompt.own)
-        self.cache.copy(slot, target, len(prompt.own))
+        self.cache.copy(slot, target, self.decoder.held(prompt))
         self.rows.append(prompt.waiting.popleft())
 
     def release(self) -> None:
@@ -233,7 +242,7 @@ class _Slots:
                 continue
             if row.prompt.waiting:
                 self.rows[slot] = row.prompt.waiting.popleft()
-                self.cache.lengths[slot] = len(row.prompt.own)
+                self.cache.lengths[slot] = self.decoder.held(row.prompt)
                 continue
             last = len(self.rows) - 1
             if slot != last:

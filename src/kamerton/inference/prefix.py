@@ -43,6 +43,18 @@ class SharedPrefix:
             self._shared = Shared(front.keys or [], None, 0)
         self.computed = 0
 
+    @classmethod
+    def of(cls, model: CausalModel, prompts: Sequence[Sequence[int]]) -> SharedPrefix:
+        """What prompts have in common at their start, as far as the model lets it be shared."""
+        if not prompts:
+            return cls(model, ())
+        return cls(model, prompts[0][: min(common_prefix(prompts), model.sharable(min(map(len, prompts))))])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in it, without the model's front."""
+        return len(self._tokens)
+
     @property
     def length(self) -> int:
         """Positions before a row's own tokens, the front included."""

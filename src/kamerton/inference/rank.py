@@ -25,7 +25,7 @@ from torch import Tensor
 from kamerton.base import CausalModel
 from kamerton.base.attention import RowCache
 from kamerton.base.model import OUTPUT_CHUNK
-from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
+from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.score import PASS_TOKENS, Scorer, Tree
 
 WIDTH = 4
@@ -86,18 +86,18 @@ class Ranker:
             prompts: token ids, each at least one.
             trees: of the continuations of each prompt, at least one continuation.
         """
-        shared = common_prefix(prompts)
-        prefix = SharedPrefix(self.model, prompts[0][:shared] if prompts else ())
-        owns = [prompt[shared:] for prompt in prompts]
-        self._scorer.ask(prompts, trees, prefix.length - shared)
+        prefix = SharedPrefix.of(self.model, prompts)
+        owns = [prompt[prefix.tokens :] for prompt in prompts]
+        self._scorer.ask(prompts, trees, self.model.soft_tokens)
         out: dict[int, int] = {}
         searched = [i for i, tree in enumerate(trees) if len(tree) >= SMALLEST]
         searched.sort(key=lambda i: -len(owns[i]))
         depth = max((max(trees[i].depths) for i in searched), default=0)
         for batch in fill([len(owns[i]) for i in searched], self.max_tokens, depth):
             chosen = [searched[i] for i in batch]
-            cache = RowCache(len(chosen), len(owns[chosen[0]]) + depth)
-            hidden = prefix.forward([owns[i] for i in chosen], cache=cache)
+            cache = RowCache(len(chosen), len(owns[chosen[0]]) + self.model.inserted + depth)
+            asked = [prompts[i] for i in chosen]
+            hidden = prefix.forward([owns[i] for i in chosen], cache=cache, prompts=asked)
             searches = [_Search(i, slot, trees[i]) for slot, i in enumerate(chosen)]
             self._grow(hidden.last(), [(search, 0, 0.0) for search in searches])
             while searches := self._round(searches, cache, prefix, out):
@@ -106,7 +106,7 @@ class Ranker:
         left = [i for i in range(len(trees)) if i not in out]
         done = len(out)
         self._scorer.progress = lambda n, _: self._tell(done + n, len(trees))
-        edges = self._scorer.behind(prefix, [owns[i] for i in left], [trees[i] for i in left])
+        edges = self._scorer.behind(prefix, [prompts[i] for i in left], [trees[i] for i in left])
         for i, values in zip(left, edges, strict=True):
             totals = trees[i].totals(values)
             out[i] = totals.index(max(totals))

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kamerton.base import CausalModel
 from kamerton.base.model import OUTPUT_CHUNK
-from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
+from kamerton.inference.prefix import SharedPrefix, fill
 
 PASS_TOKENS = 4096
 """Tokens of one pass, padding included."""
@@ -139,10 +140,9 @@ class Scorer:
         Returns:
             For each prompt (E,) float32 on the CPU, in the order of its tree's edges.
         """
-        shared = common_prefix(prompts)
-        prefix = SharedPrefix(self.model, prompts[0][:shared] if prompts else ())
-        self.ask(prompts, trees, prefix.length - shared)
-        out = self.behind(prefix, [prompt[shared:] for prompt in prompts], trees)
+        prefix = SharedPrefix.of(self.model, prompts)
+        self.ask(prompts, trees, self.model.soft_tokens)
+        out = self.behind(prefix, prompts, trees)
         self.computed += prefix.computed
         return out
 
@@ -151,14 +151,15 @@ class Scorer:
         self.asked += sum(front + len(prompt) + len(path) for prompt, tree in zip(prompts, trees, strict=True)
                           for path in tree.paths)  # fmt: skip
 
-    def behind(self, prefix: SharedPrefix, owns: Sequence[Sequence[int]], trees: Sequence[Tree]) -> list[Tensor]:
+    def behind(self, prefix: SharedPrefix, prompts: Sequence[Sequence[int]], trees: Sequence[Tree]) -> list[Tensor]:
         """`edges` of prompts that are a prefix and at least one token of their own."""
+        owns = [prompt[prefix.tokens :] for prompt in prompts]
         rows = [[*own, *tree.tokens] for own, tree in zip(owns, trees, strict=True)]
         out = {i: torch.empty(0) for i, tree in enumerate(trees) if not tree.paths}
         order = sorted((i for i in range(len(rows)) if i not in out), key=lambda i: -len(rows[i]))
         for batch in fill([len(rows[i]) for i in order], self.max_tokens):
             chosen = [order[i] for i in batch]
-            scores = self._batch(prefix, [rows[i] for i in chosen], [len(owns[i]) for i in chosen],
+            scores = self._batch(prefix, [rows[i] for i in chosen], [prompts[i] for i in chosen],
                                  [trees[i] for i in chosen])  # fmt: skip
             out.update(zip(chosen, scores, strict=True))
             if self.progress is not None:
@@ -166,9 +167,10 @@ class Scorer:
         return [out[i] for i in range(len(rows))]
 
     def _batch(
-        self, prefix: SharedPrefix, rows: list[list[int]], owns: list[int], trees: Sequence[Tree]
+        self, prefix: SharedPrefix, rows: list[list[int]], prompts: list[Sequence[int]], trees: Sequence[Tree]
     ) -> list[Tensor]:
-        arguments: dict[str, object] = {}
+        owns = [len(prompt) - prefix.tokens for prompt in prompts]
+        arguments: dict[str, Any] = {"prompts": prompts}
         if not all(tree.chain for tree in trees):
             longest = max(map(len, rows))
             mask = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(len(rows), 1, 1)

@@ -181,7 +181,7 @@ class Calibrated(Wrapped):
         for i, key in enumerate(new):
             size = len(self._inputs)
             self._leanings[key] = leaning(np.array(scores[i * size : (i + 1) * size]))
-        out, front = [], len(self.engine.model.front())
+        out, front = [], self.engine.model.soft_tokens
         for a, key, row in zip(asked, keys, self._scores(asked, choices, progress), strict=True):
             best = int(np.argmax(calibrate(np.array(row), self._leanings[key], self._plan.variant)))
             one = Answer(key[1][best], (), (), "stop", len(self.renderer.prompt(a)) + front)

@@ -154,7 +154,7 @@ class Adapted:
         """
         asked = [self.prepare(c) for c in conversations]
         best = self.engine.rank(asked, choices, progress=progress)
-        front = len(self.engine.model.front())
+        front = self.engine.model.soft_tokens
         return [
             Answer(options[i], (), (), "stop", len(self.renderer.prompt(c)) + front)
             for c, options, i in zip(asked, choices, best, strict=True)
@@ -193,7 +193,7 @@ class Adapted:
 
     def prompt_tokens(self, conversation: Conversation) -> int:
         """Tokens that the model reads for a conversation, shots and soft tokens included."""
-        return len(self.renderer.prompt(self.prepare(conversation))) + len(self.engine.model.front())
+        return len(self.renderer.prompt(self.prepare(conversation))) + self.engine.model.soft_tokens
 
     def save(self, folder: Path) -> None:
         """Write everything that `kamerton.methods.load_adapted` needs: `kamerton.json` and the trained weights."""
@@ -269,7 +269,7 @@ class Wrapped(Adapted):
         limit = self.engine.model.max_length
         if limit is None:
             return kept, cut
-        most = limit - len(self.engine.model.front()) - min(room, limit // 2)
+        most = limit - self.engine.model.soft_tokens - min(room, limit // 2)
         # what a frame adds stays the same but for tokens that merge where the question was cut
         for _ in range(4):
             over = len(self.renderer.prompt(self.framed(kept))) - most

@@ -309,7 +309,7 @@ class Answering(Adapted):
         return self._read(self.prompts([conversation])[0])
 
     def _read(self, group: Sequence[Prompt]) -> int:
-        front = len(self.engine.model.front())
+        front = self.engine.model.soft_tokens
         return sum(len(self.renderer.prompt(asked)) + front for asked, _, _ in group)
 
     def _save_weights(self, folder: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, cast
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
-from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
+
+from kamerton.tuning.peft_types import enter
 
 NAME = "bottleneck"
 
@@ -24,20 +25,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 """σ by name."""
 
 
-def _enter(name: str) -> Any:
-    """Make `name` a member of peft's enumeration of methods, which is closed but asked for every adapter."""
-    value = name.upper()
-    if value not in PeftType.__members__:
-        member = str.__new__(PeftType, value)
-        member._name_ = member._value_ = value
-        type.__setattr__(PeftType, value, member)
-        PeftType._member_names_.append(value)
-        PeftType._member_map_[value] = member
-        PeftType._value2member_map_[value] = member
-    return PeftType[value]
-
-
-_TYPE = _enter(NAME)
+_TYPE = enter(NAME)
 
 
 @dataclass

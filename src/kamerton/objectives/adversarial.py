@@ -1,0 +1,472 @@
+"""Adversarial training: what is trained is moved by a discriminator that tells reference answers from the model's.
+
+It goes on from a supervised start, and two paths carry the signal. On *references*, at each position of a reference
+answer, the discriminator scores every next token and the model descends −Σ_v π(v|c) d(c, v): an exact expectation,
+without sampling, at about the cost of a supervised step. On *rollouts*, answers are sampled and every token is rewarded
+(policy gradient with group-relative advantages, `rollouts.py`). Beside it stand the supervised loss as an anchor and
+the KL divergence to the start. With the correction of adversarial inverse reinforcement learning (Fu et al. 2018, arXiv
+1710.11248) what is judged is d − log π/π_ref, so that d estimates log p_data/π_ref.
+
+The discriminator is in `rewards/discriminator.py`. Which checkpoint is kept is decided by the task's metric on answers
+to validation examples, and the supervised start is a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kamerton.base.encoder_decoder import causal
+from kamerton.base.load import Base
+from kamerton.base.model import OUTPUT_CHUNK, CausalModel
+from kamerton.errors import TaskError
+from kamerton.evaluation.answering import judge, values
+from kamerton.inference import Engine, Sampling
+from kamerton.inference.features import Features
+from kamerton.inference.sampling import draw
+from kamerton.objectives.adversarial_options import AdversarialOptions
+from kamerton.objectives.rollouts import Rollout, advantages, sample
+from kamerton.rendering import Rendered
+from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs
+from kamerton.tasks.example import Example, Task
+from kamerton.training.batches import Batch, cut, make_batch, order
+from kamerton.training.objective import Loss
+
+FEWEST = 8
+"""References below which two discriminators would have too little to learn from; then there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """Reference answers with what the discriminator reads of them.
+
+    Attributes:
+        batch: the rows; `owners`: (N,) the number of each target's example.
+        features: (N, F); `start`: (N, H) hidden states of the supervised start there.
+    """
+
+    batch: Batch
+    owners: np.ndarray
+    features: Tensor
+    start: Tensor
+
+    @property
+    def count(self) -> float:
+        return self.batch.count
+
+    @property
+    def examples(self) -> int:
+        return self.batch.examples
+
+    @property
+    def tokens(self) -> int:
+        return self.batch.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Sampled answers: `advantages` (N,) of their tokens; `share` turns their sum into that of the references."""
+
+    batch: Batch
+    advantages: np.ndarray
+    share: float
+    count: float = 0.0
+
+    @property
+    def examples(self) -> int:
+        return self.batch.examples
+
+    @property
+    def tokens(self) -> int:
+        return self.batch.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Validation examples whose answers are judged by the task's metric."""
+
+    held_out: tuple[Example, ...]
+    tokens: int = 0
+
+    @property
+    def count(self) -> float:
+        return float(len(self.held_out))
+
+    @property
+    def examples(self) -> int:
+        return len(self.held_out)
+
+
+class Adversarial:
+    """The adversarial stage behind a supervised one.
+
+    Args:
+        base: frozen; its states are the discriminator's features.
+        task: references are the first accepted answers of its training examples.
+        options: of the stage.
+        batch_size, max_tokens, limit, seed: as in supervised fine-tuning.
+
+    Raises:
+        TaskError: no training examples, or references that are all equal.
+    """
+
+    name = "adversarial"
+    warm_start: ClassVar[str] = "supervised"
+
+    def __init__(
+        self, base: Base, task: Task, options: AdversarialOptions, *, batch_size: int, max_tokens: int,
+        limit: int | None, seed: int,
+    ) -> None:  # fmt: skip
+        causal(base.model, "adversarial training")
+        if not task.train:
+            raise TaskError("there are no training examples", mend="give a train split")
+        self.base, self.task, self.o, self.seed, self.max_tokens = base, task, options, seed, max_tokens
+        self.renderer = base.renderer
+        self._rendered = [self.renderer.example(e.messages, e.answers[0], limit=limit) for e in task.train]
+        if len({r.tokens[r.prompt_length :] for r in self._rendered}) == 1 and len(self._rendered) > 1:
+            raise TaskError(
+                "all reference answers are equal, so there is nothing to tell apart", mend="use objective: supervised"
+            )
+        self.limit, self.batch_size = limit, min(batch_size, len(self._rendered))
+        self.notes: list[str] = []
+        folds = 2 if options.cross_fitting and len(self._rendered) >= FEWEST else 1
+        if folds == 1 and options.cross_fitting:
+            self.notes.append(
+                f"{len(self._rendered)} references are too few for two discriminators (from {FEWEST}): one judges what "
+                "it was trained on"
+            )
+        if options.path != "references" and max(len(r.tokens) - r.prompt_length for r in self._rendered) <= 2:
+            self.notes.append("answers are one token long: path references says all that rollouts can")
+        # halves that do not depend on the order of the file's rows
+        self._fold = np.random.default_rng([seed, 17]).permutation(len(self._rendered)) % folds
+        self._features = Features(base.model.hf)
+        embedding = base.model.hf.get_input_embeddings().weight.detach()
+        torch.manual_seed(seed + 1)
+        self.judges = CrossFitted(
+            [Factored(self._features.width, embedding, options.rank).to(embedding.device) for _ in range(folds)],
+            learning_rate=options.discriminator_rate, decay=options.decay, penalty=options.penalty,
+            replay=options.replay,
+            control=Control(low=options.low, high=options.high, steps=options.steps, fixed=not options.controller),
+        )  # fmt: skip
+        self._start: dict[int, Tensor] = {}
+        self._warm: dict[str, Tensor] = {}
+        self._module: nn.Module | None = None
+        self._pending: list[Pairs] = []
+        self._ready = False
+
+    @classmethod
+    def build(cls, base: Base, task: Task, options: Any, *, limit: int | None, seed: int) -> Adversarial:
+        """For a base, a task and the options of a trained method; `options.adversarial` are those of this stage."""
+        return cls(
+            base, task, options.adversarial or AdversarialOptions(), batch_size=options.batch_size,
+            max_tokens=options.max_tokens, limit=limit, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def epoch_examples(self) -> int:
+        return len(self._rendered)
+
+    def begin(self, model: CausalModel, module: nn.Module) -> None:
+        """The model is at its supervised start: remember it."""
+        self._module = module
+        self._warm = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+        self._features.count_for(model)
+
+    # -- state of the stage -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """The discriminators, their optimisers and what they are still to see."""
+        out = {f"judges/{k}": v for k, v in self.judges.state().items()}
+        for i, pairs in enumerate(self._pending):
+            out |= {f"pending/{i}/{name}": getattr(pairs, name) for name in Pairs.__dataclass_fields__}
+        out["ready"] = torch.tensor([float(self._ready)])
+        return out
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.judges.restore({k.removeprefix("judges/"): v for k, v in state.items() if k.startswith("judges/")})
+        numbers = sorted({int(k.split("/")[1]) for k in state if k.startswith("pending/")})
+        names = Pairs.__dataclass_fields__
+        self._pending = [Pairs(**{n: state[f"pending/{i}/{n}"] for n in names}) for i in numbers]
+        self._ready = bool(state["ready"].item())
+
+    @contextmanager
+    def _at_start(self) -> Iterator[None]:
+        """The model as it was at its supervised start, for as long as this lasts."""
+        assert self._module is not None
+        own = {n: p.detach().clone() for n, p in self._module.named_parameters() if p.requires_grad}
+        training = self._module.training
+        try:
+            self._module.eval()
+            _write(self._module, self._warm)
+            yield
+        finally:
+            _write(self._module, own)
+            self._module.train(training)
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def batches(self, step: int, model: CausalModel) -> Sequence[Any]:
+        """Train the discriminators as far as that is due, then references and, where asked for, rollouts."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        if not self._ready and self.o.weight:
+            for i in range(self.o.warmup_steps):
+                self._collect(model, self._references(-1 - i, model), generator)
+                self._teach(1, generator)
+            self._ready = True
+        if self.o.weight and self._pending:
+            self._teach(self.judges.control.due(), generator)
+        self._generator = generator
+        references: list[Any] = self._references(step, model)
+        if self.o.path == "references" or not self.o.weight:
+            return references
+        total = sum(b.count for b in references)
+        return [*references, *self._rollouts(step, model, total)]
+
+    def _references(self, step: int, model: CausalModel) -> list[References]:
+        step = step if step >= 0 else 10_000_000 - step  # steps of the warm-up read the data in an order of their own
+        picked = order(step, self.batch_size, len(self._rendered), self.seed)
+        rows = [self._rendered[i] for i in picked]
+        out = []
+        for group in cut(rows, self.max_tokens):
+            numbers = [picked[i] for i in group]
+            batch = make_batch([rows[i] for i in group])
+            owners = np.concatenate([np.full(_targets(self._rendered[n]), n) for n in numbers])
+            features = torch.cat(self._read([self._rendered[n] for n in numbers]))
+            out.append(References(batch, owners, features, self._started(numbers, batch, owners, model)))
+        return out
+
+    def _read(self, rows: Sequence[Rendered]) -> list[Tensor]:
+        """For each row (targets, F): features of the positions before its targets."""
+        found = self._features([r.tokens for r in rows], [r.prompt_length - 1 for r in rows])
+        return [f[: _targets(r)] for f, r in zip(found, rows, strict=True)]
+
+    @torch.no_grad()
+    def _started(self, numbers: Sequence[int], batch: Batch, owners: np.ndarray, model: CausalModel) -> Tensor:
+        """(N, H) hidden states of the supervised start at a batch's targets, kept between epochs."""
+        if not self._needs_start:
+            return torch.zeros(len(owners), 0)
+        if any(n not in self._start for n in numbers):
+            with self._at_start():
+                hidden = model.target_hidden(batch)
+            for n in numbers:
+                self._start[n] = hidden[torch.from_numpy(owners == n)].clone()
+        return torch.cat([self._start[n] for n in numbers])
+
+    @property
+    def _needs_start(self) -> bool:
+        return self.o.weight > 0 and (self.o.kl > 0 or self.o.correction)
+
+    # -- the discriminators -------------------------------------------------------------------------------------------
+
+    def _teach(self, steps: int, generator: torch.Generator) -> None:
+        if self._pending:
+            for pairs in self._pending:
+                self.judges.train(pairs, steps, generator)
+            self._pending = []
+
+    @torch.no_grad()
+    def _collect(self, model: CausalModel, references: Sequence[References], generator: torch.Generator) -> None:
+        """What the model would say in place of each reference token, for the discriminators."""
+        for r in references:
+            log_p = model.output(model.target_hidden(r.batch)).float().log_softmax(-1)
+            self._see(r, log_p, self._start_log_probs(model, r.start), generator)
+
+    def _see(self, r: References, log_p: Tensor, log_start: Tensor | None, generator: torch.Generator) -> None:
+        """Draw a token of the model's at each position and put it beside the reference's."""
+        noise = torch.rand(len(log_p), generator=generator, dtype=torch.float64).numpy()
+        fake = draw(log_p, noise)
+        real = torch.as_tensor(r.batch.targets, device=log_p.device)
+        folds = torch.as_tensor(self._fold[r.owners], device=log_p.device)
+
+        def offset(tokens: Tensor) -> Tensor:
+            if log_start is None or not self.o.correction:
+                return torch.zeros(len(tokens), device=log_p.device)
+            return (log_p - log_start).gather(1, tokens[:, None])[:, 0]
+
+        pairs = Pairs(r.features, real, folds, r.features, fake, folds, offset(real), offset(fake))
+        self._pending.append(pairs)
+        self.judges.watch(pairs)
+
+    def _start_log_probs(self, model: CausalModel, start: Tensor) -> Tensor | None:
+        """(N, V) log-probabilities of the supervised start, from its hidden states."""
+        if start.shape[1] == 0:
+            return None
+        with torch.no_grad():
+            return model.output(start).float().log_softmax(-1)
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def loss(self, model: CausalModel, batch: References | Sampled | Judged) -> Loss:
+        if isinstance(batch, Judged):
+            return self._judge(model, batch)
+        if isinstance(batch, Sampled):
+            return self._policy(model, batch)
+        hidden = model.target_hidden(batch.batch)
+        total, sums = hidden.new_zeros((), dtype=torch.float32), dict[str, float]()
+        for i in range(0, len(hidden), OUTPUT_CHUNK):
+            part = slice(i, i + OUTPUT_CHUNK)
+            value, metrics = self._positions(model, batch, hidden[part], part)
+            total = total + value
+            for name, x in metrics.items():
+                sums[name] = sums.get(name, 0.0) + x
+        c = self.judges.control
+        for name, x in (("auc", c.held_out), ("trained_auc", c.trained), ("trust", c.trust)):
+            sums[name] = x * batch.count
+        return Loss(total, sums)
+
+    def _positions(
+        self, model: CausalModel, r: References, hidden: Tensor, part: slice
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The summed loss at some positions of references, and sums to report."""
+        log_p = model.output(hidden).float().log_softmax(-1)  # (N, V)
+        targets = torch.as_tensor(r.batch.targets[part], device=hidden.device)
+        weights = torch.as_tensor(r.batch.weights[part], device=hidden.device, dtype=log_p.dtype)
+        supervised = -(weights * log_p.gather(1, targets[:, None])[:, 0]).sum()
+        total = self.o.anchor * supervised
+        metrics = {"supervised": float(supervised.detach())}
+        if not self.o.weight:
+            return total, metrics
+        log_start = self._start_log_probs(model, r.start[part])
+        p = log_p.exp()
+        if log_start is not None:
+            kl = (p * (log_p - log_start)).sum()
+            metrics["kl"] = float(kl.detach())
+            # with the correction d is the reward of a problem that has this divergence in it
+            total = total + (self.o.kl + (self._signal if self.o.correction else 0.0)) * kl
+        metrics["entropy"] = float(-(p * log_p).sum().detach())
+        if self.o.path != "rollouts":
+            folds = torch.as_tensor(self._fold[r.owners[part]], device=hidden.device)
+            scores = self.judges.vocabulary(r.features[part], folds)
+            reward = (p * scores).sum()
+            metrics["reward"] = float(reward.detach())
+            total = total - self._signal * reward
+        own = References(_slice(r.batch, part), r.owners[part], r.features[part], r.start[part])
+        if self.o.path != "rollouts":
+            self._see(own, log_p.detach(), log_start, self._generator)
+        return total, metrics
+
+    @property
+    def _signal(self) -> float:
+        """The weight of the adversarial signal, as far as it can be trusted."""
+        return self.o.weight * self.judges.control.trust
+
+    def _rollouts(self, step: int, model: CausalModel, count: float) -> list[Sampled]:
+        """Sampled answers with advantages; the discriminators will see their tokens."""
+        numbers = order(step, min(self.o.queries, len(self._rendered)), len(self._rendered), self.seed + 1)
+        queries = []
+        for n in numbers:
+            room = model.prompt_limit(self.task.max_answer_tokens)
+            queries.append((n, self.renderer.fit(self.task.train[n].messages, room)[0]))
+        sampling = Sampling(max_tokens=self.task.max_answer_tokens, temperature=self.o.temperature, n=self.o.group,
+                            seed=self.seed * 7_919 + step)  # fmt: skip
+        answers = sample(model, self.renderer, queries, sampling)
+        features = self._read([a.rendered for a in answers])
+        rewards = []
+        for a, f in zip(answers, features, strict=True):
+            tokens = torch.as_tensor(a.rendered.tokens[a.rendered.prompt_length :], device=f.device)
+            fold = torch.full((len(tokens),), int(self._fold[a.query]), device=f.device)
+            rewards.append(self.judges.tokens(f, tokens, fold).cpu().numpy())
+        gains = advantages(rewards, [a.query for a in answers], self.o.discount)
+        self._see_answers(model, numbers, answers, features)
+        total = sum(map(len, gains))
+        out = []
+        for group in cut([a.rendered for a in answers], self.max_tokens):
+            batch = make_batch([answers[i].rendered for i in group])
+            out.append(Sampled(batch, np.concatenate([gains[i] for i in group]), count / total))
+        return out
+
+    def _see_answers(
+        self, model: CausalModel, numbers: Sequence[int], answers: Sequence[Rollout], features: Sequence[Tensor]
+    ) -> None:
+        rows = [self._rendered[n] for n in numbers]
+        real = np.concatenate([r.tokens[r.prompt_length :][: _targets(r)] for r in rows])
+        fake = np.concatenate([a.rendered.tokens[a.rendered.prompt_length :] for a in answers])
+        device = features[0].device
+        pairs = Pairs(
+            torch.cat(self._read(rows)), torch.as_tensor(real, device=device),
+            torch.as_tensor(np.concatenate([np.full(_targets(r), self._fold[n]) for n, r in zip(numbers, rows,
+                                                                                                strict=True)])),
+            torch.cat(list(features)), torch.as_tensor(fake, device=device),
+            torch.as_tensor(np.concatenate([np.full(len(a.logprobs), self._fold[a.query]) for a in answers])),
+            self._ratio(model, rows), self._ratio(model, [a.rendered for a in answers]),
+        )  # fmt: skip
+        self._pending.append(pairs)
+        self.judges.watch(pairs)
+
+    @torch.no_grad()
+    def _ratio(self, model: CausalModel, rows: Sequence[Rendered]) -> Tensor:
+        """(N,) log π/π_ref of the answers' tokens, row after row; zeros without the correction."""
+        if not self.o.correction:
+            return torch.zeros(sum(map(_targets, rows)), device=model.device)
+        batch = make_batch(rows)
+        now = model.target_log_probs(batch)
+        with self._at_start():
+            return now - model.target_log_probs(batch)
+
+    def _policy(self, model: CausalModel, batch: Sampled) -> Loss:
+        """−Σ A_t log π(a_t), in the units of the references' sum."""
+        log_p = model.target_log_probs(batch.batch)
+        gains = torch.as_tensor(batch.advantages, device=log_p.device, dtype=log_p.dtype)
+        return Loss(-self._signal * batch.share * (gains * log_p).sum())
+
+    # -- validation ---------------------------------------------------------------------------------------------------
+
+    def validation(self) -> Sequence[Judged]:
+        return [Judged(tuple(self.task.validation))] if self.task.validation else []
+
+    def _judge(self, model: CausalModel, batch: Judged) -> Loss:
+        """How far answers are from the best value of the task's first metric."""
+        engine, name = Engine(model, self.renderer), self.task.metrics[0]
+        room = model.prompt_limit(self.task.max_answer_tokens)
+        asked = [self.renderer.fit(e.messages, room)[0] for e in batch.held_out]
+        closed = [i for i, e in enumerate(batch.held_out) if e.choices]
+        free = [i for i, e in enumerate(batch.held_out) if not e.choices]
+        texts = [""] * len(asked)
+        if closed:
+            choices = [batch.held_out[i].choices for i in closed]
+            for i, best in zip(closed, engine.rank([asked[i] for i in closed], choices), strict=True):
+                texts[i] = batch.held_out[i].choices[best]
+        if free:
+            answers = engine.generate([asked[i] for i in free], Sampling(max_tokens=self.task.max_answer_tokens))
+            for i, answer in zip(free, answers, strict=True):
+                texts[i] = answer.text
+        value = values(judge(texts, batch.held_out, [name]), batch.held_out)[name]
+        return Loss(torch.tensor(_regret(name, value, batch.held_out) * batch.count))
+
+
+def _regret(name: str, value: float, examples: Sequence[Example]) -> float:
+    """How far a metric's value is from its best."""
+    from kamerton.evaluation.metrics import get_metric
+
+    metric = get_metric(name, examples)
+    low, high = metric.range
+    if metric.higher_is_better:
+        return (high - value) if np.isfinite(high) else -value
+    return (value - low) if np.isfinite(low) else value
+
+
+def _targets(row: Rendered) -> int:
+    """Tokens of a row that carry loss."""
+    return sum(1 for w in row.weights if w)
+
+
+def _slice(batch: Batch, part: slice) -> Batch:
+    """A batch with some of its targets."""
+    return Batch(batch.prefix, batch.rows, batch.prompts, batch.positions[part], batch.targets[part],
+                 batch.weights[part], batch.tokens)  # fmt: skip
+
+
+@torch.no_grad()
+def _write(module: nn.Module, saved: dict[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        if name in saved:
+            parameter.copy_(saved[name])
+
+

@@ -1,0 +1,42 @@
+"""Options of the objective `adversarial`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kamerton.tuning.parameterisation import Options
+
+
+class AdversarialOptions(Options):
+    """How an adversarial stage goes on from a supervised one."""
+
+    path: Literal["references", "rollouts", "both"] = Field(
+        "references", description="where the signal comes from: reference answers without sampling, sampled answers, both"
+    )
+    share: float = Field(0.4, gt=0, lt=1, description="share of the budget for it; the rest is the supervised start")
+    weight: float = Field(1.0, ge=0, description="of the adversarial signal; 0: go on with supervised training alone")
+    anchor: float = Field(1.0, ge=0, description="weight of the supervised loss beside it")
+    kl: float = Field(0.1, ge=0, description="weight of the KL divergence to the supervised start, in nats a token")
+    rate: float = Field(0.5, gt=0, description="peak learning rate as a share of the supervised start's")
+    average: float = Field(0.9, ge=0, lt=1, description="exponential average of what is trained, for evaluation; 0: none")
+    correction: bool = Field(
+        True, description="judge d − log π/π_ref in place of d, so that d estimates the reward (adversarial IRL)"
+    )
+    cross_fitting: bool = Field(True, description="two discriminators, each judge of what the other was trained on")
+    rank: int = Field(32, gt=0, description="width of the discriminator's product")
+    discriminator_rate: float = Field(1e-3, gt=0, description="learning rate of the discriminators")
+    decay: float = Field(0.01, ge=0, description="weight decay of the discriminators")
+    penalty: float = Field(0.01, ge=0, description="R1 and R2 penalty on the discriminators")
+    replay: int = Field(4096, ge=0, description="tokens of older answers that each discriminator keeps")
+    warmup_steps: int = Field(20, ge=0, description="steps of the discriminators alone, before the first adversarial one")
+    controller: bool = Field(True, description="keep the held-out AUC in the band; else a fixed ratio of steps")
+    low: float = Field(0.6, gt=0.5, lt=1, description="lower edge of the band of the held-out AUC")
+    high: float = Field(0.9, gt=0.5, le=1, description="upper edge of the band")
+    steps: float = Field(1.0, gt=0, description="discriminator steps for one of the generator, at first")
+    group: int = Field(4, gt=1, description="rollouts: answers to each query")
+    queries: int = Field(4, gt=0, description="rollouts: queries in a step")
+    discount: float = Field(0.8, ge=0, le=1, description="rollouts: of the reward-to-go, per token")
+    temperature: float = Field(1.0, gt=0, description="rollouts: at which answers are sampled")
+    validations: int = Field(4, gt=0, description="times that sampled answers are judged on validation examples")

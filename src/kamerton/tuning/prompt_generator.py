@@ -1,0 +1,121 @@
+"""A prompt generator in front of a frozen base: the parameterisation of `gan-prompt`. The network is in `generator.py`.
+
+The static soft tokens stand in front of everything and go through the model once for all rows. Those that depend on the
+query stand at its end, before the template's own end of the prompt, so that the shared front and instruction still go
+through the model once; `place: front` puts them before the whole prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kamerton.base.encoder_decoder import causal
+from kamerton.base.inserts import FRONT, Inserts
+from kamerton.base.load import Base
+from kamerton.base.model import CausalModel, Front
+from kamerton.rendering import Renderer
+from kamerton.tasks.example import Message, Task
+from kamerton.tuning.parameterisation import Options, Tuned, load_peft
+from kamerton.tuning.prompt import embeddings_of, spread
+from kamerton.tuning.starts import STARTS, task_tokens
+
+
+class PromptGeneratorOptions(Options):
+    """Options of a prompt generator."""
+
+    tokens: int = Field(100, gt=0, description="static soft tokens in front of everything")
+    generated: int = Field(8, gt=0, description="soft tokens that are made of the query")
+    rank: int = Field(16, gt=0, description="numbers that each generated token is made of")
+    key_size: int = Field(16, gt=0, description="width of the attention over the query's states")
+    noise: int = Field(0, ge=0, description="random numbers that go into a generated token beside the query")
+    place: Literal["end", "front"] = Field(
+        "end", description="generated tokens at the end of the prompt, or before the whole of it"
+    )
+    middle: float = Field(0.5, gt=0, le=1, description="share of the layers below the middle one that is read")
+    init: Literal["examples", "task", "labels", "vocabulary"] = Field(
+        "examples", description="what the static soft tokens start from, as in prompt tuning"
+    )
+
+
+class PromptGenerator:
+    """Static soft tokens, and soft tokens made of the query."""
+
+    name = "prompt-generator"
+    options = PromptGeneratorOptions
+
+    @staticmethod
+    def attach(base: Base, options: PromptGeneratorOptions, task: Task, seed: int) -> Tuned:
+        from peft import get_peft_model
+
+        from kamerton.tuning.generator import GeneratorConfig
+
+        causal(base.model, "a prompt generator")
+        ids = STARTS[options.init](base, task, options.tokens, seed)
+        start = torch.cat([embeddings_of(base, ids), embeddings_of(base, task_tokens(base, task, options.generated, seed))])
+        fresh = base.reload()
+        torch.manual_seed(seed)
+        config = GeneratorConfig(
+            task_type="CAUSAL_LM", num_static=options.tokens, num_generated=options.generated,
+            hidden_size=start.shape[1], rank=options.rank, key_size=options.key_size, noise=options.noise,
+            tail=prompt_tail(base.renderer), front=options.place == "front", middle=options.middle,
+        )  # fmt: skip
+        peft = get_peft_model(fresh.model.hf, config)
+        network = peft.base_model.network
+        with torch.no_grad():
+            network.start.copy_(start)
+            network.unit.copy_(spread(base))
+        return _tuned(fresh, peft)
+
+    @staticmethod
+    def load(base: Base, folder: Path) -> Tuned:
+        import kamerton.tuning.generator  # noqa: F401 - makes it known to peft
+
+        return _tuned(*load_peft(base, folder))
+
+
+def prompt_tail(renderer: Renderer) -> list[int]:
+    """The token ids that every prompt ends with, behind its last message's text."""
+    first, second = (renderer.prompt((Message("user", text),)) for text in ("a b", "c d"))
+    count = 0
+    while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
+        count += 1
+    return first[len(first) - max(count, 1) :]
+
+
+def _tuned(fresh: Base, peft: Any) -> Tuned:
+    tuner = peft.base_model
+    config = tuner.config_in_use
+
+    def front() -> Front:
+        with torch.autocast(fresh.model.device.type, enabled=False):
+            return Front(embeddings=tuner.network.front())
+
+    def make(prompts: Sequence[Sequence[int]]) -> Tensor:
+        features = tuner.reader()(prompts)
+        with torch.autocast(fresh.model.device.type, enabled=False):
+            return tuner.network(features, _noise(tuner, prompts))
+
+    inserts = Inserts(config.num_generated, FRONT if config.front else len(config.tail), make)
+    model = CausalModel(peft.base_model.model, front, inserts=inserts)
+    tuner.reader().count_for(model)
+    return Tuned(model, peft, peft)
+
+
+def _noise(tuner: Any, prompts: Sequence[Sequence[int]]) -> Tensor | None:
+    """(B, z) random numbers: new ones at every training pass, those that belong to a prompt at every other."""
+    size, device = tuner.network.noise, tuner.network.start.device
+    if not size:
+        return None
+    if tuner.training:
+        return torch.randn(len(prompts), size).to(device)
+    keys = [hashlib.blake2b(np.asarray(p, dtype="<i8").tobytes(), digest_size=8).digest() for p in prompts]
+    rows = [np.random.default_rng(int.from_bytes(key, "little")).standard_normal(size) for key in keys]
+    return torch.tensor(np.stack(rows), dtype=torch.float32, device=device)

@@ -21,7 +21,7 @@ class FullMethod(TrainedMethod):
     paper = "Howard & Ruder 2018, arXiv 1801.06146"
     options = FullMethodOptions
     parameterisation = Full
-    space = {"learning_rate": (1e-4, 3e-5, 3e-4), "batch_size": (16, 8)}  # noqa: RUF012 (read only)
+    space = {"learning_rate": (1e-4, 3e-5, 3e-4), "batch_size": (8, 16)}  # noqa: RUF012 (read only)
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         if tuned.model.frozen is not None:

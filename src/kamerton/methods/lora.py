@@ -23,7 +23,7 @@ class LoraMethod(TrainedMethod):
     paper = "Hu et al. 2021, arXiv 2106.09685"
     options = LoraMethodOptions
     parameterisation: ClassVar[Any] = Lora
-    space = {"learning_rate": (1e-3, 3e-4, 3e-3), "rank": (16, 4, 64), "batch_size": (16, 8)}  # noqa: RUF012 (read only)
+    space = {"learning_rate": (1e-3, 3e-4, 3e-3), "rank": (16, 4, 64), "batch_size": (8, 16)}  # noqa: RUF012 (read only)
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         settle(tuned.peft, base)

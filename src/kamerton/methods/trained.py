@@ -44,7 +44,7 @@ class TrainingOptions(Options):
         None, description="language-modeling: a file or folder of texts; default: the training examples as text"
     )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate; none: searched on validation")
-    batch_size: int = Field(16, gt=0, description="examples in an optimiser step")
+    batch_size: int = Field(8, gt=0, description="examples in an optimiser step")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the budget over which the learning rate rises")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")

@@ -15,7 +15,7 @@ from kamerton.base import CausalModel, EncoderDecoderModel, LanguageModel
 from kamerton.errors import KamertonError
 from kamerton.inference.encoded import EncodedDecoder, EncodedScorer
 from kamerton.inference.generate import PREFILL_TOKENS, Decoder, FirstToken, Row
-from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
+from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.rank import Ranker
 from kamerton.inference.sampling import Sampling
 from kamerton.inference.score import Scorer, Tree, tree_of

@@ -25,7 +25,8 @@ from kamerton.inference.prefix import common_prefix, fill
 PASS_TOKENS = 4096
 """Tokens of one pass."""
 
-Tokens = tuple[int, ...]
+Key = tuple[tuple[int, ...], int, bool]
+"""A sequence, its first position that is wanted, and whether it is read alone."""
 
 
 class Features:
@@ -49,32 +50,36 @@ class Features:
         self._layer = layers[max(0, min(len(layers) - 1, round(len(layers) * middle) - 1))]
         self.width = 2 * int(self._model.config.hidden_size)
         self.limit = int(SHARE_OF_MEMORY * free_bytes(self._model.device)) if limit is None else limit
-        self._known: dict[tuple[Tokens, int], Tensor] = {}
+        self._known: dict[Key, Tensor] = {}
         self.bytes = self.computed = self.replayed = 0
 
     def count_for(self, model: LanguageModel) -> None:
         """Count what is computed from now on as the work of a model."""
         self._model.work = model.work
 
-    def __call__(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> list[Tensor]:
+    def __call__(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None, *, alone: bool = False
+    ) -> list[Tensor]:
         """Features of sequences.
 
         Args:
             sequences: token ids, each at least one.
             starts: the first position of each sequence that is wanted; default: all of them.
+            alone: read each sequence by itself, so that not a bit depends on what else is asked for (training that is
+                stopped and resumed reads in another order); else what they share is read once.
 
         Returns:
             For each sequence (L − start, width) float32 on the model's device, without gradient.
         """
         first = [0] * len(sequences) if starts is None else list(starts)
-        keys = [(tuple(s), start) for s, start in zip(sequences, first, strict=True)]
+        keys = [(tuple(s), start, alone) for s, start in zip(sequences, first, strict=True)]
         missing = sorted({k for k in keys if k not in self._known}, key=lambda k: (len(k[0]), k))
         self.computed += len(missing)
         self.replayed += len(keys) - len(missing)
-        found: dict[tuple[Tokens, int], Tensor] = {}
+        found: dict[Key, Tensor] = {}
         # what is kept is asked for again under gradient, where tensors of inference mode are refused
         with torch.inference_mode(False), torch.no_grad():
-            for batch in fill([len(k[0]) for k in missing], PASS_TOKENS):
+            for batch in fill([len(k[0]) for k in missing], 1 if alone else PASS_TOKENS):
                 part = [missing[i] for i in batch]
                 for key, states in zip(part, self._read(part), strict=True):
                     found[key] = states
@@ -84,8 +89,8 @@ class Features:
                         self.bytes += size
         return [found[k] if k in found else self._known[k] for k in keys]
 
-    def _read(self, keys: Sequence[tuple[Tokens, int]]) -> list[Tensor]:
-        rows = [list(tokens) for tokens, _ in keys]
+    def _read(self, keys: Sequence[Key]) -> list[Tensor]:
+        rows = [list(key[0]) for key in keys]
         shared = common_prefix(rows)
         grabbed: list[Tensor] = []
 
@@ -100,7 +105,7 @@ class Features:
         middle = grabbed[0]  # (P + T, H), the prefix first
         whole = torch.cat([_normed(middle), _normed(torch.cat([last.prefix, last.rows]))], dim=1)
         head, own = whole[:shared], whole[shared:].split(list(last.lengths))
-        return [torch.cat([head, part])[start:].clone() for part, (_, start) in zip(own, keys, strict=True)]
+        return [torch.cat([head, part])[start:].clone() for part, (_, start, _) in zip(own, keys, strict=True)]
 
 
 def _normed(states: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ METHODS: dict[str, str] = {
     "prefix-tuning": "kamerton.methods.prefix_tuning:PrefixTuningMethod",
     "p-tuning": "kamerton.methods.p_tuning:PTuningMethod",
     "p-tuning-v2": "kamerton.methods.p_tuning_v2:PTuningV2Method",
+    "gan-prompt": "kamerton.methods.gan_prompt:GanPrompt",
+    "prompt-generator": "kamerton.methods.prompt_generator:PromptGeneratorMethod",
     "ia3": "kamerton.methods.ia3:Ia3Method",
     "adapter": "kamerton.methods.adapter:AdapterMethod",
     "lora": "kamerton.methods.lora:LoraMethod",

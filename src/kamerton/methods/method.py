@@ -72,6 +72,7 @@ class FitRecord:
 
     Attributes:
         chosen: hyperparameters that validation chose; `search`: what was tried.
+        learning_rate: the peak that was used, where one was.
         seconds, tokens, flops: spent on training, the search included.
         curve: learning curve of the run that was kept.
         trainable_parameters: numbers that were trained.
@@ -91,6 +92,7 @@ class FitRecord:
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     marks: list[str] = field(default_factory=list)
+    learning_rate: float | None = None
     finished: bool = True
     expected_flops: float = 0.0
 

@@ -25,7 +25,9 @@ from kamerton.methods import option_files
 from kamerton.methods.defined import check_defined
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run
 from kamerton.methods.search import Halving, Values, draw, label, shown, space_of, survivors
+from kamerton.methods.stages import two_stages
 from kamerton.objectives import OBJECTIVES, get_objective
+from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.training.files import write_json
@@ -53,6 +55,9 @@ class TrainingOptions(Options):
     max_tokens: int = Field(4096, gt=0, description="tokens in one pass through the model")
     limit: int | None = Field(None, gt=0, description="longest example in tokens; default: the model's positions")
     search_share: float = Field(0.3, gt=0, lt=1, description="share of the budget for choosing hyperparameters")
+    adversarial: AdversarialOptions | None = Field(
+        None, description="adversarial: options of that stage; none: their defaults"
+    )
     candidates: int | None = Field(
         None, gt=0, description="settings of the search space that are tried; none: its learning rates only"
     )
@@ -105,6 +110,22 @@ class TrainedMethod:
         """Train within the budget; what was started in `run.folder` goes on from there."""
         check_defined(base, self, options)
         budget = DEFAULT_BUDGET if budget.unlimited else budget
+        objective = get_objective(options.objective)
+        if getattr(objective, "warm_start", None) is None:
+            trained = self._train(base, task, budget, options, run)
+        else:
+            trained = two_stages(self, base, task, budget, options, run)
+        tuned, settled, record = trained
+        record.trainable_parameters = tuned.trainable_parameters
+        tuned.module.requires_grad_(False)
+        self.finish(base, tuned)
+        record.notes += tuned.notes
+        return self._adapted(base, tuned, settled, record, run.max_batch_tokens)
+
+    def _train(
+        self, base: Base, task: Task, budget: Budget, options: Any, run: Run
+    ) -> tuple[Tuned, Options, FitRecord]:
+        """Search and train by one objective: what was tuned, the options that fit it, and the record."""
         space = space_of(self)
         fixed = {name: getattr(options, name) for name in space if name in (options.fixed or ())}
         if options.learning_rate is not None:
@@ -132,14 +153,11 @@ class TrainedMethod:
         record.flops += own
         record.curve = result.state.curve
         record.notes += result.notes
-        record.trainable_parameters = tuned.trainable_parameters
         record.finished = result.finished
-        tuned.module.requires_grad_(False)
-        self.finish(base, tuned)
-        record.notes += tuned.notes
+        record.learning_rate = rate
         # what is attached must be known to whoever loads it; the learning rate is only of interest in the record
         attached = {name: value for name, value in values.items() if name != "learning_rate"}
-        return self._adapted(base, tuned, trial.settle(attached), record, run.max_batch_tokens)
+        return tuned, trial.settle(attached), record
 
     def front(self, options: Any) -> int:  # noqa: ARG002
         """Positions that what is trained takes in front of every sequence."""

@@ -10,6 +10,7 @@ from kamerton.errors import RecipeError
 OBJECTIVES: dict[str, str] = {
     "supervised": "kamerton.objectives.supervised:Supervised",
     "language-modeling": "kamerton.objectives.language_modeling:LanguageModeling",
+    "adversarial": "kamerton.objectives.adversarial:Adversarial",
     "retrieval-marginal": "kamerton.objectives.retrieval_marginal:RetrievalMarginal",
 }
 

@@ -201,14 +201,16 @@ class Adversarial:
         """The model as it was at its supervised start, for as long as this lasts."""
         assert self._module is not None
         own = {n: p.detach().clone() for n, p in self._module.named_parameters() if p.requires_grad}
-        training = self._module.training
+        dropping = [m for m in self._module.modules() if isinstance(m, nn.Dropout) and m.training]
         try:
-            self._module.eval()
+            for module in dropping:
+                module.eval()
             _write(self._module, self._warm)
             yield
         finally:
             _write(self._module, own)
-            self._module.train(training)
+            for module in dropping:
+                module.train()
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -239,24 +241,24 @@ class Adversarial:
             batch = make_batch([rows[i] for i in group])
             owners = np.concatenate([np.full(_targets(self._rendered[n]), n) for n in numbers])
             features = torch.cat(self._read([self._rendered[n] for n in numbers]))
-            out.append(References(batch, owners, features, self._started(numbers, batch, owners, model)))
+            out.append(References(batch, owners, features, self._started(numbers, model)))
         return out
 
     def _read(self, rows: Sequence[Rendered]) -> list[Tensor]:
         """For each row (targets, F): features of the positions before its targets."""
-        found = self._features([r.tokens for r in rows], [r.prompt_length - 1 for r in rows])
+        found = self._features([r.tokens for r in rows], [r.prompt_length - 1 for r in rows], alone=True)
         return [f[: _targets(r)] for f, r in zip(found, rows, strict=True)]
 
     @torch.no_grad()
-    def _started(self, numbers: Sequence[int], batch: Batch, owners: np.ndarray, model: CausalModel) -> Tensor:
-        """(N, H) hidden states of the supervised start at a batch's targets, kept between epochs."""
+    def _started(self, numbers: Sequence[int], model: CausalModel) -> Tensor:
+        """(N, H) hidden states of the supervised start at examples' targets, kept between epochs."""
         if not self._needs_start:
-            return torch.zeros(len(owners), 0)
-        if any(n not in self._start for n in numbers):
+            return torch.zeros(sum(_targets(self._rendered[n]) for n in numbers), 0)
+        missing = [n for n in numbers if n not in self._start]
+        if missing:
             with self._at_start():
-                hidden = model.target_hidden(batch)
-            for n in numbers:
-                self._start[n] = hidden[torch.from_numpy(owners == n)].clone()
+                for n in missing:  # one by one: not a bit depends on which others were asked for
+                    self._start[n] = model.target_hidden(make_batch([self._rendered[n]]))
         return torch.cat([self._start[n] for n in numbers])
 
     @property
@@ -468,5 +470,3 @@ def _write(module: nn.Module, saved: dict[str, Tensor]) -> None:
     for name, parameter in module.named_parameters():
         if name in saved:
             parameter.copy_(saved[name])
-
-

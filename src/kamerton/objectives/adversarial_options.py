@@ -13,14 +13,17 @@ class AdversarialOptions(Options):
     """How an adversarial stage goes on from a supervised one."""
 
     path: Literal["references", "rollouts", "both"] = Field(
-        "references", description="where the signal comes from: reference answers without sampling, sampled answers, both"
+        "references",
+        description="where the signal comes from: reference answers without sampling, sampled answers, both",
     )
     share: float = Field(0.4, gt=0, lt=1, description="share of the budget for it; the rest is the supervised start")
     weight: float = Field(1.0, ge=0, description="of the adversarial signal; 0: go on with supervised training alone")
     anchor: float = Field(1.0, ge=0, description="weight of the supervised loss beside it")
     kl: float = Field(0.1, ge=0, description="weight of the KL divergence to the supervised start, in nats a token")
     rate: float = Field(0.5, gt=0, description="peak learning rate as a share of the supervised start's")
-    average: float = Field(0.9, ge=0, lt=1, description="exponential average of what is trained, for evaluation; 0: none")
+    average: float = Field(
+        0.9, ge=0, lt=1, description="of the exponential average that is evaluated and kept; 0: none"
+    )
     correction: bool = Field(
         True, description="judge d − log π/π_ref in place of d, so that d estimates the reward (adversarial IRL)"
     )
@@ -30,7 +33,7 @@ class AdversarialOptions(Options):
     decay: float = Field(0.01, ge=0, description="weight decay of the discriminators")
     penalty: float = Field(0.01, ge=0, description="R1 and R2 penalty on the discriminators")
     replay: int = Field(4096, ge=0, description="tokens of older answers that each discriminator keeps")
-    warmup_steps: int = Field(20, ge=0, description="steps of the discriminators alone, before the first adversarial one")
+    warmup_steps: int = Field(20, ge=0, description="steps of the discriminators alone, at first")
     controller: bool = Field(True, description="keep the held-out AUC in the band; else a fixed ratio of steps")
     low: float = Field(0.6, gt=0.5, lt=1, description="lower edge of the band of the held-out AUC")
     high: float = Field(0.9, gt=0.5, le=1, description="upper edge of the band")

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kamerton.errors import KamertonError
+
 
 class Factored(nn.Module):
     """d(c, v) = ⟨A f(c), B e(v)⟩.
@@ -241,6 +243,11 @@ class CrossFitted:
         real = judge.of_tokens(pairs.features, pairs.real) - pairs.real_offset
         fake = judge.of_tokens(pairs.fake_features, pairs.fake) - pairs.fake_offset
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+        if not bool(torch.isfinite(loss)):
+            raise KamertonError(
+                "the discriminator's loss is not a number; the best weights so far are kept",
+                mend="lower discriminator_rate",
+            )
         whole = loss + self.penalty * (judge.penalty(pairs.real) + judge.penalty(pairs.fake))
         optimiser.zero_grad()
         whole.backward()

@@ -80,17 +80,23 @@ def microbatches(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 
 
     Sorted by length, so that rows of one microbatch are about equally long.
     """
-    ordered = sorted(rendered, key=lambda r: (len(r.tokens), r.tokens))
+    return [make_batch([rendered[i] for i in group], share=share) for group in cut(rendered, max_tokens, parts=parts)]
+
+
+def cut(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 1) -> list[list[int]]:
+    """The numbers of the examples of each microbatch, by the rules of `microbatches`."""
+    ordered = sorted(range(len(rendered)), key=lambda i: (len(rendered[i].tokens), rendered[i].tokens))
     limit = -(-len(ordered) // parts)
-    groups: list[list[Rendered]] = []
+    groups: list[list[int]] = []
     used = 0
-    for r in ordered:
-        if not groups or used + len(r.tokens) > max_tokens or len(groups[-1]) >= limit:
+    for i in ordered:
+        size = len(rendered[i].tokens)
+        if not groups or used + size > max_tokens or len(groups[-1]) >= limit:
             groups.append([])
             used = 0
-        groups[-1].append(r)
-        used += len(r.tokens)
-    return [make_batch(group, share=share) for group in groups]
+        groups[-1].append(i)
+        used += size
+    return groups
 
 
 def order(step: int, batch_size: int, size: int, seed: int) -> list[int]:

@@ -67,13 +67,15 @@ def _copy(saved: Mapping[str, Tensor], module: nn.Module) -> None:
 
 
 def save_checkpoint(
-    folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> Path:
+    folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any],
+    others: Mapping[str, Tensor] | None = None,
+) -> Path:  # fmt: skip
     """Write a checkpoint and drop all but the newest `KEEP`.
 
     Args:
         folder: holds the checkpoints of one run.
         state: what JSON can hold; `state["step"]` names the checkpoint.
+        others: further tensors that belong to it (an objective's own networks, averages).
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state['step']:06d}"
@@ -87,7 +89,9 @@ def save_checkpoint(
             moments[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).contiguous().cpu()
     save_file({k: v.contiguous().cpu() for k, v in trained_weights(module).items()}, partial / "weights.safetensors")
     save_file(moments, partial / "optimiser.safetensors")
-    sums = {name: _checksum(partial / name) for name in ("weights.safetensors", "optimiser.safetensors")}
+    if others:
+        save_file({k: v.contiguous().cpu().clone() for k, v in others.items()}, partial / "others.safetensors")
+    sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
     (partial / "state.json").write_text(json.dumps({**state, "checksums": sums}))
     for file in partial.iterdir():
         _sync(file)
@@ -122,7 +126,8 @@ def load_checkpoint(
         key: fingerprint of the run; checkpoints of another run are left alone.
 
     Returns:
-        The state, or None where there is no checkpoint, and a note for each damaged one that was passed over.
+        The state, its further tensors under the name `others`, or None where there is no checkpoint, and a note for
+        each damaged one that was passed over.
     """
     notes = []
     for path in checkpoints(folder):
@@ -135,6 +140,8 @@ def load_checkpoint(
             # all of it is read before any of it is used: what is damaged leaves no trace in the model
             weights = _read_weights(path / "weights.safetensors", module)
             moments = _read_moments(path / "optimiser.safetensors", module)
+            more = path / "others.safetensors"
+            state["others"] = load_file(more) if more.name in state["checksums"] else {}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, ModelError) as error:
             reason = " ".join(f"{error}".split())
             notes.append(f"checkpoint {path.name} is damaged ({reason}); the one before it was used")

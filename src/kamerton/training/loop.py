@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 from kamerton.base.model import LanguageModel
 from kamerton.base.work import Work
 from kamerton.errors import BudgetError, KamertonError
+from kamerton.training.average import Average
 from kamerton.training.budget import Budget
 from kamerton.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, trained_weights
-from kamerton.training.objective import Loss, Objective
+from kamerton.training.objective import Loss, Objective, Stateful
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Settings:
         patience: validations without improvement after which training stops early.
         bfloat16: compute in bfloat16 with trained weights and their optimiser in float32.
         checkpoint_seconds: least time between checkpoints; writing one never takes more than a twentieth of the time.
+        average: decay of an exponential average of what is trained, which is validated and kept in its place; 0: none.
+        validate_start: what training starts from is a candidate for the best checkpoint.
         trackers: names of accelerate's trackers (tensorboard, wandb, …).
         seed: of everything random in a step.
     """
@@ -56,6 +60,8 @@ class Settings:
     patience: int = 4
     bfloat16: bool = False
     checkpoint_seconds: float = 30.0
+    average: float = 0.0
+    validate_start: bool = False
     trackers: tuple[str, ...] = ()
     seed: int = 0
 
@@ -89,6 +95,7 @@ class State:
     behind: int = 0
     validated: int = 0
     stopped_early: bool = False
+    start_loss: float | None = None
     work: dict[str, int] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -178,6 +185,10 @@ def fit(
     )  # fmt: skip
     saved, notes = load_checkpoint(folder, module, optimiser, key=key)
     state = State(**saved["run"]) if saved else State()
+    others: dict[str, Tensor] = saved["others"] if saved else {}
+    average = Average(module, settings.average, others) if settings.average else None
+    if saved and isinstance(objective, Stateful):
+        objective.restore({k.removeprefix("objective/"): v for k, v in others.items() if k.startswith("objective/")})
     work_before = Work(**state.work) - model.work
     wrapped = accelerator.prepare_model(_Step(module, model, objective), device_placement=False)
     best_path = folder / "best.safetensors"
@@ -199,7 +210,10 @@ def fit(
         begin = time.perf_counter()
         state.work = asdict(work_before + model.work)
         if accelerator.is_main_process:
-            save_checkpoint(folder, module, optimiser, {"step": state.step, "key": key, "run": asdict(state)})
+            more = average.state() if average is not None else {}
+            if isinstance(objective, Stateful):
+                more |= {f"objective/{k}": v for k, v in objective.state().items()}
+            save_checkpoint(folder, module, optimiser, {"step": state.step, "key": key, "run": asdict(state)}, more)
         last_save = time.perf_counter()
         save_cost = last_save - begin
 
@@ -209,17 +223,21 @@ def fit(
             held_out = objective.validation()
         if not held_out:
             return
-        value = _validation_loss(wrapped, module, held_out)
+        with average.in_place() if average is not None else nullcontext():
+            value = _validation_loss(wrapped, module, held_out)
+            if value < state.best_loss and accelerator.is_main_process:
+                save_weights(best_path, module)
         if state.curve:
             state.curve[-1]["validation_loss"] = value
         if value < state.best_loss:
             state.best_loss, state.best_step, state.behind = value, state.step, 0
-            if accelerator.is_main_process:
-                save_weights(best_path, module)
         else:
             state.behind += 1
             state.stopped_early = state.behind >= settings.patience
 
+    if settings.validate_start and state.step == 0 and state.start_loss is None:
+        validate()
+        state.start_loss, state.seconds = state.best_loss, time.perf_counter() - started
     done = share()
     while done < until and not state.stopped_early:
         torch.manual_seed(_step_seed(settings.seed, state.step))
@@ -237,6 +255,8 @@ def fit(
             state.seconds, state.work = time.perf_counter() - started, asdict(work_before + model.work)
             error.state = state
             raise error
+        if average is not None:
+            average.update()
         state.step += 1
         state.examples += _total(accelerator, sum(b.examples for b in batches))
         state.tokens += _total(accelerator, sum(b.tokens for b in batches))
@@ -284,6 +304,8 @@ def fit(
                 f"stopped early at step {state.step}: validation loss had not improved for {settings.patience} "
                 f"validations; the weights of step {state.best_step} were kept"
             )
+    elif finished and average is not None:
+        average.settle()
     module.eval()
     return Result(state, state.best_loss, notes, finished)
 
@@ -334,8 +356,6 @@ def _validation_loss(wrapped: nn.Module, module: nn.Module, batches: Sequence[An
 
 
 def _maybe_no_sync(accelerator: Any, wrapped: nn.Module, *, sync: bool) -> Any:
-    from contextlib import nullcontext
-
     return nullcontext() if sync else accelerator.no_sync(wrapped)
 
 

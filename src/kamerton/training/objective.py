@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -56,4 +56,17 @@ class Objective(Protocol):
 
     def loss(self, model: LanguageModel, batch: Any) -> Loss:
         """The summed loss of a microbatch."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective with something of its own that changes as it trains (a discriminator, a buffer of answers)."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, as tensors; kept in checkpoints."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
         ...

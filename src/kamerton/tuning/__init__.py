@@ -13,6 +13,7 @@ PARAMETERISATIONS: dict[str, str] = {
     "prompt-tuning": "kamerton.tuning.prompt:PromptTuning",
     "prefix-tuning": "kamerton.tuning.prefix:Prefix",
     "p-tuning": "kamerton.tuning.p_tuning:PTuning",
+    "prompt-generator": "kamerton.tuning.prompt_generator:PromptGenerator",
     "ia3": "kamerton.tuning.ia3:Ia3",
     "adapter": "kamerton.tuning.adapter:Adapter",
     "full": "kamerton.tuning.full:Full",

@@ -123,6 +123,19 @@ class Generator(nn.Module):
         return own + self.unit * self.up(torch.tanh(inner))
 
 
+class Networks(nn.Module, BaseTunerLayer):
+    """The generators by name, where peft looks for what belongs to an adapter."""
+
+    adapter_layer_names = ("generator_networks",)
+
+    def __init__(self, adapter_name: str) -> None:
+        super().__init__()
+        self.generator_networks = nn.ModuleDict()
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.merged_adapters: list[str] = []
+
+
 class GeneratorModel(BaseTuner):
     """peft's side of it: the base with any number of generators, of which the active one is used."""
 
@@ -132,37 +145,36 @@ class GeneratorModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Add a generator; the base's own modules stay as they are."""
-        if "generator_networks" not in self._modules:
-            self.generator_networks = nn.ModuleDict()
+        if "holder" not in self._modules:
+            self.holder = Networks(adapter_name)
             self.features: dict[float, Features] = {}
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
         config: Any = self.peft_config[adapter_name]
         network = Generator(config).to(next(model.parameters()).device)
         network.requires_grad_(not config.inference_mode)
-        self.generator_networks[adapter_name] = network
-        self.enabled = True
+        self.holder.generator_networks[adapter_name] = network
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Use another generator."""
         name = adapter_name if isinstance(adapter_name, str) else adapter_name[0]
-        for other, network in self.generator_networks.items():
+        for other, network in self.holder.generator_networks.items():
             network.requires_grad_(other == name and not inference_mode)
-        self.active_adapter = name
+        self.active_adapter = self.holder._active_adapter = name
 
     def enable_adapter_layers(self) -> None:
-        self.enabled = True
+        self.holder._disable_adapters = False
 
     def disable_adapter_layers(self) -> None:
-        self.enabled = False
+        self.holder._disable_adapters = True
 
-    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - peft's signature
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("a generator replaces no module")
 
     @property
     def network(self) -> Any:
         """The active generator."""
-        return self.generator_networks[self.active_adapters[0]]
+        return self.holder.generator_networks[self.active_adapters[0]]
 
     @property
     def config_in_use(self) -> Any:
@@ -175,14 +187,21 @@ class GeneratorModel(BaseTuner):
             self.features[share] = Features(self.model, middle=share)
         return self.features[share]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Whole sequences, each a prompt and perhaps an answer, padded on the right: logits of the real tokens.
 
         Raises:
-            ModelError: a sequence without the end of a prompt in it.
+            ModelError: a sequence without the end of a prompt in it, or embeddings in place of tokens.
         """
-        if not self.enabled:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if self.holder.disable_adapters:
+            return self.model(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
+            )
+        if input_ids is None:
+            raise ModelError("a prompt generator reads tokens, not embeddings", mend="give input_ids")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         config, embed = self.config_in_use, self.model.get_input_embeddings()
         rows = [ids[: int(n)].tolist() for ids, n in zip(input_ids, mask.sum(1), strict=True)]
@@ -205,6 +224,8 @@ class GeneratorModel(BaseTuner):
         rows_out = [logits[index] for logits, index in zip(out.logits, kept, strict=True)]
         logits = nn.utils.rnn.pad_sequence(rows_out, batch_first=True)
         out.logits = nn.functional.pad(logits, (0, 0, 0, input_ids.shape[1] - logits.shape[1]))
+        if labels is not None:
+            out.loss = self.model.loss_function(out.logits, labels, vocab_size=out.logits.shape[-1])
         return out
 
 
@@ -216,4 +237,4 @@ def _prompt_end(row: Sequence[int], tail: Sequence[int]) -> int:
     raise ModelError("a sequence has no end of a prompt in it", mend="give whole prompts in the model's template")
 
 
-register_peft_method(name=NAME, config_cls=GeneratorConfig, model_cls=GeneratorModel)
+register_peft_method(name=NAME, config_cls=GeneratorConfig, model_cls=GeneratorModel, prefix="generator_")

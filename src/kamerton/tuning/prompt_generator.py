@@ -59,7 +59,9 @@ class PromptGenerator:
 
         causal(base.model, "a prompt generator")
         ids = STARTS[options.init](base, task, options.tokens, seed)
-        start = torch.cat([embeddings_of(base, ids), embeddings_of(base, task_tokens(base, task, options.generated, seed))])
+        start = torch.cat(
+            [embeddings_of(base, ids), embeddings_of(base, task_tokens(base, task, options.generated, seed))]
+        )
         fresh = base.reload()
         torch.manual_seed(seed)
         config = GeneratorConfig(
@@ -99,7 +101,7 @@ def _tuned(fresh: Base, peft: Any) -> Tuned:
             return Front(embeddings=tuner.network.front())
 
     def make(prompts: Sequence[Sequence[int]]) -> Tensor:
-        features = tuner.reader()(prompts)
+        features = tuner.reader()(prompts, alone=tuner.training)
         with torch.autocast(fresh.model.device.type, enabled=False):
             return tuner.network(features, _noise(tuner, prompts))
 

@@ -1,0 +1,247 @@
+"""Soft tokens made of the query: packs against plain forwards, generation, saving, and what stays as it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from kamerton.base import Base
+from kamerton.base.inserts import FRONT, Inserts
+from kamerton.base.model import CausalModel, Front
+from kamerton.inference import Engine, Sampling
+from kamerton.inference.features import Features
+from kamerton.inference.score import Scorer, Tree
+from kamerton.training.batches import make_batch
+from kamerton.training.checkpoint import trained_weights
+from kamerton.tuning import Tuned, get_parameterisation
+
+pytest_plugins = ("tiny",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def of_prompt(hidden: int, count: int = 3) -> Any:
+    """Soft tokens that depend on every token of a prompt and on their order."""
+
+    def make(prompts: Sequence[Sequence[int]]) -> Tensor:
+        rows = []
+        for prompt in prompts:
+            seed = sum((i + 1) * t for i, t in enumerate(prompt)) % 100_003
+            rows.append(torch.randn(count, hidden, generator=torch.Generator().manual_seed(seed)))
+        return torch.stack(rows)
+
+    return make
+
+
+def with_inserts(base: Base, tail: int, soft: int = 0) -> CausalModel:
+    hidden = base.model.config.hidden_size
+    front = torch.randn(soft, hidden, generator=torch.Generator().manual_seed(5))
+    return CausalModel(
+        base.model.hf, (lambda: Front(embeddings=front)) if soft else None,
+        inserts=Inserts(3, tail, of_prompt(hidden)),
+    )  # fmt: skip
+
+
+def plain_logits(model: CausalModel, prompt: Sequence[int], rest: Sequence[int]) -> Tensor:
+    """(prompt + rest, V) logits of transformers' own forward pass over embeddings put together by hand."""
+    assert model.inserts is not None
+    embed = model.hf.get_input_embeddings()
+    place = max(0, len(prompt) - model.inserts.tail)
+    front = model.front().embeddings
+    parts = [] if front is None else [front]
+    tokens = torch.tensor([*prompt, *rest])
+    soft = model.inserts.make([prompt])[0]
+    parts += [embed(tokens[:place]), soft, embed(tokens[place:])]
+    logits = model.hf(inputs_embeds=torch.cat(parts)[None], use_cache=False).logits[0]
+    logits = logits[0 if front is None else len(front) :]
+    return torch.cat([logits[:place], logits[place + len(soft) :]])
+
+
+TAILS = (1, 4, FRONT)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("soft", [0, 5])
+@pytest.mark.parametrize("share", [True, False])
+def test_targets_are_those_of_a_plain_forward(small_base: Base, tail: int, soft: int, share: bool) -> None:
+    model = with_inserts(small_base, tail, soft)
+    rendered = [small_base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:5]]
+    batch = make_batch(rendered, share=share)
+    with torch.no_grad():
+        ours = model.target_log_probs(batch)
+        theirs = []
+        for r in rendered:
+            n = r.prompt_length
+            logits = plain_logits(model, r.tokens[:n], r.tokens[n:]).log_softmax(-1)
+            theirs.append(logits[n - 1 : -1].gather(1, torch.tensor(r.tokens[n:])[:, None])[:, 0])
+    torch.testing.assert_close(ours, torch.cat(theirs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("same", [True, False])
+def test_answers_are_those_of_a_plain_loop(small_base: Base, tail: int, same: bool) -> None:
+    model = with_inserts(small_base, tail, soft=2)
+    examples = tiny.colour_task().test[:6]
+    asked = [examples[0].messages if same else e.messages for e in examples]
+    answers = Engine(model, small_base.renderer, max_batch_tokens=120).generate(asked, Sampling(max_tokens=9))
+    for messages, answer in zip(asked, answers, strict=True):
+        prompt, said = small_base.renderer.prompt(messages), []
+        while len(said) < 9 and (not said or said[-1] not in small_base.renderer.end_ids):
+            with torch.no_grad():
+                said.append(int(plain_logits(model, prompt, said)[-1].argmax()))
+        assert list(answer.tokens) == said
+
+
+def test_samples_are_the_same_alone_and_together(small_base: Base) -> None:
+    model = with_inserts(small_base, 2)
+    asked = [e.messages for e in tiny.colour_task().test[:5]]
+    sampling = Sampling(max_tokens=7, temperature=1.0, n=3, seed=4)
+    together = Engine(model, small_base.renderer).generate(asked, sampling)
+    alone = [a for m in asked for a in Engine(model, small_base.renderer, max_batch_tokens=40).generate([m], sampling)]
+    assert [a.tokens for a in together] == [a.tokens for a in alone]
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_scores_of_trees_are_those_of_a_plain_forward(small_base: Base, tail: int) -> None:
+    model = with_inserts(small_base, tail, soft=1)
+    prompts = [small_base.renderer.prompt(e.messages) for e in tiny.colour_task().test[:4]]
+    continuations = [[5, 6, 7], [5, 6, 9], [5, 8], [11]]
+    tree = Tree(continuations)
+    found = Scorer(model, 4096).edges(prompts, [tree] * len(prompts))
+    for prompt, edges in zip(prompts, found, strict=True):
+        expected = []
+        for c in continuations:
+            with torch.no_grad():
+                logits = plain_logits(model, prompt, c).log_softmax(-1)[len(prompt) - 1 : -1]
+            expected.append(float(logits.gather(1, torch.tensor(c)[:, None]).sum()))
+        assert tree.totals(edges) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ranking_finds_the_choice_that_scores_best(small_base: Base) -> None:
+    model = with_inserts(small_base, 3)
+    engine = Engine(model, small_base.renderer)
+    asked = [e.messages for e in tiny.colour_task().test[:6]]
+    choices = [["red", "green", "blue", "black and white", "black and blue"]] * len(asked)
+    scores = engine.score(asked, choices)
+    assert engine.rank(asked, choices) == [row.index(max(row)) for row in scores]
+
+
+def test_features_are_the_states_of_a_plain_forward_and_are_kept(small_base: Base) -> None:
+    features = Features(small_base.model.hf, middle=0.5)
+    rows = [[1, 2, 3, 4, 5], [1, 2, 9], [1, 2, 3, 4, 5]]
+    found = features(rows, [0, 1, 0])
+    out = small_base.model.hf(input_ids=torch.tensor([rows[1]]), output_hidden_states=True)
+    states = torch.cat([out.hidden_states[1][0], out.hidden_states[-1][0]], dim=1)  # of two layers, and the last norm
+    halves = [torch.nn.functional.layer_norm(h, h.shape[-1:]) for h in states.chunk(2, dim=1)]
+    torch.testing.assert_close(found[1], torch.cat(halves, 1)[1:], atol=1e-5, rtol=1e-5)
+    assert features.computed == 2
+    features(rows)
+    assert features.computed == 3  # of the second row another part was kept
+
+
+# -- the generator ----------------------------------------------------------------------------------------------------
+
+
+def attach(base: Base, seed: int = 0, **options: Any) -> Tuned:
+    kind = get_parameterisation("prompt-generator")
+    chosen = kind.options(**{"tokens": 6, "generated": 3, "rank": 4, "key_size": 4, **options})
+    return kind.attach(base, chosen, tiny.colour_task(), seed)
+
+
+def stir(tuned: Tuned) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for value in trained_weights(tuned.module).values():
+        value += torch.randn(value.shape, generator=generator) * 0.3
+
+
+def losses(tuned: Tuned, base: Base) -> Tensor:
+    rendered = [base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:4]]
+    tuned.module.eval()
+    with torch.no_grad():
+        return tuned.model.target_log_probs(make_batch(rendered))
+
+
+@pytest.mark.parametrize("place", ["end", "front"])
+def test_at_the_start_it_is_prompt_tuning(small_base: Base, place: str) -> None:
+    """Other queries make the same soft tokens, those of the start; once it has moved they make other ones."""
+    tuned = attach(small_base, place=place)
+    prompts = [small_base.renderer.prompt(e.messages) for e in tiny.colour_task().test[:3]]
+    assert tuned.model.inserts is not None
+    with torch.no_grad():
+        made = tuned.model.inserts.make(prompts)
+        network = tuned.peft.base_model.network
+        assert (made == network.start[6:]).all()
+        assert (tuned.model.front().embeddings == network.start[:6]).all()
+        stir(tuned)
+        moved = tuned.model.inserts.make(prompts)
+    assert (moved[0] - moved[1]).abs().max() > 0.01
+
+
+def test_every_number_of_it_learns_and_nothing_else(small_base: Base) -> None:
+    tuned = attach(small_base, noise=2)
+    stir(tuned)
+    before = {n: p.detach().clone() for n, p in tuned.model.hf.named_parameters()}
+    rendered = [small_base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:4]]
+    tuned.module.train()
+    (-tuned.model.target_log_probs(make_batch(rendered)).sum()).backward()
+    gradients = {n: p.grad for n, p in tuned.module.named_parameters() if p.requires_grad}
+    assert all(g is not None and bool(g.abs().max() > 0) for g in gradients.values()), gradients.keys()
+    assert all(p.grad is None and (p == before[n]).all() for n, p in tuned.model.hf.named_parameters())
+
+
+@pytest.mark.parametrize("place", ["end", "front"])
+def test_peft_loads_it_in_a_new_process(small_base: Base, tmp_path: Path, place: str) -> None:
+    tuned = attach(small_base, place=place)
+    stir(tuned)
+    tuned.save(tmp_path / "adapter")
+    loaded = get_parameterisation("prompt-generator").load(small_base, tmp_path / "adapter")
+    torch.testing.assert_close(losses(loaded, small_base), losses(tuned, small_base), atol=0, rtol=0)
+    rendered = [small_base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:4]]
+    rows = [list(r.tokens) for r in rendered]
+    (tmp_path / "rows.txt").write_text(repr(rows))
+    program = f"""
+import torch, ast
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+import kamerton.tuning.generator
+base = AutoModelForCausalLM.from_pretrained({str(small_base.request["name"])!r}, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).eval()
+rows = ast.literal_eval(open({str(tmp_path / "rows.txt")!r}).read())
+longest = max(map(len, rows))
+ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
+mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
+with torch.no_grad():
+    log_p = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+with model.disable_adapter(), torch.no_grad():
+    off = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.allclose(off, base(input_ids=ids, attention_mask=mask).logits)
+torch.save(log_p, {str(tmp_path / "out.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    theirs = torch.load(tmp_path / "out.pt")
+    expected = []
+    for i, r in enumerate(rendered):
+        n = r.prompt_length
+        expected.append(theirs[i, n - 1 : len(r.tokens) - 1].gather(1, torch.tensor(r.tokens[n:])[:, None])[:, 0])
+    # a batch's rows are sorted nowhere here: make_batch keeps their order
+    torch.testing.assert_close(losses(tuned, small_base), torch.cat(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_noise_belongs_to_a_prompt_when_asked_and_is_new_in_training(small_base: Base) -> None:
+    tuned = attach(small_base, noise=4)
+    stir(tuned)
+    prompt = [small_base.renderer.prompt(tiny.colour_task().test[0].messages)]
+    assert tuned.model.inserts is not None
+    make = tuned.model.inserts.make
+    tuned.module.eval()
+    with torch.no_grad():
+        assert (make(prompt) == make(prompt)).all()
+        tuned.module.train()
+        assert (make(prompt) != make(prompt)).any()

@@ -17,8 +17,9 @@ from pydantic import Field
 from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
 from kamerton.tasks.example import Task
-from kamerton.tuning.modules import check_targets, last_projections
+from kamerton.tuning.modules import last_projections
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft, settle
+from kamerton.tuning.targets import check_targets
 
 
 class AdapterOptions(Options):

@@ -15,8 +15,9 @@ from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
-from kamerton.tuning.modules import check_targets, conv1d, keys_and_values, last_projections
+from kamerton.tuning.modules import conv1d, keys_and_values, last_projections
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft, settle
+from kamerton.tuning.targets import check_targets
 
 
 class Ia3Options(Options):
@@ -46,10 +47,11 @@ class Ia3:
             outputs = keys_and_values(base, "ia3.targets")
         if inputs is None:
             inputs = last_projections(base, "mlp", "ia3.feedforward")
-        check_targets(base, outputs, "ia3.targets")
-        check_targets(base, inputs, "ia3.feedforward")
         if not outputs and not inputs:
             raise RecipeError("nothing is multiplied", where="ia3.targets", mend="name at least one layer")
+        for names, where in ((outputs, "ia3.targets"), (inputs, "ia3.feedforward")):
+            if names:  # one of the two may be left out
+                check_targets(base, names, where)
         fresh = base.reload()
         config = IA3Config(
             target_modules=[*outputs, *inputs], feedforward_modules=inputs, task_type=fresh.model.task_type,

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
 from kamerton.tuning.modules import conv1d, keys_and_values, last_projections
-from kamerton.tuning.parameterisation import Options, Tuned, load_peft, settle
+from kamerton.tuning.parameterisation import Options, Tuned, injected, load_injected
 from kamerton.tuning.targets import check_targets
 
 
@@ -57,11 +56,8 @@ class Ia3:
             target_modules=[*outputs, *inputs], feedforward_modules=inputs, task_type=fresh.model.task_type,
             fan_in_fan_out=conv1d(base, [*outputs, *inputs]),
         )  # fmt: skip
-        peft = get_peft_model(fresh.model.hf, config)
-        return Tuned(model_for(fresh.model.hf), peft, peft)
+        return injected(fresh, get_peft_model(fresh.model.hf, config))
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
-        fresh, peft = load_peft(base, folder)
-        settle(peft, base)
-        return Tuned(model_for(fresh.model.hf), peft, peft)
+        return injected(*load_injected(base, folder))

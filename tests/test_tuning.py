@@ -347,6 +347,17 @@ def test_frozen_embeddings_are_not_trained(small_base: Base) -> None:
     tuned = attach(small_base, "full", freeze_embeddings=True)
     embeddings = small_base.model.hf.get_input_embeddings().weight.numel()
     assert tuned.trainable_parameters == small_base.info.parameters - embeddings
+    ours(tuned, rendered(small_base, 4), share=True)
+    torch.optim.SGD(tuned.module.parameters(), lr=0.1).step()
+    before = dict(small_base.model.hf.named_parameters())
+    moved = {n for n, p in tuned.module.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == before.keys() - {"model.embed_tokens.weight"}
+
+
+def words_of(base: Base, task: Task) -> set[int]:
+    """The tokens of a task's training texts."""
+    texts = [text for e in task.train for text in (*(m.content for m in e.messages), e.answers[0])]
+    return {i for text in texts for i in base.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]}
 
 
 @pytest.mark.parametrize("init", ["examples", "task", "vocabulary"])
@@ -359,18 +370,25 @@ def test_soft_prompts_start_as_words(small_base: Base, init: str) -> None:
     distance = torch.cdist(soft.detach(), table).min(1)
     assert float(distance.values.max()) < 1e-3  # cdist rounds
     if init == "task":
-        used = {
-            i
-            for e in tiny.colour_task().train
-            for text in (*(m.content for m in e.messages), e.answers[0])
-            for i in small_base.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        }
-        assert set(distance.indices.tolist()) <= used
+        assert set(distance.indices.tolist()) <= words_of(small_base, tiny.colour_task())
 
 
-def test_more_soft_tokens_than_the_task_has_words(small_base: Base) -> None:
+@pytest.mark.parametrize("init", ["examples", "task"])
+def test_more_soft_tokens_than_the_task_has_words(small_base: Base, init: str) -> None:
+    """Its only example stands there over and over, or its words do."""
     task = Task("t", tiny.colour_task().train[:1], (), (), ("exact-match",))
-    assert attach(small_base, "prompt-tuning", task, tokens=200).trainable_parameters == 200 * 48
+    tuned = attach(small_base, "prompt-tuning", task, tokens=200, init=init)
+    assert tuned.trainable_parameters == 200 * 48
+    table = small_base.model.hf.get_input_embeddings().weight
+    distance = torch.cdist(tuned.model.front().embeddings.detach(), table).min(1)
+    assert float(distance.values.max()) < 1e-3
+    words, ids = words_of(small_base, task), distance.indices.tolist()
+    assert len(words) < 100
+    if init == "task":
+        assert set(ids) <= words
+        assert len(set(ids)) > 0.8 * len(words), "not one word over and over"
+    else:
+        assert small_base.renderer.decode(ids).count(task.train[0].messages[-1].content) > 1
 
 
 @pytest.mark.parametrize("kind", ["lora", "qlora", "prompt-tuning", "prefix-tuning", "p-tuning", "adapter"])

@@ -99,6 +99,17 @@ def test_readmes_list_all_methods(readme: str) -> None:
     assert re.findall(r"^\| \[([\w-]+)\]\(docs/methods/\1\.md\) \|", read(readme), re.MULTILINE) == list(METHODS)
 
 
+def test_bases_page_tells_which_methods_work_on_encoder_decoders() -> None:
+    """Told apart by the code: what is trained says so itself; what is only asked works wherever a model answers."""
+    own = {name: getattr(get_method(name), "parameterisation", None) for name in METHODS}
+    causal = [name for name, what in own.items() if what and not getattr(what, "encoder_decoder", False)]
+    told = re.search(r"^`prefix-tuning`.*?refused in one line", read("docs/base.md"), re.MULTILINE | re.DOTALL)
+    assert told is not None
+    alone, both = (re.findall(r"`([\w-]+)`", part) for part in told.group().split("All other methods"))
+    assert alone == [*causal, "language-modeling"]
+    assert [name for name in both if name in METHODS] == [name for name in METHODS if name not in causal]
+
+
 def test_both_readmes_have_the_same_code() -> None:
     assert len(blocks(read("README.md"))) > 5
     assert blocks(read("README.md")) == blocks(read("README.ru.md"))

@@ -18,12 +18,15 @@ import pytest
 
 import tiny
 from kamerton.base import Base
+from kamerton.comparison.report.data import load_comparison
 from kamerton.comparison.report.results import results_without_times
 from kamerton.comparison.run import Comparison, Watcher, compare
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.metrics import get_metric
 from kamerton.recipe import load_recipe
+from kamerton.tasks.example import Example, Message, Task
+from kamerton.training.files import read_jsonl
 
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,6 +167,21 @@ def test_the_same_examples_in_the_folder_as_in_the_task(finished: tuple[Path, Pa
 
     recipe, folder, _, _ = finished
     assert Store(folder).read_task() == load_task(load_recipe(recipe).task)
+
+
+def test_separators_of_unicode_inside_texts_survive_the_store(tmp_path: Path) -> None:
+    """U+2028, U+0085 and others end a line for `str.splitlines`, and stand unescaped in JSON."""
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh"
+    example = Example("1", (Message("user", text),), (text,), choices=(text, "b"), reasoning=text, group=text)
+    task = Task("t", (example,), (example,), (example,), ("exact-match",), notes=(text,))
+    store, first = Store(tmp_path), Cell("x", "zero-shot", {}, 0, "f")
+    store.write_task(task)
+    assert store.read_task() == task
+    answers = [{"id": "1", "answer": text, "statistics": {"exact-match": [1.0]}}]
+    store.write_cell(first, {"label": "x", "seed": 0, "status": "ok"}, answers, [])
+    store.copy_cell(Cell("x", "zero-shot", {}, 1, "g", same_as=0))
+    assert read_jsonl(tmp_path / "cells/x/seed-1/answers.jsonl") == answers
+    assert load_comparison(tmp_path).cells["x"][1].answers == [text]
 
 
 # -- resuming -------------------------------------------------------------------------------------------------------

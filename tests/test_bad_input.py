@@ -101,6 +101,10 @@ FAULTS = [
         recipe="-", files={"r.yaml": b"task: dates\nname: \xff\n"},
     ),
     Fault(
+        "half of an emoji", r"{d}/r\.yaml:2: ", "half of a surrogate pair", "write the character itself",
+        recipe='task: dates\nname: "x \\uD83D"\nmethods: [lora]\n',
+    ),
+    Fault(
         "a key twice", r"{d}/r\.yaml:3: task: ", "twice .first on line 1.", "keep one",
         recipe="task: dates\nmethods: [lora]\ntask: dates\n",
     ),
@@ -239,6 +243,10 @@ FAULTS = [
     Fault(
         "broken JSON file", r"{d}/a\.json:3: ", "broken JSON", "comma",
         task="data: a.json", files={"a.json": '[\n{"prompt": "a", "completion": "b"}\n{"prompt": "c"}]'},
+    ),
+    Fault(
+        "a record without an end of levels", r"{d}/a\.jsonl:2: ", "nested too deeply", "fewer levels",
+        task="data: a.jsonl", files={"a.jsonl": '{"prompt": "a", "completion": "b"}\n' + "[" * 200_000 + "\n"},
     ),
     Fault(
         "nested records", r"{d}/a\.json: ", "an object, not a list", "set field: rows",
@@ -497,8 +505,11 @@ def test_the_command_line_prints_that_line(
     assert not (tmp_path / "out" / "cells").exists()
 
 
+SIGNS = 'ab []{}"\\;,|\t\n\r\0\x85\u2028\u00e9\u0130\u212b\u200b\ufeff\uffff\U0001f355\ud83d\udc00'
+"""Letters and what programs stumble over: separators, zero bytes, letters that change under NFKC or in case, halves of
+surrogate pairs."""
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text('ab []{}"', max_size=4),
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(SIGNS, max_size=4),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["role", "content", "from", "text", "label", "user"]), inner, max_size=3)

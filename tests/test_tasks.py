@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,26 @@ def test_surrogate_pairs_of_old_programs_can_be_read(tmp_path: Path) -> None:
         load_task(spec(data={"path": path}))
     task = load_task(spec(data={"path": path}, encoding="cesu-8"))
     assert ("pizza \U0001f355", "a") in texts(task)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_halves_of_surrogate_pairs_are_replaced_and_counted(tmp_path: Path, name: str) -> None:
+    """What programs leave that cut an emoji in the middle; whole pairs are characters and stay."""
+    rows: list[dict[str, object]] = [{"prompt": f"p {n}", "completion": f"c {n}"} for n in range(20)]
+    rows[3] = {"prompt": "cut \ud83d", "completion": "whole \U0001f355"}
+    rows[7] = {"prompt": "a \udc00", "completion": ["b \ud800 \ud800", "c"], "more": {"\ud83d": None}}
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / name).write_text("\n".join(lines) if name == "a.jsonl" else f"[{', '.join(lines)}]")
+    task = load_task(spec(data={"path": str(tmp_path / name)}))
+    examples = (*task.train, *task.validation, *task.test)
+    assert {e.messages[-1].content: e.answers for e in examples if not e.answers[0].startswith("c ")} == {
+        "cut \ufffd": ("whole \U0001f355",),
+        "a \ufffd": ("b \ufffd \ufffd", "c"),
+    }
+    (note,) = [n for n in task.notes if "surrogate" in n]
+    place = "a.jsonl:4" if name == "a.jsonl" else "a.json, record 4"
+    assert re.fullmatch(rf"5 halves of surrogate pairs were replaced by U\+FFFD, the first at .*{place}", note)
+    assert task.fingerprint
 
 
 def test_a_reader_of_ones_own(tmp_path: Path) -> None:

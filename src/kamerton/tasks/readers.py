@@ -23,6 +23,7 @@ from kamerton.errors import TaskError
 from kamerton.functions import import_function, is_function
 from kamerton.recipe import DataSpec, TaskSpec
 from kamerton.recipe_errors import closest
+from kamerton.tasks.halves import halves_note, replace_halves
 from kamerton.tasks.layouts import LAYOUTS, bio_record
 
 _SUFFIXES = {f".{kind}": kind for kind in ("jsonl", "json", "csv", "tsv", "parquet")} | {".ndjson": "jsonl"}
@@ -90,6 +91,26 @@ def read_hub(spec: TaskSpec, data: DataSpec) -> dict[str, list[Row]]:
     if spec.reader == "bio":
         rows = {k: [Row(bio_record(spec, r.values, r.place), r.place) for r in part] for k, part in rows.items()}
     return rows
+
+
+def mended(rows: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows without halves of surrogate pairs; and a note where there were any."""
+    total, first = 0, ""
+    out: dict[str, list[Row]] = {}
+    for name, part in rows.items():
+        out[name] = []
+        for row in part:
+            try:
+                values, count = replace_halves(row.values)
+            except RecursionError:
+                raise _too_deep(row.place) from None
+            out[name].append(Row(values, row.place) if count else row)
+            total, first = total + count, first or (row.place if count else "")
+    return out, [halves_note(total, first)] if total else []
+
+
+def _too_deep(place: str) -> TaskError:
+    return TaskError("is nested too deeply", where=place, mend="write it with fewer levels")
 
 
 def shown(path: Path) -> str:
@@ -194,6 +215,8 @@ def _json_lines(text: str, file: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 message = f"broken JSON at column {error.colno}: {error.msg}"
                 raise TaskError(message, where=place, mend="write one complete JSON object a line") from None
+            except RecursionError:
+                raise _too_deep(place) from None
             yield _record(value, place)
 
 
@@ -208,6 +231,8 @@ def _json(spec: TaskSpec, text: str, file: Path) -> Iterator[Row]:
         where = f"{shown(file)}:{error.lineno}"
         mend = "mend the JSON at that line (a missing comma, quote or bracket)"
         raise TaskError(f"broken JSON: {error.msg} (column {error.colno})", where=where, mend=mend) from None
+    except RecursionError:
+        raise _too_deep(shown(file)) from None
     for step in spec.field.split(".") if spec.field else ():
         if not isinstance(value, dict) or step not in value:
             message = f"{shown(file)} has no field {step!r}"

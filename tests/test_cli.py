@@ -166,6 +166,26 @@ def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     assert cli("chat", folder, stdin="")[0] == 0, "the end of the input ends the chat"
 
 
+def test_tune_tells_what_a_search_tried(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was searched, by its name; a candidate that diverged has no loss."""
+    from kamerton.methods.lora import LoraMethod
+
+    monkeypatch.setattr(LoraMethod, "space", {"learning_rate": (0.01, 1e30), "rank": (4, 2)})
+    steps = ("--set", "budget.steps=12", "--option", "validations=2", "--option", "batch_size=8")
+    status, out, err = cli("tune", recipe, "lora", "--output", tmp_path / "a", *steps, "--option", "learning_rate=null")
+    assert (status, "Traceback" in err) == (0, False)
+    assert re.search(r"^learning rate 0\.01: validation loss \d\.\d{4}$", out, re.MULTILINE)
+    assert re.search(r"^learning rate 1e\+30: diverged$", out, re.MULTILINE)
+    status, out, err = cli("tune", recipe, "lora", "--output", tmp_path / "b", *steps, "--option", "candidates=2")
+    assert (status, "Traceback" in err) == (0, False)
+    assert re.findall(r"^rank (\d): validation loss \d\.\d{4}$", out, re.MULTILINE) == ["4", "2"]
+    status, out, err = cli("tune", recipe, "prompt-search", "--output", tmp_path / "c")
+    assert (status, "Traceback" in err) == (0, False)
+    assert re.search(r"^phrasing .+: exact-match \d\.\d{4}$", out, re.MULTILINE)
+
+
 def test_compare_then_eval_the_winner(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     status, out, err = cli("compare", recipe, "--output", folder, "--workers", 1, "--set", "budget.steps=60")

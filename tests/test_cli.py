@@ -271,7 +271,7 @@ def test_a_model_whose_base_is_gone_says_who_needs_it(cli: Cli, tmp_path: Path) 
     assert f"{tuned}/kamerton.json: its base, {base}: no such model folder" in err.splitlines()[-1]
     status, _, err = cli("tune", recipe, "--output", tmp_path / "again")
     assert status == 2
-    assert err.splitlines()[-1].startswith(f"error: {recipe}:5: base.model: {base}: no such model folder; ")
+    assert err.splitlines()[-1].startswith(f"error: {recipe}:6: base.model: {base}: no such model folder; ")
 
 
 @pytest.mark.parametrize(

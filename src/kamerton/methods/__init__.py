@@ -115,13 +115,13 @@ def option_files(options: Mapping[str, Any]) -> dict[str, str]:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder with their names; locks are left out."""
-    digest = hashlib.sha256()
+    total = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".lock")
     for file in [path] if path.is_file() else files:
-        digest.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
+        total.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
         with file.open("rb") as content:
-            digest.update(hashlib.filedigest(content, "sha256").digest())
-    return digest.hexdigest()
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
 
 
 class OptionError(RecipeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import shutil
@@ -321,11 +322,10 @@ def test_what_has_to_run_again_when_a_file_changes(
 
 def test_files_of_metrics_within_others_are_known(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(METRIC.format(5))
-    name = f"by-group:odd={quote(str(tmp_path / 'own.py'), safe=':./')}:length,even=statistics:mean"
-    task = replace(tiny.colour_task(), metrics=("exact-match", name))
-    import statistics
-
-    assert metric_files(task) == [tmp_path / "own.py", Path(statistics.__file__)]
+    own = f"{tmp_path / 'own.py'}:length"
+    name = f"by-group:odd={quote(own, safe=':./')},even=operator:eq"
+    task = replace(tiny.colour_task(), metrics=("exact-match", name, own))
+    assert metric_files(task) == [tmp_path / "own.py", Path(operator.__file__), tmp_path / "own.py"]
 
 
 def test_another_base_runs_everything(copied: Path, tmp_path: Path) -> None:

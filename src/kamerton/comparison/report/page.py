@@ -21,8 +21,11 @@ from kamerton.comparison.report.answers import script_json, side_by_side
 from kamerton.comparison.report.data import Comparison, Record, scale_of
 from kamerton.comparison.report.findings import findings, marks
 from kamerton.comparison.report.plots import NAMED, curves, forest, forest_axis, forgetting_plots, quality_plots
-from kamerton.comparison.units import MINUS, Scale, duration, p_value, plain, quantity
+from kamerton.comparison.units import MINUS, Scale, duration, fixed, p_value, plain, quantity
 from kamerton.comparison.verdict import Verdict
+
+SECTIONS = ("base", "task", "methods", "budget", "seeds", "versions", "machine", "processes")
+"""Of the settings, in "how to repeat this"; what else there is follows together."""
 
 
 def page(comparison: Comparison, verdict: Verdict | None, found: Record) -> str:
@@ -102,24 +105,12 @@ def _repeat(comparison: Comparison) -> dict[str, Any]:
         "command": str(settings.get("command") or ""),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else kept,
         "sections": [
-            (title, json.dumps(settings[key], indent=1, ensure_ascii=False))
-            for key, title in (
-                ("base", "Base"),
-                ("task", "Task"),
-                ("methods", "Methods"),
-                ("budget", "Budget"),
-                ("seeds", "Seeds"),
-                ("versions", "Versions"),
-                ("machine", "Machine"),
-            )
+            (key.capitalize(), json.dumps(settings[key], indent=1, ensure_ascii=False))
+            for key in SECTIONS
             if settings.get(key)
         ],
         "rest": json.dumps(
-            {
-                k: v
-                for k, v in settings.items()
-                if k not in ("base", "task", "methods", "budget", "seeds", "versions", "machine", "command", "recipe")
-            },
+            {k: v for k, v in settings.items() if k not in (*SECTIONS, "command", "recipe")},
             indent=1,
             ensure_ascii=False,
         ),
@@ -144,6 +135,7 @@ def _scored(comparison: Comparison, verdict: Verdict, found: Record, scale: Scal
         "quality": quality_plots(verdict, methods, scale),
         "curves": curves(comparison, order),
         "forgetting": forgetting_plots(verdict, methods, scale),
+        "forgot": _forgetting_rows(verdict, methods),
         "marks": {label: said for label in order if (said := marks(comparison, label))},
         "findings": findings(comparison, order),
         "groups": _groups(order, methods, comparison),
@@ -251,6 +243,16 @@ def _pair_rows(verdict: Verdict, scale: Scale, *, decided: bool) -> list[Record]
         }
         for p in pairs
     ]
+
+
+def _forgetting_rows(verdict: Verdict, methods: dict[str, Record]) -> list[Record]:
+    """The numbers behind the plots, methods in order of rank."""
+    rows = []
+    for row in verdict.rows:
+        found = methods[row.label]["forgetting"]
+        values = [fixed(found["kl"]), fixed(found["bits_per_byte_change"], sign=True), fixed(found["bits_per_byte"])]
+        rows.append({"label": row.label, "leading": row.label in verdict.contenders, "values": values})
+    return rows
 
 
 def _groups(order: Sequence[str], methods: dict[str, Record], comparison: Comparison) -> Record | None:

@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 import torch
 
-from kamerton.base.load import Base, demo_gguf, dequantise, load_base
+from kamerton.base.load import Base, load_base
+from kamerton.base.sources import demo_gguf, dequantise
 from kamerton.evaluation.memory import peak_bytes, reset_peak
 from kamerton.rendering import Renderer
 from workloads import choice_questions, prompts, training_examples

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from kamerton.cli.main import run
 from kamerton.comparison.run import Watcher, compare
 from kamerton.errors import KamertonError
+from kamerton.evaluation.general_prompts import PROMPTS
 from kamerton.evaluation.metrics import task_metrics
-from kamerton.recipe import load_recipe
+from kamerton.recipe import GENERAL_PROMPTS, load_recipe
 from kamerton.tasks import load_task
 
 pytest_plugins = ("tiny",)
@@ -101,6 +102,10 @@ FAULTS = [
         recipe="-", files={"r.yaml": b"task: dates\nname: \xff\n"},
     ),
     Fault(
+        "half of an emoji", r"{d}/r\.yaml:2: ", "half of a surrogate pair", "write the character itself",
+        recipe='task: dates\nname: "x \\uD83D"\nmethods: [lora]\n',
+    ),
+    Fault(
         "a key twice", r"{d}/r\.yaml:3: task: ", "twice .first on line 1.", "keep one",
         recipe="task: dates\nmethods: [lora]\ntask: dates\n",
     ),
@@ -156,6 +161,10 @@ FAULTS = [
         "top-p above one", r"{d}/r\.yaml:3: evaluation\.sampling\.top_p: ", "at most 1, not 2", "change",
         recipe="task: dates\nmethods: [lora]\nevaluation: {sampling: {top_p: 2}}\n",
     ),
+    Fault(
+        "more general prompts than there are", r"{d}/r\.yaml:3: forgetting\.prompts: ", "at most 24, not 25", "change",
+        recipe="task: dates\nmethods: [lora]\nforgetting: {prompts: 25}\n",
+    ),
     # the task's part
     Fault("unknown task", r"{d}/r\.yaml:2: task\.embedded: ", "'datse'", "mean dates", task="embedded: datse"),
     Fault("task of nothing", r"{d}/r\.yaml:1: task: ", "exactly one of", "examples", task="name: x"),
@@ -193,7 +202,19 @@ FAULTS = [
     ),
     Fault(
         "wrong delimiter", r"{d}/r\.yaml:3: task\.columns\.text: ", "no column 'text'", "set delimiter",
-        task="data: a.csv\n  columns: {text: text}", files={"a.csv": CSV.replace(",", ";")},
+        task="data: a.csv\n  columns: {text: text}", files={"a.csv": CSV.replace(",", "|")},
+    ),
+    Fault(
+        "wrong delimiter and nothing mapped", r"{d}/r\.yaml:1: task\.columns: ", "cannot tell", "set delimiter: .*text.label",
+        task="data: a.csv", files={"a.csv": CSV.replace(",", "|")},
+    ),
+    Fault(
+        "a semicolon too many", r"{d}/a\.csv:4: ", "has 3 columns where the header has 2", "quote text that contains ';'",
+        task="data: a.csv", files={"a.csv": CSV.replace(",", ";").replace("message 2;", "message; 2;")},
+    ),
+    Fault(
+        "a column in another case", r"{d}/r\.yaml:3: task\.columns\.text: ", "no column 'message'", r"did you mean Message\?",
+        task="data: a.csv\n  columns: {text: message}", files={"a.csv": CSV.replace("text,", "Message,")},
     ),
     Fault(
         "columns without meaning", r"{d}/r\.yaml:1: task\.columns: ", "cannot tell", "the file has: x, y",
@@ -239,6 +260,10 @@ FAULTS = [
     Fault(
         "broken JSON file", r"{d}/a\.json:3: ", "broken JSON", "comma",
         task="data: a.json", files={"a.json": '[\n{"prompt": "a", "completion": "b"}\n{"prompt": "c"}]'},
+    ),
+    Fault(
+        "a record without an end of levels", r"{d}/a\.jsonl:2: ", "nested too deeply", "fewer levels",
+        task="data: a.jsonl", files={"a.jsonl": '{"prompt": "a", "completion": "b"}\n' + "[" * 200_000 + "\n"},
     ),
     Fault(
         "nested records", r"{d}/a\.json: ", "an object, not a list", "set field: rows",
@@ -377,66 +402,66 @@ FAULTS = [
     ),
     # the base
     Fault(
-        "no such model folder", r"\./none: ", "no such model folder", "hub id",
+        "no such model folder", r"{d}/r\.yaml:3: base\.model: \./none: ", "no such model folder", "hub id",
         recipe="task: dates\nmethods: [zero-shot]\nbase: ./none\n", check=begin,
     ),
     Fault(
-        "a model folder without configuration", r"{d}/m: ", r"no config\.json", "point base",
+        "a model folder without configuration", r"{d}/r\.yaml:3: base\.model: {d}/m: ", r"no config\.json", "point base",
         recipe=BASE, files={"m/model.safetensors": b""}, check=begin,
     ),
     Fault(
-        "a model folder without weights", r"{d}/m: ", "no weights", r"model\.safetensors",
+        "a model folder without weights", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "no weights", r"model\.safetensors",
         recipe=BASE, files={"m/config.json": "{}"}, check=begin,
     ),
     Fault(
-        "pickled weights", r"{d}/m: ", r"pickled .pytorch_model\.bin.", "safetensors",
+        "pickled weights", r"{d}/r\.yaml:3: base\.model: {d}/m: ", r"pickled .pytorch_model\.bin.", "safetensors",
         recipe=BASE, files={"m/config.json": "{}", "m/pytorch_model.bin": b"\x80\x02"}, check=begin,
     ),
     Fault(
-        "a configuration that is broken", r"{d}/m: ", "cannot be loaded", "whole",
+        "a configuration that is broken", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "cannot be loaded", "whole",
         recipe=BASE, files={"m/config.json": '{"model_type": "llama", ', "m/model.safetensors": b""}, check=begin,
     ),
     Fault(
-        "a model without tokenizer", r"{d}/m: ", "cannot be loaded", "whole",
+        "a model without tokenizer", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "cannot be loaded", "whole",
         recipe=BASE, files={"m/config.json": '{"model_type": "llama"}', "m/model.safetensors": b"\0" * 64}, check=begin,
     ),
     Fault(
-        "an unknown architecture", r"{d}/m: ", "cannot be loaded", "whole",
+        "an unknown architecture", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "cannot be loaded", "whole",
         recipe=BASE, files={"m/config.json": '{"model_type": "lama"}', "m/model.safetensors": b"\0" * 64}, check=begin,
     ),
     Fault(
-        "no such GGUF file", r"x\.gguf: ", "no such GGUF file", "check the path",
+        "no such GGUF file", r"{d}/r\.yaml:3: base\.model: x\.gguf: ", "no such GGUF file", "check the path",
         recipe=BASE.replace("base: m", "base: x.gguf"), check=begin,
     ),
     Fault(
-        "not a GGUF file", r"{d}/x\.gguf: ", "not a GGUF file that can be read", "download it again",
+        "not a GGUF file", r"{d}/r\.yaml:3: base\.model: {d}/x\.gguf: ", "not a GGUF file that can be read", "download it again",
         recipe=BASE.replace("base: m", "base: x.gguf"), files={"x.gguf": b"GGUF no"}, check=begin,
     ),
     Fault(
-        "a hub id without a network", r"base: nobody/nothing-here: ", "cannot be loaded from the hub", "folder, a GGUF",
+        "a hub id without a network", r"{d}/r\.yaml:3: base\.model: nobody/nothing-here: ", "cannot be loaded from the hub", "folder, a GGUF",
         recipe=BASE.replace("base: m", "base: nobody/nothing-here"), check=begin,
     ),
     Fault(
-        "no such device", r"", "device 'cuda:77' cannot be used here", "use auto or cpu",
+        "no such device", r"{d}/r\.yaml:3: base\.device: ", "device 'cuda:77' cannot be used here", "use auto or cpu",
         recipe=BASE.replace("base: m", "base: {model: SMALL, device: 'cuda:77'}"), check=begin,
     ),
     Fault(
-        "no such template", r"{d}/t\.jinja: ", "the chat template cannot be read", "check the path",
+        "no such template", r"{d}/r\.yaml:3: base\.chat_template: {d}/t\.jinja: ", "the chat template cannot be read", "check the path",
         recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"), check=begin,
     ),
     Fault(
-        "a template that is none", r"", "template", "template",
+        "a template that is none", r"{d}/r\.yaml:3: base\.chat_template: {d}/t\.jinja: ", "not valid Jinja", "mend it",
         recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"),
         files={"t.jinja": "{% for m in messages %}{{ m['content'] "}, check=begin,
     ),
     Fault(
-        "a template that refuses", r"", "template", "template",
+        "a template that refuses", r"{d}/r\.yaml:3: base\.chat_template: {d}/t\.jinja: ", "refuses", "chat_template",
         recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"),
         files={"t.jinja": "{{ raise_exception('no') }}"}, check=begin,
     ),
     # what forgetting is measured on
     Fault(
-        "no general text", r"{d}/none\.txt: ", "the general text cannot be read", "UTF-8 text file",
+        "no general text", r"{d}/r\.yaml:4: forgetting\.text: {d}/none\.txt: ", "the general text cannot be read", "UTF-8 text file",
         recipe=BASE.replace("base: m", "base: SMALL\nforgetting: {text: none.txt}"), check=until_reference,
     ),
 ]  # fmt: skip
@@ -497,8 +522,11 @@ def test_the_command_line_prints_that_line(
     assert not (tmp_path / "out" / "cells").exists()
 
 
+SIGNS = 'ab []{}"\\;,|\t\n\r\0\x85\u2028\u00e9\u0130\u212b\u200b\ufeff\uffff\U0001f355\ud83d\udc00'
+"""Letters and what programs stumble over: separators, zero bytes, letters that change under NFKC or in case, halves of
+surrogate pairs."""
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text('ab []{}"', max_size=4),
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(SIGNS, max_size=4),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["role", "content", "from", "text", "label", "user"]), inner, max_size=3)
@@ -551,6 +579,10 @@ def test_any_bytes_are_a_task_or_one_line(tmp_path_factory: pytest.TempPathFacto
     (folder / "r.yaml").write_text(f"task:\n  data: {name}\nmethods: [a]\n")
     with contextlib.suppress(KamertonError):
         read_task(folder / "r.yaml")
+
+
+def test_the_bound_of_general_prompts_is_how_many_there_are() -> None:
+    assert len(PROMPTS) == GENERAL_PROMPTS
 
 
 def test_there_are_at_least_thirty() -> None:

@@ -257,9 +257,21 @@ def test_packed_linear_layers_follow_changed_weights(change: str) -> None:
 def test_gradients_do_not_go_through_packed_layers() -> None:
     hf = _wide()
     model = CausalModel(hf)
+    hf.lm_head.requires_grad_(False)  # hidden states do not reach it
+
+    def gradients() -> dict[str, torch.Tensor]:
+        hf.zero_grad(set_to_none=True)
+        model.forward(tokens(8)).rows.float().square().sum().backward()
+        return {n: p.grad for n, p in hf.named_parameters() if p.requires_grad}
+
+    plain = gradients()
     with model.inference():
-        model.forward(tokens(8)).rows.float().sum().backward()
-    assert hf.model.layers[0].mlp.up_proj.weight.grad is not None
+        assert model._linears is not None
+        assert model._linears._layers, "no layer was packed"
+        inside = gradients()
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(inside[name], gradient, rtol=0, atol=0, msg=name)
 
 
 def _wide() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -66,6 +67,7 @@ def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("tune",),
         ("eval",),
         ("chat",),
+        ("merge",),
         ("methods",),
         ("recipe", "check"),
         *(("index", name) for name in ("add", "update", "remove", "list", "search")),
@@ -82,7 +84,7 @@ def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
 def test_every_command_is_listed(cli: Cli) -> None:
     out = cli("--help")[1]
     assert all(
-        re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "methods", "recipe", "index")
+        re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "merge", "methods", "recipe", "index")
     )
     assert "--install-completion" in out
 
@@ -92,7 +94,7 @@ def test_help_and_import_load_nothing_heavy() -> None:
         "import sys\nsys.argv = ['kamerton', '--help']\nimport kamerton\nfrom kamerton.cli.main import run\n"
         "try:\n    run()\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "print('HEAVY', [m for m in ('torch', 'transformers', 'numpy', 'scipy', 'datasets', 'peft', 'accelerate',"
-        " 'pydantic', 'matplotlib') if m in sys.modules])"
+        " 'pydantic') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY []"
@@ -114,7 +116,7 @@ def test_methods_lists_all_and_their_options(cli: Cli) -> None:
     status, out, _ = cli("methods", "lora")
     assert status == 0
     assert "2106.09685" in out
-    assert "searched inside the budget: learning_rate 0.001, 0.0003, 0.003; rank 16, 4, 64; batch_size 16, 8" in out
+    assert "searched inside the budget: learning_rate 0.001, 0.0003, 0.003; rank 16, 4, 64; batch_size 8, 16" in out
     assert re.search(r"rank +16 +rank r", out)
     assert cli("methods", "lorra")[::2] == (2, "error: unknown method 'lorra'; did you mean lora?\n")
 
@@ -127,6 +129,64 @@ def test_recipe_check_shows_what_is_asked(cli: Cli, recipe: Path) -> None:
     assert "zero-shot, lora" in out
     assert "6 steps" in out
     assert "Which colour is in the text?" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("base=./none", "base.model: ./none: no such model folder"),
+        ("base=EMPTY", "the model folder has no config.json"),
+        ("base=CUT", "the weights are not whole: model-2.safetensors is missing"),
+        ("base=FILE.gguf", "not a GGUF file that can be read"),
+        ("base.device=cuda:77", "base.device: device 'cuda:77' cannot be used here"),
+        ("base.chat_template=none.jinja", "none.jinja: the chat template cannot be read"),
+        ("budget.steps=0", "budget.steps"),
+    ],
+)
+def test_recipe_check_looks_at_the_base_without_loading_it(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("EMPTY", "CUT"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "CUT/config.json").write_text("{}")
+    (tmp_path / "CUT/model-1.safetensors").write_bytes(b"")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "CUT/model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "FILE.gguf").write_bytes(b"no")
+    status, _, err = cli("recipe", "check", recipe, "--set", change)
+    assert (status, err.count("\n")) == (2, 1)
+    assert says in err
+
+
+def test_recipe_check_of_good_bases_and_choices(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kamerton.base.load.load_base", lambda *_, **__: pytest.fail("nothing is loaded"))
+    for base in ("demo", "some/hub-id"):
+        status, out, err = cli("recipe", "check", recipe, "--set", f"base={base}", "--set", "budget.steps=7")
+        assert (status, err) == (0, "")
+        assert f"base      {base}\n" in out
+        assert "7 steps" in out
+    rows = [("abc"[n % 3], n) for n in range(30)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"message {n},{label}\n" for label, n in rows))
+    (tmp_path / "r.yaml").write_text("task: ./a.csv\nmethods: [zero-shot]\n")
+    assert "choices   3: a, b, c\n" in cli("recipe", "check", tmp_path / "r.yaml")[1]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"message {n},{'abcdef'[n % 6]}\n" for n in range(60)))
+    assert "choices   6: a, b, c, d, e, …\n" in cli("recipe", "check", tmp_path / "r.yaml")[1]
+
+
+@pytest.mark.parametrize("command", [("compare",), ("tune",), ("eval", "demo"), ("recipe", "check")])
+def test_a_missing_recipe_is_said_before_anything_slow_is_imported(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom kamerton.cli.main import run\n"
+        f"sys.argv = ['kamerton', *{command!r}, 'none.yaml']\n"
+        "try:\n    run()\nexcept SystemExit as ended:\n    assert ended.code == 2\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert "no such file" in done.stderr
 
 
 def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
@@ -164,6 +224,72 @@ def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     assert "no command /what" in out
     assert "/reset          forget" in out
     assert cli("chat", folder, stdin="")[0] == 0, "the end of the input ends the chat"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("temperature=0.5", None), ("top_k=none", None), ("seed = 3", None), ("max_tokens=1", None),
+        ("foo=1", "no setting 'foo'; known are: temperature, top_k, top_p, min_p, max_tokens, seed"),
+        ("n=2", "no setting 'n'; known are"), ("stop=x", "no setting 'stop'"), ("topp=1", "did you mean top_p?"),
+        ("", "nothing to set; known are"), ("temperature", "temperature is a number, and no value is given; write"),
+        ("top_k=1.5", "top_k is a whole number, or none, not '1.5'; write /set top_k=VALUE"),
+        ("max_tokens=none", "max_tokens is a whole number, not 'none'"), ("max_tokens=0", "max_tokens"),
+        ("temperature=-1", "temperature"), ("temperature=nan", "temperature"), ("top_p=hot", "top_p is a number"),
+    ],
+)  # fmt: skip
+def test_what_chat_can_set(given: str, says: str | None) -> None:
+    from kamerton.cli.chat import _set
+    from kamerton.errors import KamertonError
+    from kamerton.inference import Sampling
+
+    if says is None:
+        assert _set(Sampling(temperature=0.7, top_k=4), given) != Sampling(temperature=0.7, top_k=4)
+        return
+    with pytest.raises(KamertonError) as caught:
+        _set(Sampling(), given)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_at_the_prompt_of_a_chat(cli: Cli, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, it says how to leave; twice in a row, it leaves. Arrow keys work where there is readline."""
+    typed: list[str | type[BaseException]] = [KeyboardInterrupt, "/reset", KeyboardInterrupt, KeyboardInterrupt, "/help"]
+
+    def read(_: str) -> str:
+        line = typed.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.delitem(sys.modules, "readline", raising=False)
+    status, out, err = cli("chat", small_folder)
+    assert (status, typed) == (0, ["/help"])
+    assert out.count("Ctrl-C again, Ctrl-D or /quit leaves the chat\n") == 2
+    assert "stopped" not in err
+    if importlib.util.find_spec("readline"):
+        assert "readline" in sys.modules
+
+
+def test_tune_tells_what_a_search_tried(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was searched, by its name; a candidate that diverged has no loss."""
+    from kamerton.methods.lora import LoraMethod
+
+    monkeypatch.setattr(LoraMethod, "space", {"learning_rate": (0.01, 1e30), "rank": (4, 2)})
+    steps = ("--set", "budget.steps=12", "--option", "validations=2", "--option", "batch_size=8")
+    status, out, err = cli("tune", recipe, "lora", "--output", tmp_path / "a", *steps, "--option", "learning_rate=null")
+    assert (status, "Traceback" in err) == (0, False)
+    assert re.search(r"^learning rate 0\.01: validation loss \d\.\d{4}$", out, re.MULTILINE)
+    assert re.search(r"^learning rate 1e\+30: diverged$", out, re.MULTILINE)
+    status, out, err = cli("tune", recipe, "lora", "--output", tmp_path / "b", *steps, "--option", "candidates=2")
+    assert (status, "Traceback" in err) == (0, False)
+    assert re.findall(r"^rank (\d): validation loss \d\.\d{4}$", out, re.MULTILINE) == ["4", "2"]
+    status, out, err = cli("tune", recipe, "prompt-search", "--output", tmp_path / "c")
+    assert (status, "Traceback" in err) == (0, False)
+    assert re.search(r"^phrasing .+: exact-match \d\.\d{4}$", out, re.MULTILINE)
 
 
 def test_compare_then_eval_the_winner(cli: Cli, recipe: Path, tmp_path: Path) -> None:
@@ -239,6 +365,19 @@ def test_a_mistake_is_one_line_and_status_two(
     assert says in line
     assert "Traceback" not in err
     assert len([row for row in err.splitlines() if row.startswith("error")]) == 1
+
+
+def test_a_model_whose_base_is_gone_says_who_needs_it(cli: Cli, tmp_path: Path) -> None:
+    tuned, base = tmp_path / "tuned", tiny.save(tmp_path / "base")
+    recipe = tiny.write_recipe(tmp_path / "r", base, "- zero-shot")
+    assert cli("tune", recipe, "--output", tuned)[0] == 0
+    base.rename(tmp_path / "moved")
+    status, _, err = cli("eval", tuned, recipe)
+    assert status == 2
+    assert f"{tuned}/kamerton.json: its base, {base}: no such model folder" in err.splitlines()[-1]
+    status, _, err = cli("tune", recipe, "--output", tmp_path / "again")
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: {recipe}:6: base.model: {base}: no such model folder; ")
 
 
 @pytest.mark.parametrize(

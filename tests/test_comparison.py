@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import shutil
@@ -10,20 +11,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
 
 import tiny
 from kamerton.base import Base
+from kamerton.base.work import flops
+from kamerton.comparison.cell import _forgetting
+from kamerton.comparison.report.data import load_comparison
 from kamerton.comparison.report.results import results_without_times
 from kamerton.comparison.run import Comparison, Watcher, compare
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError
-from kamerton.evaluation.metrics import get_metric
+from kamerton.evaluation.forgetting import kl, reference
+from kamerton.evaluation.metrics import get_metric, metric_files
+from kamerton.inference import Engine
+from kamerton.methods.method import Adapted
 from kamerton.recipe import load_recipe
+from kamerton.tasks.example import Example, Message, Task
+from kamerton.training.files import read_jsonl
 
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,6 +152,34 @@ def test_the_untouched_base_forgets_nothing_and_a_trained_one_something(
     assert abs(read["cells/lora/seed-0/cell.json"]["kl"]) > 1e-4
 
 
+def test_forgetting_of_the_untouched_base_is_not_computed_again(small_base: Base, tmp_path: Path) -> None:
+    """Bits per byte are the reference's own; KL is computed where something stands in front of the prompts."""
+    engine = Engine(small_base.model, small_base.renderer)
+    measured = reference(engine, "The river is near the stone. " * 20, 2, answer_tokens=4)
+    work = small_base.model.work
+
+    def spent(adapted: Adapted) -> tuple[dict[str, float], bool]:
+        before = work.copy()
+        found = _forgetting(adapted, small_base, measured)
+        assert found is not None
+        return found, flops(work - before, small_base.model.hf) > 0
+
+    same, worked = spent(tiny.fit(small_base, "zero-shot", tmp_path))
+    assert (same, worked) == ({"bits_per_byte": measured.bits_per_byte,
+                               "bits_per_byte_base": measured.bits_per_byte, "kl": 0.0}, False)  # fmt: skip
+    asked = tiny.fit(small_base, "few-shot", tmp_path, shots=2)
+    shown, worked = spent(asked)
+    conversations = [asked.prepare((Message("user", prompt),)) for prompt in measured.prompts]
+    assert worked
+    assert shown["bits_per_byte"] == measured.bits_per_byte
+    assert shown["kl"] == kl(asked.engine, conversations, measured) != 0
+    trained, _ = spent(tiny.fit(small_base, "lora", tmp_path / "lora", learning_rate=0.01))
+    assert trained["bits_per_byte"] != measured.bits_per_byte
+    soft, _ = spent(tiny.fit(small_base, "prompt-tuning", tmp_path / "soft", tokens=2, learning_rate=0.01))
+    assert soft["bits_per_byte"] != measured.bits_per_byte
+    assert soft["kl"] != 0
+
+
 def test_the_report_and_its_files_are_there(finished: tuple[Path, Path, Log, Comparison]) -> None:
     recipe, folder, _, comparison = finished
     for name in ("report.html", "results.json", "results.csv", "table.md", "table.tex", "settings.json", "recipe.yaml"):
@@ -150,7 +190,12 @@ def test_the_report_and_its_files_are_there(finished: tuple[Path, Path, Log, Com
     assert "lora" in str(comparison)
     assert comparison.report == folder / "report.html"
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["versions"]["torch"]
+    for name in ("torch", "sacrebleu", "rouge-score", "gguf"):
+        assert settings["versions"][name] == version(name)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert settings["processes"] == {"workers": 2, "threads": plan["threads"]} == comparison.results["processes"]
+    assert "processes" not in results_without_times(comparison.results), "the machine decides them"
+    assert "<summary>Processes</summary>" in (folder / "report.html").read_text()
     assert settings["base"]["dtype"] == "float32"
     assert [m["options"]["batch_size"] for m in settings["methods"] if m["label"] == "lora"] == [8]
     assert comparison.adapter("lora").is_dir()
@@ -164,6 +209,21 @@ def test_the_same_examples_in_the_folder_as_in_the_task(finished: tuple[Path, Pa
 
     recipe, folder, _, _ = finished
     assert Store(folder).read_task() == load_task(load_recipe(recipe).task)
+
+
+def test_separators_of_unicode_inside_texts_survive_the_store(tmp_path: Path) -> None:
+    """U+2028, U+0085 and others end a line for `str.splitlines`, and stand unescaped in JSON."""
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh"
+    example = Example("1", (Message("user", text),), (text,), choices=(text, "b"), reasoning=text, group=text)
+    task = Task("t", (example,), (example,), (example,), ("exact-match",), notes=(text,))
+    store, first = Store(tmp_path), Cell("x", "zero-shot", {}, 0, "f")
+    store.write_task(task)
+    assert store.read_task() == task
+    answers = [{"id": "1", "answer": text, "statistics": {"exact-match": [1.0]}}]
+    store.write_cell(first, {"label": "x", "seed": 0, "status": "ok"}, answers, [])
+    store.copy_cell(Cell("x", "zero-shot", {}, 1, "g", same_as=0))
+    assert read_jsonl(tmp_path / "cells/x/seed-1/answers.jsonl") == answers
+    assert load_comparison(tmp_path).cells["x"][1].answers == [text]
 
 
 # -- resuming -------------------------------------------------------------------------------------------------------
@@ -182,6 +242,8 @@ def test_run_again_it_does_nothing(finished: tuple[Path, Path, Log, Comparison],
     assert log.started == (0, 8)
     assert log.events == []
     assert cell_files(copied) == before
+    processes = json.loads((copied / "settings.json").read_text())["processes"]
+    assert processes["workers"] == 2, "those that made the cells"
     assert plain(copied) == plain(finished[1])
 
 
@@ -217,6 +279,53 @@ def test_what_has_to_run_again(
 ) -> None:
     recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, **change)
     assert to_run(recipe, copied) == expected
+
+
+METRIC = "def length(answer, example):\n    return min(1.0, len(answer) / {})\n"
+
+
+@pytest.fixture(scope="module")
+def of_files(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison with a metric and a general text of its own. Not to be changed."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "own.py").write_text(METRIC.format(5))
+    (folder / "general.txt").write_text("The river is near the stone. " * 20)
+    task = replace(tiny.colour_task(8, 4, 4), metrics=("exact-match", "own.py:length"))
+    text = "{text: general.txt, prompts: 1}"
+    recipe = tiny.write_recipe(folder, small_folder, "- zero-shot", seeds="[0]", task=task, forgetting=text)
+    assert run(recipe, folder / "out").failed == []
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("own.py", METRIC.format(5), (0, 1)),
+        ("own.py", METRIC.format(6), (1, 0)),
+        ("general.txt", "The river is near a stone. " * 20, (1, 0)),
+        ("unrelated.txt", "", (0, 1)),
+    ],
+)
+def test_what_has_to_run_again_when_a_file_changes(
+    of_files: Path, file: str, content: str, expected: tuple[int, int]
+) -> None:
+    """Files that the recipe names and that decide results, although the examples are the same."""
+    before = (of_files / file).read_text() if (of_files / file).exists() else ""
+    (of_files / file).write_text(content)
+    try:
+        assert to_run(of_files / "colours.yaml", of_files / "out") == expected
+        # asking drops what is stale
+        assert run(of_files / "colours.yaml", of_files / "out").results["complete"]
+    finally:
+        (of_files / file).write_text(before)
+
+
+def test_files_of_metrics_within_others_are_known(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(METRIC.format(5))
+    own = f"{tmp_path / 'own.py'}:length"
+    name = f"by-group:odd={quote(own, safe=':./')},even=operator:eq"
+    task = replace(tiny.colour_task(), metrics=("exact-match", name, own))
+    assert metric_files(task) == [tmp_path / "own.py", Path(operator.__file__), tmp_path / "own.py"]
 
 
 def test_another_base_runs_everything(copied: Path, tmp_path: Path) -> None:

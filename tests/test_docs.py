@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -99,9 +101,43 @@ def test_readmes_list_all_methods(readme: str) -> None:
     assert re.findall(r"^\| \[([\w-]+)\]\(docs/methods/\1\.md\) \|", read(readme), re.MULTILINE) == list(METHODS)
 
 
+def test_bases_page_tells_which_methods_work_on_encoder_decoders() -> None:
+    """Told apart by the code: what is trained says so itself; what is only asked works wherever a model answers."""
+    own = {name: getattr(get_method(name), "parameterisation", None) for name in METHODS}
+    causal = [name for name, what in own.items() if what and not getattr(what, "encoder_decoder", False)]
+    told = re.search(r"^`prefix-tuning`.*?refused in one line", read("docs/base.md"), re.MULTILINE | re.DOTALL)
+    assert told is not None
+    alone, both = (re.findall(r"`([\w-]+)`", part) for part in told.group().split("All other methods"))
+    assert alone == [*causal, "language-modeling"]
+    assert [name for name in both if name in METHODS] == [name for name in METHODS if name not in causal]
+
+
 def test_both_readmes_have_the_same_code() -> None:
     assert len(blocks(read("README.md"))) > 5
     assert blocks(read("README.md")) == blocks(read("README.ru.md"))
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.ru.md"])
+def test_readmes_are_laid_out_evenly(readme: str) -> None:
+    """No two empty lines in a row; lines of a paragraph are filled, and none is too long."""
+    text = read(readme)
+    assert "\n\n\n" not in text
+    plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for paragraph in re.split(r"\n\n|\n(?=- )", plain):
+        lines = paragraph.strip("\n").splitlines()
+        if not lines or lines[0].startswith(("|", "!", "#")):
+            continue
+        assert max(map(len, lines)) <= 120, lines[0]
+        for line, after in pairwise(lines):
+            assert len(line) + 1 + len(after.split()[0]) > 90, line
+
+
+@pytest.mark.parametrize(("readme", "words"), [("README.md", "public sets"), ("README.ru.md", "открытых наборов")])
+def test_readmes_count_the_public_sets(readme: str, words: str) -> None:
+    recipes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "examples").glob("*.yaml")]
+    data = [recipe["task"].get("data") for recipe in recipes if isinstance(recipe["task"], dict)]
+    sets = {(one["hub"], one.get("config")) for one in data if isinstance(one, dict) and "hub" in one}
+    assert f" {len(sets)} {words} " in read(readme)
 
 
 def test_readme_commands_are_taken_apart_as_a_shell_would() -> None:
@@ -143,6 +179,16 @@ def test_command_page_names_every_command_option_and_example() -> None:
         for line in (command.epilog or "").splitlines():
             if line.startswith("kamerton ") and name in sections:
                 assert f"\n{line}\n" in sections[name], line
+
+
+def test_every_dependency_of_the_core_is_used() -> None:
+    """A package that nothing imports is only a download; two are needed by transformers, for what we ask of it."""
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    names = [re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]]  # type: ignore[index]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    modules = {"pyyaml": "yaml", "rouge-score": "rouge_score"}
+    unused = {n for n in names if not re.search(rf"^\s*(import|from) {modules.get(n, n)}\b", code, re.MULTILINE)}
+    assert unused == {"tokenizers", "gguf"}
 
 
 # -- the examples of CONTRIBUTING -------------------------------------------------------------------------------------

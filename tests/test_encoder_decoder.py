@@ -37,6 +37,7 @@ from kamerton.training import Budget
 from kamerton.training.batches import make_batch
 from kamerton.training.checkpoint import trained_weights
 from kamerton.tuning import Tuned, get_parameterisation
+from kamerton.tuning.bottleneck import BottleneckConfig
 from test_costs import counted
 
 pytest_plugins = ("tiny",)
@@ -44,8 +45,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = sorted(architectures.ENCODER_DECODERS)
 TWO = ("t5", "bart")
-KINDS = ("lora", "prompt-tuning", "full")
-OPTIONS: dict[str, dict[str, Any]] = {"prompt-tuning": {"tokens": 20, "reparameterise": "none"}}
+KINDS = ("lora", "qlora", "ia3", "adapter", "prompt-tuning", "p-tuning", "full")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "prompt-tuning": {"tokens": 20, "reparameterise": "none"},
+    "p-tuning": {"tokens": 20, "init": "random"},
+}
 TEXTS = ["Why?", "A much longer question, with a clause or two, about nothing.", "ab", "x y z", "Name three rivers."]
 
 
@@ -164,13 +168,24 @@ def theirs(base: Base, tuned: Tuned, kind: str, rows: Sequence[Rendered]) -> tup
     import peft
 
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(base.info.source, dtype=torch.float32).eval()
-    model: Any = hf
-    if kind == "lora":
-        config: Any = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_2_SEQ_LM")
-        model = peft.get_peft_model(hf, config)
-    elif kind == "prompt-tuning":
-        config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=20, num_transformer_submodules=1)
-        model = peft.get_peft_model(hf, config)
+    if kind == "qlora":
+        hf = base.reload(quantise="nf4").model.hf
+    bart = base.info.architecture.startswith("Bart")
+    keys_and_values, out, mlp = (["k_proj", "v_proj"], "out_proj", "fc2") if bart else (["k", "v"], "o", "wo")
+    task_type, virtual = "SEQ_2_SEQ_LM", {"num_virtual_tokens": 20, "num_transformer_submodules": 1}
+    configs: dict[str, Callable[[], Any]] = {
+        "lora": lambda: peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task_type),
+        "ia3": lambda: peft.IA3Config(
+            target_modules=[*keys_and_values, mlp], feedforward_modules=[mlp], task_type=task_type
+        ),
+        "adapter": lambda: BottleneckConfig(
+            target_modules=[out, mlp], width=48, activation="relu", task_type=task_type
+        ),
+        "prompt-tuning": lambda: peft.PromptTuningConfig(task_type=task_type, **virtual),
+        "p-tuning": lambda: peft.PromptEncoderConfig(task_type=task_type, **virtual),
+    }  # fmt: skip
+    config = configs.get("lora" if kind == "qlora" else kind)
+    model: Any = peft.get_peft_model(hf, config()) if config else hf
     own = trained_weights(tuned.module)
     named = dict(model.named_parameters())
     assert kind == "full" or {n for n, p in named.items() if p.requires_grad} == set(own)
@@ -425,7 +440,7 @@ def test_flops_are_those_that_torch_counts(name: str, tmp_path: Path) -> None:
 
     with torch.no_grad():
         check(lambda: base.model.target_log_probs(make_batch(rows)), base.model, 0.5)
-    for kind in KINDS:
+    for kind in ("lora", "prompt-tuning", "full"):
         tuned = attach(base, kind)
         batch = make_batch(rows)
         check(lambda: tuned.model.target_log_probs(batch).sum().backward(), tuned.model, 0.5)  # noqa: B023

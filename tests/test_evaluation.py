@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,10 @@ from kamerton.evaluation.answering import answer, judge, latency, values
 from kamerton.evaluation.forgetting import bits_per_byte, cut, embedded_text, kl, read_text, reference
 from kamerton.evaluation.general_prompts import PROMPTS
 from kamerton.evaluation.memory import peak_bytes, reset_peak
-from kamerton.inference import Engine, Sampling
+from kamerton.inference import Answer, Engine, Sampling
 from kamerton.methods import get_method, parse_options
 from kamerton.methods.method import Adapted, Run
-from kamerton.tasks.example import Message
+from kamerton.tasks.example import Conversation, Message
 from kamerton.training import Budget
 
 pytest_plugins = ("tiny",)
@@ -194,15 +196,40 @@ def test_values_are_the_metrics_of_the_answers() -> None:
     assert values(statistics, task.test) == {"exact-match": 0.75, "token-f1": 0.75}
 
 
-def test_latency_is_that_of_one_question(small_base: Base) -> None:
-    seconds = latency(adapted(small_base), tiny.colour_task().test, Sampling(max_tokens=3))
-    assert 0.0005 < seconds < 5
+def test_latency_is_the_median_over_questions_answered_alone(small_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question that warms up is slow here and so are two of five: neither it nor the mean is what is told."""
+    model, task = adapted(small_base), tiny.colour_task()
+    generate, waits, asked = model.generate, iter([0.4, 0.02, 0.4, 0.02, 0.4, 0.02]), []
+
+    def slow(conversations: Sequence[Conversation], *args: Any, **named: Any) -> list[Answer]:
+        asked.append(list(conversations))
+        time.sleep(next(waits))
+        return generate(conversations, *args, **named)
+
+    monkeypatch.setattr(model, "generate", slow)
+    seconds = latency(model, task.test, Sampling(max_tokens=3))
+    assert asked == [[task.test[i].messages] for i in (0, 0, 1, 2, 3, 4)]
+    assert 0.02 < seconds < 0.15
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU its own memory is counted")
+def test_peak_memory_is_that_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU in the machine says nothing of what runs on the processor."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: asked.append(f"reset {device}"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: asked.append(f"peak {device}") or 123)
+    reset_peak(torch.device("cpu"))
+    assert peak_bytes(torch.device("cpu")) == pytest.approx(peak_bytes(), rel=0.05)
+    assert peak_bytes() > 10**7
+    assert asked == []
+    assert reset_peak(torch.device("cuda:1"))
+    assert peak_bytes(torch.device("cuda:1")) == 123
+    assert asked == ["reset cuda:1", "peak cuda:1"]
+
+
 def test_peak_memory_sees_a_peak_and_forgets_it() -> None:
     if not reset_peak():
         pytest.skip("this system cannot reset the peak")

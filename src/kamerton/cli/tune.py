@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,14 +31,12 @@ def register(app: typer.Typer) -> None:
         Stopped at any moment, the same command goes on from the last checkpoint.
         """
         import yaml
-        from rich.console import Console
 
-        from kamerton.api import tune as run
-        from kamerton.cli.display import OneBar
         from kamerton.errors import RecipeError
         from kamerton.recipe import load_recipe
 
-        loaded = load_recipe(recipe, data=data, overrides=set_ or [])
+        loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
+
         options = {}
         for text in option or []:
             name, equals, value = text.partition("=")
@@ -48,15 +46,20 @@ def register(app: typer.Typer) -> None:
                 options[name.strip()] = yaml.safe_load(value)
             except yaml.YAMLError:
                 raise RecipeError(f"--option {text} is not a YAML value", mend="put the value in quotes") from None
+
+        from rich.console import Console
+
+        from kamerton.api import tune as run
+        from kamerton.cli.display import OneBar
+
         folder = output or Path("runs") / f"{loaded.name}-{method or loaded.methods[0].label}"
         with OneBar() as bar:
             adapted = run(loaded, method, output=folder, options=options, seed=seed, report=bar, trackers=tracker or ())
         console, record = Console(), adapted.record
         for note in record.notes:
             console.print(note, highlight=False, markup=False)
-        for tried in record.search:
-            loss = tried["validation_loss"]
-            console.print(f"learning rate {tried['learning_rate']:g}: validation loss {loss:.4f}", highlight=False)
+        for line in _tried(record.search):
+            console.print(line, highlight=False, markup=False)
         held_out = [row["validation_loss"] for row in record.curve if "validation_loss" in row]
         if held_out:
             console.print(
@@ -66,3 +69,20 @@ def register(app: typer.Typer) -> None:
         console.print(f"saved: {folder}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"next: kamerton eval {folder} {recipe}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"or:   kamerton chat {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tried(search: list[dict[str, Any]]) -> list[str]:
+    """What a search tried, a line each: its settings, and what came of them."""
+    from kamerton.methods.search import shown
+
+    lines = []
+    rungs = max((row.get("rung", 1) for row in search), default=1)
+    for row in search:
+        told = {name: value for name, value in row.items() if name not in ("tokens", "rung")}
+        *settings, outcome = told
+        value = told[outcome]
+        after = f" after rung {row['rung']} of {rungs}" if rungs > 1 else ""
+        came = "diverged" if value is None else f"{outcome.replace('_', ' ')} {value:.4f}"
+        given = ", ".join(f"{name.replace('_', ' ')} {shown(told[name])}" for name in settings)
+        lines.append(f"{given}: {came}{after}")
+    return lines

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from kamerton.comparison.machine import cores, kamerton_version, machine, versio
 from kamerton.comparison.race import Race, check_race
 from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
-from kamerton.errors import KamertonError, RecipeError
+from kamerton.errors import KamertonError, MissingExtra, ModelError, RecipeError, TaskError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
-from kamerton.evaluation.metrics import task_metrics
+from kamerton.evaluation.metrics import metric_files, task_metrics
 from kamerton.inference import Engine, Sampling
-from kamerton.methods import option_files, resolve
+from kamerton.methods import digest, option_files, resolve
 from kamerton.methods.defined import check_defined
 from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, load_recipe
 from kamerton.tasks import Task, load_task
@@ -151,7 +152,7 @@ def compare(
             watcher.line(f"  {note}")
         base_request = base_options(recipe)
         before = _plan_before(store, base_request)
-        base = load_base(**{**base_request, "dtype": before["base"]["dtype"] if before else base_request["dtype"]})
+        base = recipe_base(recipe, dtype=before["base"]["dtype"] if before else base_request["dtype"])
         watcher.line(f"base {base.info}")
         for _, method, options, place in methods:
             try:
@@ -167,6 +168,9 @@ def compare(
             "task": task.fingerprint, "budget": asdict(budget), "evaluation": recipe.evaluation.model_dump(),
             "forgetting": recipe.forgetting.model_dump() if recipe.forgetting else None, "device": base.info.device,
         }  # fmt: skip
+        files = _files(recipe, task)
+        if files:
+            common["files"] = files
         cells = []
         for label, method, options, _ in methods:
             seeded = method.seeded(options) or sampling.temperature > 0
@@ -179,19 +183,20 @@ def compare(
         store.write_task(task)
         if recipe.text:
             write_text(folder / "recipe.yaml", recipe.text)
-        write_json(folder / "settings.json", settings)
         todo = [c for c in cells if not store.finished(c)]
+        count = workers or default_workers(base)
+        # sums that are split over another number of threads differ in their last bits, so this is kept too
+        threads = before["threads"] if before else max(1, cores() // count)
+        ran = {"workers": count if todo or not before else before.get("workers"), "threads": threads}
+        write_json(folder / "settings.json", {**settings, "processes": ran})
         watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
         if todo:
             ref = _reference(recipe, base, store, common, watcher)
-            count = workers or default_workers(base)
-            # sums that are split over another number of threads differ in their last bits, so this is kept too
-            threads = before["threads"] if before else max(1, cores() // count)
             write_json(folder / "plan.json", {
                 "base": {**_plain(base_request), "dtype": base.info.dtype}, "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
                 "sampling": recipe.evaluation.sampling.model_dump(),
-                "max_batch_tokens": recipe.evaluation.max_batch_tokens, "threads": threads,
+                "max_batch_tokens": recipe.evaluation.max_batch_tokens, **ran,
             })  # fmt: skip
             base.release()  # the workers have their own; its memory is theirs
         if racing is None:
@@ -213,6 +218,15 @@ def compare(
     finally:
         watcher.close()
         lock.release()
+
+
+def _files(recipe: Recipe, task: Task) -> dict[str, list[str]]:
+    """SHA-256 of the files that decide results beside data, methods and base: metrics of one's own, a general text."""
+    text = recipe.forgetting.text if recipe.forgetting else None
+    own = text is not None and text.hub is None and text.path != "embedded"
+    named = {"metrics": metric_files(task), "text": [recipe.resolve(text.path)] if text is not None and own else []}
+    found = {what: [digest(file) for file in files if file.is_file()] for what, files in named.items()}
+    return {what: sums for what, sums in found.items() if sums}
 
 
 def _plain(request: dict[str, Any]) -> dict[str, Any]:
@@ -264,13 +278,36 @@ def base_options(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextmanager
+def at_base(recipe: Recipe) -> Iterator[None]:
+    """Turn an error of loading the base into one at its line of the recipe."""
+    try:
+        yield
+    except (ModelError, MissingExtra) as error:
+        asked, where = base_options(recipe), error.where or ""
+        fields = {"base.device": "device", "base.quantise": "quantise", str(asked["chat_template"]): "chat_template"}
+        field = "quantise" if isinstance(error, MissingExtra) and asked["quantise"] else fields.get(where, "model")
+        told = where.removeprefix("base: ") if field in ("model", "chat_template") else ""
+        message = f"{told}: {error.message}" if told else error.message
+        raise recipe.error(("base", field), message, mend=error.mend) from error
+
+
+def recipe_base(recipe: Recipe, **changes: Any) -> Base:
+    """Load the recipe's base, `changes` to what `load_base` is asked for apart; a mistake is one at its line."""
+    with at_base(recipe):
+        return load_base(**{**base_options(recipe), **changes})
+
+
 def general_text(recipe: Recipe, spec: TextSpec, size: int) -> str:
     """The text on which forgetting is measured."""
     if spec.hub is not None:
         return _hub_text(recipe, spec, size)
     if spec.path == "embedded":
         return embedded_text(size)
-    return read_text(recipe.resolve(spec.path), size)
+    try:
+        return read_text(recipe.resolve(spec.path), size)
+    except TaskError as error:
+        raise recipe.error(("forgetting", "text"), f"{error.where}: {error.message}", mend=error.mend) from error
 
 
 def default_workers(base: Base) -> int:
@@ -287,7 +324,9 @@ def _reference(recipe: Recipe, base: Base, store: Store, common: dict[str, Any],
     if spec is None:
         return None
     path = store.folder / "reference.json"
-    key = fingerprint({k: common[k] for k in ("version", "base", "renderer", "forgetting")})
+    measured_on = {k: common[k] for k in ("version", "base", "renderer", "forgetting")}
+    own_text = common.get("files", {}).get("text")
+    key = fingerprint({**measured_on, "text": own_text} if own_text else measured_on)
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["key"] == key:

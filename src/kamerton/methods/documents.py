@@ -17,7 +17,8 @@ from kamerton.methods.method import Adapted, Finding, Run
 from kamerton.methods.prompted import State, room_for_answer
 from kamerton.retrieval.asking import build, example_source, holds, question_of
 from kamerton.retrieval.encoder import MINILM
-from kamerton.retrieval.index import Hit, PassageIndex
+from kamerton.retrieval.hits import Hit
+from kamerton.retrieval.index import PassageIndex
 from kamerton.tasks.example import Example, Task
 from kamerton.training import Budget
 from kamerton.tuning.parameterisation import Options

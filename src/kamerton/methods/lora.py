@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.tuning import Tuned
-from kamerton.tuning.lora import Lora, LoraOptions, settle
+from kamerton.tuning.lora import Lora, LoraOptions
+from kamerton.tuning.parameterisation import settle
 
 
 class LoraMethodOptions(TrainingOptions, LoraOptions):

@@ -36,7 +36,8 @@ from kamerton.methods.prompted import State, prompt_room
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.retrieval.asking import cited, fitting, question_of
 from kamerton.retrieval.encoder import load_encoder
-from kamerton.retrieval.index import Hit, PassageIndex
+from kamerton.retrieval.hits import Hit
+from kamerton.retrieval.index import PassageIndex
 from kamerton.retrieval.joint import QueryingModel, scale_of, trainable
 from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget

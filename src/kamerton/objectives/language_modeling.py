@@ -16,6 +16,7 @@ from kamerton.objectives.next_token import NextToken
 from kamerton.objectives.texts import example_text, hold_out, pieces, read_texts
 from kamerton.rendering import Rendered
 from kamerton.tasks.example import Task
+from kamerton.tasks.halves import halves_note, replace_halves
 
 
 class LanguageModeling(NextToken):
@@ -33,8 +34,10 @@ class LanguageModeling(NextToken):
         length = min(n for n in (limit, options.max_tokens) if n is not None)
         if length < 2:
             raise TaskError("a row of text needs two tokens", where="limit", mend="raise limit or max_tokens")
+        halves = 0
         if options.texts is not None:
-            texts = [pieces(base.renderer, text, length) for text in read_texts(options.texts)]
+            read, halves = replace_halves(read_texts(options.texts))
+            texts = [pieces(base.renderer, text, length) for text in read]
             train, held_out = hold_out(texts)
         else:
             if not task.train:
@@ -43,6 +46,8 @@ class LanguageModeling(NextToken):
             train = [row for rows in texts for row in rows]
             held_out = [row for e in task.validation for row in pieces(base.renderer, example_text(e), length)]
         out = cls(train, held_out, batch_size=options.batch_size, max_tokens=options.max_tokens, seed=seed)
+        if halves:
+            out.notes.append(halves_note(halves, str(options.texts)))
         out.notes += _notes(texts, train, held_out, length, of_files=options.texts is not None)
         return out
 

@@ -49,7 +49,7 @@ def _read(file: Path) -> Iterator[str]:
         if content.strip():
             yield content
         return
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):  # strings may hold what splitlines() splits at
         if not line.strip():
             continue
         try:

@@ -16,7 +16,8 @@ from typing import Any
 from kamerton.rendering import Renderer
 from kamerton.retrieval.documents import Document, DocumentError, Part, find
 from kamerton.retrieval.encoder import load_encoder
-from kamerton.retrieval.index import Hit, How, PassageIndex
+from kamerton.retrieval.hits import Hit
+from kamerton.retrieval.index import How, PassageIndex
 from kamerton.retrieval.upkeep import Watch, add, put
 from kamerton.tasks.example import Conversation, Example
 

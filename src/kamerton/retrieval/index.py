@@ -24,6 +24,7 @@ import numpy as np
 
 from kamerton.retrieval.documents import Document, DocumentError
 from kamerton.retrieval.encoder import MINILM, Encoder, load_encoder
+from kamerton.retrieval.hits import COLUMNS, Hit, fuse, hit_of
 from kamerton.retrieval.passages import Cutting, Passage, cut
 from kamerton.retrieval.table import LANGUAGES, lancedb_or_refuse, open_table, quoted, reading, schema
 from kamerton.tasks.example import fingerprint
@@ -33,32 +34,8 @@ HOWS: tuple[How, ...] = get_args(How)
 FORMAT = 1
 FLUSH = 128
 """Passages that are embedded and committed together."""
-RRF = 60
-"""The constant of reciprocal rank fusion (Cormack et al. 2009)."""
 OLD_VERSIONS = timedelta(days=1)
 """How long versions of the table that a reader may still hold are kept."""
-_SHOWN = ["source", "title", "heading", "page", "number", "text"]
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A passage that was found.
-
-    Attributes:
-        passage: the passage.
-        source: its document's identity.
-        score: similarity (vector), BM25 (full-text) or the sum of reciprocal ranks (hybrid); higher is better.
-    """
-
-    passage: Passage
-    source: str
-    score: float
-
-    @property
-    def place(self) -> str:
-        """Where it stands, in few words: title and headings, or the file's name, and the page."""
-        name = self.passage.context or Path(self.source).name.partition("#")[0]
-        return f"{name}, page {self.passage.page}" if self.passage.page else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +266,7 @@ class PassageIndex:
                 "id": [f"{document.source}#{passage.number}" for document, passage in pairs],
                 "source": [document.source for document, _ in pairs],
                 "hash": [document.hash for document, _ in pairs],
-                **{name: [getattr(passage, name) for _, passage in pairs] for name in _SHOWN[1:]},
+                **{name: [getattr(passage, name) for _, passage in pairs] for name in COLUMNS[1:]},
                 "searched": [f"{passage.context}\n{passage.text}" for _, passage in pairs],
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.encoder.dimension),
             },
@@ -370,44 +347,25 @@ class PassageIndex:
 
     def vectors(self) -> tuple[list[Hit], np.ndarray]:
         """All passages and their vectors (N, D), in the order of their documents."""
-        columns = self._read([*_SHOWN, "vector"])
-        rows = [dict(zip(_SHOWN, values, strict=True)) for values in zip(
-            *(columns[name].to_pylist() for name in _SHOWN), strict=True
+        columns = self._read([*COLUMNS, "vector"])
+        rows = [dict(zip(COLUMNS, values, strict=True)) for values in zip(
+            *(columns[name].to_pylist() for name in COLUMNS), strict=True
         )]  # fmt: skip
         flat = columns["vector"].combine_chunks()
         flat = flat.flatten() if hasattr(flat, "flatten") else flat
         matrix = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(rows), -1)
         order = sorted(range(len(rows)), key=lambda i: (rows[i]["source"], rows[i]["number"]))
-        return [_hit(rows[i], 0.0) for i in order], matrix[order]
+        return [hit_of(rows[i], 0.0) for i in order], matrix[order]
 
     def _hits(self, query: Any, count: int, column: str, score: Callable[[float], float]) -> list[Hit]:
         with reading(self.folder):
-            rows = query.limit(count).select([*_SHOWN, column]).to_arrow().to_pylist()
-        hits = [_hit(row, score(row[column])) for row in rows]
+            rows = query.limit(count).select([*COLUMNS, column]).to_arrow().to_pylist()
+        hits = [hit_of(row, score(row[column])) for row in rows]
         return sorted(hits, key=lambda hit: (-hit.score, hit.source, hit.passage.number))
 
     def _read(self, columns: list[str]) -> Any:
         with reading(self.folder):
             return self._table.search().select(columns).limit(max(len(self), 1)).to_arrow()
-
-
-def fuse(*rankings: Sequence[Hit]) -> list[Hit]:
-    """Reciprocal rank fusion: a passage scores the sum of 1 / (60 + its rank) over the rankings that hold it."""
-    scores: dict[tuple[str, int], float] = {}
-    found: dict[tuple[str, int], Hit] = {}
-    for ranking in rankings:
-        for rank, hit in enumerate(ranking, start=1):
-            key = hit.source, hit.passage.number
-            found.setdefault(key, hit)
-            scores[key] = scores.get(key, 0.0) + 1 / (RRF + rank)
-    return [
-        Hit(found[key].passage, found[key].source, scores[key])
-        for key in sorted(scores, key=lambda key: (-scores[key], key))
-    ]
-
-
-def _hit(row: dict[str, Any], score: float) -> Hit:
-    return Hit(Passage(**{name: row[name] for name in _SHOWN[1:]}), row["source"], float(score))
 
 
 def _other_encoder(folder: Path, made: str, given: str) -> DocumentError:

@@ -62,22 +62,26 @@ def _embedded(spec: TaskSpec) -> Task:
     return replace(task, **{key: value for key, value in changes.items() if value is not None})
 
 
-def read_rows(spec: TaskSpec) -> dict[str, list[Row]]:
-    """The rows of a recipe's data, by split, as they are in the files.
+def read_rows(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows of a recipe's data, by split, as they are in the files; and notes on what was found and mended in them.
 
     Raises:
         TaskError: one line with file (and line), what is wrong, and the mend.
     """
-    from kamerton.tasks.readers import read_files, read_hub
+    from kamerton.tasks.readers import mended, read_files, read_hub
 
     data = spec.data
     assert data is not None  # TaskSpec has one of embedded and data
+    notes: list[str] = []
     if data.hub is not None:
-        return read_hub(spec, data)
-    if data.path:
-        return {"train": read_files(spec, data.path, ("data", "path"))}
-    given = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {name: read_files(spec, files, ("data", name)) for name, files in given.items() if files}
+        rows = read_hub(spec, data)
+    elif data.path:
+        rows = {"train": read_files(spec, data.path, ("data", "path"), notes)}
+    else:
+        given = {"train": data.train, "validation": data.validation, "test": data.test}
+        rows = {name: read_files(spec, files, ("data", name), notes) for name, files in given.items() if files}
+    rows, mends = mended(rows)
+    return rows, [*notes, *mends]
 
 
 def _from_data(spec: TaskSpec) -> Task:
@@ -86,7 +90,7 @@ def _from_data(spec: TaskSpec) -> Task:
 
     data = spec.data
     assert data is not None  # TaskSpec has one of embedded and data
-    rows = read_rows(spec)
+    rows, mends = read_rows(spec)
     if not rows.get("train"):
         raise spec.error(
             ("data",), "there is no training split", mend="name it under data: train, or splits: {train: …}"
@@ -97,7 +101,7 @@ def _from_data(spec: TaskSpec) -> Task:
     for name in SPLITS:
         if name in rows:
             splits[name] = [shaper.example(row) for row in rows[name]]
-    notes = cut(spec, splits)
+    notes = mends + cut(spec, splits)
     if spec.merge_answers:
         notes += merge_answers(splits)
     notes += clean(splits)

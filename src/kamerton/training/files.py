@@ -31,4 +31,5 @@ def write_jsonl(path: Path, rows: list[Any]) -> None:
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read what `write_jsonl` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # not splitlines(): strings may hold U+2028, U+0085 and other separators unescaped
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
 from kamerton.tasks.example import Task
-from kamerton.tuning.modules import check_targets, last_projections
-from kamerton.tuning.parameterisation import Options, Tuned, load_peft, settle
+from kamerton.tuning.modules import last_projections
+from kamerton.tuning.parameterisation import Options, Tuned, injected, load_injected
+from kamerton.tuning.targets import check_targets
 
 
 class AdapterOptions(Options):
@@ -60,13 +60,10 @@ class Adapter:
             task_type=fresh.model.task_type, target_modules=targets, width=options.width, activation=options.activation,
             dropout=options.dropout,
         )  # fmt: skip
-        peft = get_peft_model(fresh.model.hf, config)
-        return Tuned(model_for(fresh.model.hf), peft, peft)
+        return injected(fresh, get_peft_model(fresh.model.hf, config))
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         import kamerton.tuning.bottleneck  # noqa: F401 - makes it known to peft
 
-        fresh, peft = load_peft(base, folder)
-        settle(peft, base)
-        return Tuned(model_for(fresh.model.hf), peft, peft)
+        return injected(*load_injected(base, folder))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
-from kamerton.tuning.modules import check_targets, conv1d, keys_and_values, last_projections
-from kamerton.tuning.parameterisation import Options, Tuned, load_peft, settle
+from kamerton.tuning.modules import conv1d, keys_and_values, last_projections
+from kamerton.tuning.parameterisation import Options, Tuned, injected, load_injected
+from kamerton.tuning.targets import check_targets
 
 
 class Ia3Options(Options):
@@ -46,20 +46,18 @@ class Ia3:
             outputs = keys_and_values(base, "ia3.targets")
         if inputs is None:
             inputs = last_projections(base, "mlp", "ia3.feedforward")
-        check_targets(base, outputs, "ia3.targets")
-        check_targets(base, inputs, "ia3.feedforward")
         if not outputs and not inputs:
             raise RecipeError("nothing is multiplied", where="ia3.targets", mend="name at least one layer")
+        for names, where in ((outputs, "ia3.targets"), (inputs, "ia3.feedforward")):
+            if names:  # one of the two may be left out
+                check_targets(base, names, where)
         fresh = base.reload()
         config = IA3Config(
             target_modules=[*outputs, *inputs], feedforward_modules=inputs, task_type=fresh.model.task_type,
             fan_in_fan_out=conv1d(base, [*outputs, *inputs]),
         )  # fmt: skip
-        peft = get_peft_model(fresh.model.hf, config)
-        return Tuned(model_for(fresh.model.hf), peft, peft)
+        return injected(fresh, get_peft_model(fresh.model.hf, config))
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
-        fresh, peft = load_peft(base, folder)
-        settle(peft, base)
-        return Tuned(model_for(fresh.model.hf), peft, peft)
+        return injected(*load_injected(base, folder))

@@ -20,7 +20,7 @@ from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
-from kamerton.tuning.parameterisation import Options, Tuned, load_peft
+from kamerton.tuning.parameterisation import Options, Tuned, load_injected
 from kamerton.tuning.targets import linear_names, resolve_targets
 
 
@@ -49,7 +49,7 @@ class Lora:
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
-        return settled(*load_peft(base, folder))
+        return tuned_lora(*load_injected(base, folder))
 
 
 def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tuned:
@@ -75,16 +75,11 @@ def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tun
             f"{empty[0].partition('.lora_')[0].rpartition('.')[2]} has a row of zeros, which has no direction",
             where=where, mend="leave it out of the targets, or use lora without dora",
         )  # fmt: skip
-    return _tuned(fresh, peft)
+    return tuned_lora(fresh, peft)
 
 
-def settled(fresh: Base, peft: Any) -> Tuned:
-    """What `load_peft` read, ready to be used."""
-    settle(peft, fresh)
-    return _tuned(fresh, peft)
-
-
-def _tuned(fresh: Base, peft: Any) -> Tuned:
+def tuned_lora(fresh: Base, peft: Any) -> Tuned:
+    """A copy of the base beside whose layers peft has put matrices."""
     _keep_dtype(peft)
     dora = [m for m in peft.modules() if _is_dora(m)]
     return Tuned(model_for(fresh.model.hf, inferring=(lambda: _lengths_once(peft)) if dora else None), peft, peft)
@@ -97,14 +92,6 @@ def _keep_dtype(peft: Any) -> None:
     for module in peft.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
-
-
-def settle(peft: Any, base: Base) -> None:
-    """After training or loading: the matrices in the base's data type, in which they were computed all along."""
-    for name, parameter in peft.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(base.model.dtype)
-    _keep_dtype(peft)
 
 
 def _is_dora(module: Any) -> bool:

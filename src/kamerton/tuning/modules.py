@@ -1,14 +1,13 @@
 """Which linear layers of an architecture are which: keys and values, and the last projections of attention and MLP.
 
 Found by the names that architectures give them and checked against the model that is there. An architecture with other
-names needs the option `targets`; names that match nothing are told with those that come close.
+names needs the option `targets` (checked in `targets.py`).
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -79,19 +78,9 @@ def last_projections(base: Base, kind: str, where: str) -> list[str]:
     return found or _unknown(base, f"last projection of the {kind}", where)
 
 
-def check_targets(base: Base, targets: Sequence[str], where: str) -> None:
-    """Refuse module names of which one matches no linear layer.
-
-    Raises:
-        RecipeError: naming those that come close, else all.
-    """
-    names = linear_layers(base.model.hf)
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = sorted({_last(n) for n in names} | ({*short_names(base)} if "." in target else set()))
-            close = difflib.get_close_matches(target, known, n=3)
-            mend = f"did you mean {' or '.join(close)}?" if close else f"use some of: {', '.join(known)}"
-            raise RecipeError(f"'{target}' matches no linear layer of {base.info.architecture}", where=where, mend=mend)
+def fits(names: Iterable[str], target: str) -> bool:
+    """Whether a target is one of the modules' names, or the last parts of one."""
+    return any(name == target or name.endswith(f".{target}") for name in names)
 
 
 def conv1d(base: Base, targets: Collection[str]) -> bool:
@@ -99,7 +88,7 @@ def conv1d(base: Base, targets: Collection[str]) -> bool:
     return any(
         not isinstance(module, nn.Linear)
         for name, module in linear_layers(base.model.hf).items()
-        if any(name == t or name.endswith(f".{t}") for t in targets)
+        if any(fits([name], target) for target in targets)
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
 from kamerton.base.model import LanguageModel
 from kamerton.base.quantise import Quantise
@@ -79,6 +80,22 @@ def load_peft(base: Base, folder: Path, *, quantise: Quantise | None = None) -> 
             f"the adapter's weights do not fit: {len(own - saved)} are missing, {len(saved - own)} are unknown",
             where=folder, mend=mend,
         )  # fmt: skip
+    return fresh, peft
+
+
+def injected(fresh: Base, peft: Any) -> Tuned:
+    """A copy of the base in whose layers peft has put what is trained."""
+    return Tuned(model_for(fresh.model.hf), peft, peft)
+
+
+def load_injected(base: Base, folder: Path, *, quantise: Quantise | None = None) -> tuple[Base, Any]:
+    """`load_peft` for weights inside the base's layers, ready to be used.
+
+    Raises:
+        ModelError: as `load_peft`.
+    """
+    fresh, peft = load_peft(base, folder, quantise=quantise)
+    settle(peft, fresh)
     return fresh, peft
 
 

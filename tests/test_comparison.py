@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import shutil
@@ -10,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -23,7 +26,7 @@ from kamerton.comparison.report.results import results_without_times
 from kamerton.comparison.run import Comparison, Watcher, compare
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError
-from kamerton.evaluation.metrics import get_metric
+from kamerton.evaluation.metrics import get_metric, metric_files
 from kamerton.recipe import load_recipe
 from kamerton.tasks.example import Example, Message, Task
 from kamerton.training.files import read_jsonl
@@ -235,6 +238,53 @@ def test_what_has_to_run_again(
 ) -> None:
     recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, **change)
     assert to_run(recipe, copied) == expected
+
+
+METRIC = "def length(answer, example):\n    return min(1.0, len(answer) / {})\n"
+
+
+@pytest.fixture(scope="module")
+def of_files(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison with a metric and a general text of its own. Not to be changed."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "own.py").write_text(METRIC.format(5))
+    (folder / "general.txt").write_text("The river is near the stone. " * 20)
+    task = replace(tiny.colour_task(8, 4, 4), metrics=("exact-match", "own.py:length"))
+    text = "{text: general.txt, prompts: 1}"
+    recipe = tiny.write_recipe(folder, small_folder, "- zero-shot", seeds="[0]", task=task, forgetting=text)
+    assert run(recipe, folder / "out").failed == []
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("own.py", METRIC.format(5), (0, 1)),
+        ("own.py", METRIC.format(6), (1, 0)),
+        ("general.txt", "The river is near a stone. " * 20, (1, 0)),
+        ("unrelated.txt", "", (0, 1)),
+    ],
+)
+def test_what_has_to_run_again_when_a_file_changes(
+    of_files: Path, file: str, content: str, expected: tuple[int, int]
+) -> None:
+    """Files that the recipe names and that decide results, although the examples are the same."""
+    before = (of_files / file).read_text() if (of_files / file).exists() else ""
+    (of_files / file).write_text(content)
+    try:
+        assert to_run(of_files / "colours.yaml", of_files / "out") == expected
+        # asking drops what is stale
+        assert run(of_files / "colours.yaml", of_files / "out").results["complete"]
+    finally:
+        (of_files / file).write_text(before)
+
+
+def test_files_of_metrics_within_others_are_known(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(METRIC.format(5))
+    own = f"{tmp_path / 'own.py'}:length"
+    name = f"by-group:odd={quote(own, safe=':./')},even=operator:eq"
+    task = replace(tiny.colour_task(), metrics=("exact-match", name, own))
+    assert metric_files(task) == [tmp_path / "own.py", Path(operator.__file__), tmp_path / "own.py"]
 
 
 def test_another_base_runs_everything(copied: Path, tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def import_function(name: str) -> Callable[..., Any]:
     return function
 
 
+def function_file(name: str) -> Path | None:
+    """The file that holds a function which was imported by that name; None where it has none (a built-in module)."""
+    module = name.rpartition(":")[0]
+    file = module if module.endswith(".py") else getattr(sys.modules.get(module), "__file__", None)
+    return Path(file) if file is not None else None
+
+
 def _from_file(path: Path) -> Any:
     code = path.read_bytes()
     # the content is part of the name, so that two files called metrics.py, or two versions of one, do not collide

@@ -24,9 +24,9 @@ from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
-from kamerton.evaluation.metrics import task_metrics
+from kamerton.evaluation.metrics import metric_files, task_metrics
 from kamerton.inference import Engine, Sampling
-from kamerton.methods import option_files, resolve
+from kamerton.methods import digest, option_files, resolve
 from kamerton.methods.defined import check_defined
 from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, load_recipe
 from kamerton.tasks import Task, load_task
@@ -167,6 +167,9 @@ def compare(
             "task": task.fingerprint, "budget": asdict(budget), "evaluation": recipe.evaluation.model_dump(),
             "forgetting": recipe.forgetting.model_dump() if recipe.forgetting else None, "device": base.info.device,
         }  # fmt: skip
+        files = _files(recipe, task)
+        if files:
+            common["files"] = files
         cells = []
         for label, method, options, _ in methods:
             seeded = method.seeded(options) or sampling.temperature > 0
@@ -213,6 +216,15 @@ def compare(
     finally:
         watcher.close()
         lock.release()
+
+
+def _files(recipe: Recipe, task: Task) -> dict[str, list[str]]:
+    """SHA-256 of the files that decide results beside data, methods and base: metrics of one's own, a general text."""
+    text = recipe.forgetting.text if recipe.forgetting else None
+    own = text is not None and text.hub is None and text.path != "embedded"
+    named = {"metrics": metric_files(task), "text": [recipe.resolve(text.path)] if text is not None and own else []}
+    found = {what: [digest(file) for file in files if file.is_file()] for what, files in named.items()}
+    return {what: sums for what, sums in found.items() if sums}
 
 
 def _plain(request: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +299,9 @@ def _reference(recipe: Recipe, base: Base, store: Store, common: dict[str, Any],
     if spec is None:
         return None
     path = store.folder / "reference.json"
-    key = fingerprint({k: common[k] for k in ("version", "base", "renderer", "forgetting")})
+    measured_on = {k: common[k] for k in ("version", "base", "renderer", "forgetting")}
+    own_text = common.get("files", {}).get("text")
+    key = fingerprint({**measured_on, "text": own_text} if own_text else measured_on)
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["key"] == key:

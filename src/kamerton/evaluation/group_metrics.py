@@ -56,6 +56,7 @@ class ByGroup:
                 )
             if own:
                 self._width[group] = self._of(group, [own[0].answers[0]], own[:1]).shape[1]
+        self.files = tuple(file for made in self._metrics.values() for file in getattr(made, "files", ()))
         there = {metric: None for group, metric in self.groups.items() if group in self._width or not self._width}
         self.title = f"mean over tasks ({', '.join(there)})"
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from kamerton.errors import KamertonError, TaskError
-from kamerton.functions import import_function, is_function
+from kamerton.functions import function_file, import_function, is_function
 from kamerton.recipe import TaskSpec
 from kamerton.recipe_errors import closest
 from kamerton.tasks.example import Example, Task
@@ -190,12 +191,14 @@ class FunctionMetric:
     """A function of the user's own: (answer, example) -> float, or -> list of floats with an `aggregate` of its own.
 
     The function may carry attributes: `higher_is_better` (True), `range` ((0, 1)), and, needed for lists,
-    `aggregate(sums, count)` with the shapes of `Metric.aggregate`.
+    `aggregate(sums, count)` with the shapes of `Metric.aggregate`. `files` is where it is written.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._function = import_function(name)
+        file = function_file(name)
+        self.files = (file,) if file is not None else ()
         self.higher_is_better = bool(getattr(self._function, "higher_is_better", True))
         low, high = getattr(self._function, "range", (0.0, 1.0))
         self.range = (float(low), float(high))
@@ -293,3 +296,8 @@ def task_metrics(task: Task, spec: TaskSpec | None = None) -> list[Metric]:
             message = error.message if error.where in (None, "metrics") else f"{error.where}: {error.message}"
             raise spec.error(("metrics", index), message, mend=error.mend) from error
     return metrics
+
+
+def metric_files(task: Task) -> list[Path]:
+    """The files with functions of the user's own that judge a task."""
+    return [file for metric in task_metrics(task) for file in getattr(metric, "files", ())]

@@ -107,21 +107,21 @@ def option_files(options: Mapping[str, Any]) -> dict[str, str]:
     for name, value in options.items():
         if name in PATHS:
             named = [value] if isinstance(value, str) else value or ()
-            out |= {one: _digest(Path(one)) for one in named if Path(one).exists()}
+            out |= {one: digest(Path(one)) for one in named if Path(one).exists()}
         elif isinstance(value, Mapping):
             out |= option_files(value)
     return out
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder with their names; locks are left out."""
-    digest = hashlib.sha256()
+    total = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".lock")
     for file in [path] if path.is_file() else files:
-        digest.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
+        total.update(f"{file.relative_to(path)}:{file.stat().st_size}:".encode())
         with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
 
 
 class OptionError(RecipeError):

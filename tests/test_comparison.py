@@ -21,12 +21,17 @@ import pytest
 
 import tiny
 from kamerton.base import Base
+from kamerton.base.work import flops
+from kamerton.comparison.cell import _forgetting
 from kamerton.comparison.report.data import load_comparison
 from kamerton.comparison.report.results import results_without_times
 from kamerton.comparison.run import Comparison, Watcher, compare
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError
+from kamerton.evaluation.forgetting import kl, reference
 from kamerton.evaluation.metrics import get_metric, metric_files
+from kamerton.inference import Engine
+from kamerton.methods.method import Adapted
 from kamerton.recipe import load_recipe
 from kamerton.tasks.example import Example, Message, Task
 from kamerton.training.files import read_jsonl
@@ -144,6 +149,34 @@ def test_the_untouched_base_forgets_nothing_and_a_trained_one_something(
     zero = read["cells/zero-shot/seed-0/cell.json"]
     assert zero["bits_per_byte"] == pytest.approx(zero["bits_per_byte_base"], abs=1e-6)
     assert abs(read["cells/lora/seed-0/cell.json"]["kl"]) > 1e-4
+
+
+def test_forgetting_of_the_untouched_base_is_not_computed_again(small_base: Base, tmp_path: Path) -> None:
+    """Bits per byte are the reference's own; KL is computed where something stands in front of the prompts."""
+    engine = Engine(small_base.model, small_base.renderer)
+    measured = reference(engine, "The river is near the stone. " * 20, 2, answer_tokens=4)
+    work = small_base.model.work
+
+    def spent(adapted: Adapted) -> tuple[dict[str, float], bool]:
+        before = work.copy()
+        found = _forgetting(adapted, small_base, measured)
+        assert found is not None
+        return found, flops(work - before, small_base.model.hf) > 0
+
+    same, worked = spent(tiny.fit(small_base, "zero-shot", tmp_path))
+    assert (same, worked) == ({"bits_per_byte": measured.bits_per_byte,
+                               "bits_per_byte_base": measured.bits_per_byte, "kl": 0.0}, False)  # fmt: skip
+    asked = tiny.fit(small_base, "few-shot", tmp_path, shots=2)
+    shown, worked = spent(asked)
+    conversations = [asked.prepare((Message("user", prompt),)) for prompt in measured.prompts]
+    assert worked
+    assert shown["bits_per_byte"] == measured.bits_per_byte
+    assert shown["kl"] == kl(asked.engine, conversations, measured) != 0
+    trained, _ = spent(tiny.fit(small_base, "lora", tmp_path / "lora", learning_rate=0.01))
+    assert trained["bits_per_byte"] != measured.bits_per_byte
+    soft, _ = spent(tiny.fit(small_base, "prompt-tuning", tmp_path / "soft", tokens=2, learning_rate=0.01))
+    assert soft["bits_per_byte"] != measured.bits_per_byte
+    assert soft["kl"] != 0
 
 
 def test_the_report_and_its_files_are_there(finished: tuple[Path, Path, Log, Comparison]) -> None:

@@ -59,7 +59,7 @@ def run_cell(
     statistics = judge(answers.texts, task.test, task.metrics)
     report("measuring", 0.3, "latency and forgetting")
     delay = latency(adapted, task.test, plan)
-    forgot = _forgetting(adapted, reference)
+    forgot = _forgetting(adapted, base, reference)
 
     adapter = folder / "adapter"
     partial = folder / ".partial-adapter"
@@ -156,14 +156,17 @@ def failed_record(cell: Cell, error: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _forgetting(adapted: Adapted, reference: Reference | None) -> dict[str, float] | None:
+def _forgetting(adapted: Adapted, base: Base, reference: Reference | None) -> dict[str, float] | None:
+    """Both measures; what the reference says of the base already is not computed again for it."""
     if reference is None:
         return None
-    asked = [adapted.prepare((Message("user", prompt),)) for prompt in reference.prompts]
+    untouched = adapted.engine.model is base.model  # whatever attaches something works on a copy of its own
+    plain = [(Message("user", prompt),) for prompt in reference.prompts]
+    asked = [adapted.prepare(conversation) for conversation in plain]
     return {
-        "bits_per_byte": bits_per_byte(adapted.engine, reference.pieces),
+        "bits_per_byte": reference.bits_per_byte if untouched else bits_per_byte(adapted.engine, reference.pieces),
         "bits_per_byte_base": reference.bits_per_byte,
-        "kl": kl(adapted.engine, asked, reference),
+        "kl": 0.0 if untouched and asked == plain else kl(adapted.engine, asked, reference),
     }
 
 

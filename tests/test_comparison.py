@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -189,7 +190,12 @@ def test_the_report_and_its_files_are_there(finished: tuple[Path, Path, Log, Com
     assert "lora" in str(comparison)
     assert comparison.report == folder / "report.html"
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["versions"]["torch"]
+    for name in ("torch", "sacrebleu", "rouge-score", "gguf"):
+        assert settings["versions"][name] == version(name)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert settings["processes"] == {"workers": 2, "threads": plan["threads"]} == comparison.results["processes"]
+    assert "processes" not in results_without_times(comparison.results), "the machine decides them"
+    assert "<summary>Processes</summary>" in (folder / "report.html").read_text()
     assert settings["base"]["dtype"] == "float32"
     assert [m["options"]["batch_size"] for m in settings["methods"] if m["label"] == "lora"] == [8]
     assert comparison.adapter("lora").is_dir()
@@ -236,6 +242,8 @@ def test_run_again_it_does_nothing(finished: tuple[Path, Path, Log, Comparison],
     assert log.started == (0, 8)
     assert log.events == []
     assert cell_files(copied) == before
+    processes = json.loads((copied / "settings.json").read_text())["processes"]
+    assert processes["workers"] == 2, "those that made the cells"
     assert plain(copied) == plain(finished[1])
 
 

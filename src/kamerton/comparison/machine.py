@@ -20,7 +20,15 @@ PACKAGES = (
     "numpy",
     "scipy",
     "babel",
+    "gguf",
+    "jinja2",
+    "sacrebleu",
+    "rouge-score",
+    "bitsandbytes",
+    "lancedb",
+    "sentence-transformers",
 )
+"""What can change a result; the last ones are optional."""
 
 
 def kamerton_version() -> str:

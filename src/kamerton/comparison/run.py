@@ -182,19 +182,20 @@ def compare(
         store.write_task(task)
         if recipe.text:
             write_text(folder / "recipe.yaml", recipe.text)
-        write_json(folder / "settings.json", settings)
         todo = [c for c in cells if not store.finished(c)]
+        count = workers or default_workers(base)
+        # sums that are split over another number of threads differ in their last bits, so this is kept too
+        threads = before["threads"] if before else max(1, cores() // count)
+        ran = {"workers": count if todo or not before else before.get("workers"), "threads": threads}
+        write_json(folder / "settings.json", {**settings, "processes": ran})
         watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
         if todo:
             ref = _reference(recipe, base, store, common, watcher)
-            count = workers or default_workers(base)
-            # sums that are split over another number of threads differ in their last bits, so this is kept too
-            threads = before["threads"] if before else max(1, cores() // count)
             write_json(folder / "plan.json", {
                 "base": {**_plain(base_request), "dtype": base.info.dtype}, "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
                 "sampling": recipe.evaluation.sampling.model_dump(),
-                "max_batch_tokens": recipe.evaluation.max_batch_tokens, "threads": threads,
+                "max_batch_tokens": recipe.evaluation.max_batch_tokens, **ran,
             })  # fmt: skip
             base.release()  # the workers have their own; its memory is theirs
         if racing is None:

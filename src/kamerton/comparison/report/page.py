@@ -26,6 +26,8 @@ from kamerton.comparison.verdict import Row, Verdict
 FOREST = (300, 132)  # pixels: wide, for phones
 NAMED = 10  # methods; more of them are numbered in plots and matrices
 MAX_CURVE = 90
+SECTIONS = ("base", "task", "methods", "budget", "seeds", "versions", "machine", "processes")
+"""Of the settings, in "how to repeat this"; what else there is follows together."""
 
 
 def page(comparison: Comparison, verdict: Verdict | None, found: Record) -> str:
@@ -105,24 +107,12 @@ def _repeat(comparison: Comparison) -> dict[str, Any]:
         "command": str(settings.get("command") or ""),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else kept,
         "sections": [
-            (title, json.dumps(settings[key], indent=1, ensure_ascii=False))
-            for key, title in (
-                ("base", "Base"),
-                ("task", "Task"),
-                ("methods", "Methods"),
-                ("budget", "Budget"),
-                ("seeds", "Seeds"),
-                ("versions", "Versions"),
-                ("machine", "Machine"),
-            )
+            (key.capitalize(), json.dumps(settings[key], indent=1, ensure_ascii=False))
+            for key in SECTIONS
             if settings.get(key)
         ],
         "rest": json.dumps(
-            {
-                k: v
-                for k, v in settings.items()
-                if k not in ("base", "task", "methods", "budget", "seeds", "versions", "machine", "command", "recipe")
-            },
+            {k: v for k, v in settings.items() if k not in (*SECTIONS, "command", "recipe")},
             indent=1,
             ensure_ascii=False,
         ),

@@ -1,7 +1,7 @@
 """`results.json`: the verdict and every number behind it, the same for the same cells.
 
-What a clock or the machine decides stands under the keys `seconds`, `latency_seconds`, `peak_memory_bytes` or `times`;
-`results_without_times` takes those away, so that two runs of one comparison can be compared for equality.
+What a clock or the machine decides stands under the keys `seconds`, `latency_seconds`, `peak_memory_bytes`, `processes`
+(workers, and threads of each) or `times`; `results_without_times` takes those away, so that two runs of one comparison can be compared for equality.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kamerton.comparison.report.findings import joined, marks
 from kamerton.comparison.verdict import Stopped, Verdict, decide
 from kamerton.evaluation.statistics import estimate
 
-TIMES = frozenset({"seconds", "latency_seconds", "peak_memory_bytes", "times"})
+TIMES = frozenset({"seconds", "latency_seconds", "peak_memory_bytes", "processes", "times"})
 DIGITS = 9  # sums may differ in the last bits between processors; nothing below is an answer to anything
 
 
@@ -36,6 +36,7 @@ def results(comparison: Comparison, verdict: Verdict | None = None) -> Record:
             "base": settings.get("base"),
             "seeds": settings.get("seeds"),
             "budget": settings.get("budget"),
+            "processes": settings.get("processes"),
             "cells": {"planned": planned, "finished": done, "failed": len(comparison.failed)},
             "complete": done == planned,
             "verdict": verdict.to_dict() if verdict else None,

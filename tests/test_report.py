@@ -17,7 +17,7 @@ import pytest
 from kamerton.comparison.report import load_comparison, results, results_without_times, write_report
 from kamerton.comparison.report.answers import script_json, side_by_side
 from kamerton.comparison.report.svg import cost_axis, linear, nice_ticks
-from kamerton.comparison.units import quantity
+from kamerton.comparison.units import fixed, quantity
 from kamerton.errors import KamertonError
 from synthetic_comparison import FIVE, twenty, write_comparison
 
@@ -89,6 +89,34 @@ def test_all_files_are_written_and_agree(folder: Path) -> None:
     assert latex.count(r"\\") == len(labels) + 1
     assert r"\toprule" in latex
     assert not list(folder.glob(".*")), "temporary files are gone"
+
+
+def test_forgetting_stands_in_every_table(folder: Path, page: str) -> None:
+    """KL and the change of bits a byte as numbers that line up, not only as points."""
+    found = json.loads((folder / "results.json").read_text())
+    markdown, latex = (folder / "table.md").read_text().splitlines(), (folder / "table.tex").read_text()
+    rows = re.search(r'<table class="forgot">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    assert rows is not None
+    shown = re.findall(r'<th[^>]*>(.*?)</th>((?:<td class="num">.*?</td>)+)', rows[1])
+    assert [name for name, _ in shown] == [row["label"] for row in found["verdict"]["rows"]]
+    for name, cells in shown:
+        own = next(m for m in found["methods"] if m["label"] == name)["forgetting"]
+        kl, change = f"{own['kl']:.4f}", f"{own['bits_per_byte_change']:+.4f}".replace("+0.0000", "0.0000")
+        assert re.findall(r">([^<>]+)</td>", cells) == [kl, change, f"{own['bits_per_byte']:.4f}"]
+        (line,) = [line for line in markdown if f"| {name} |" in line]
+        assert line.endswith(f"| {kl} | {change} |")
+        assert re.search(rf"& {name} &.*& {kl} & {re.escape(change)} \\\\", latex)
+    head = next(line for line in markdown if line.startswith("| Rank"))
+    assert head.count("|") == markdown[markdown.index(head) + 1].count("|")
+    spec = re.search(r"\\begin\{tabular\}\{(\w+)\}", latex)
+    assert spec is not None
+    assert len(spec[1]) == head.count("|") - 1
+
+
+def test_numbers_of_a_column_line_up() -> None:
+    assert [fixed(v) for v in (0, 0.00004, 0.0213, 12.34567, None)] == ["0.0000", "0.0000", "0.0213", "12.3457", "–"]
+    signed = [fixed(v, sign=True) for v in (0.0, -0.00001, 0.01234, -0.5)]
+    assert signed == ["0.0000", "0.0000", "+0.0123", "\N{MINUS SIGN}0.5000"]
 
 
 def test_page_is_well_formed_self_contained_and_whole(page: str) -> None:

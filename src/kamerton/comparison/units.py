@@ -121,6 +121,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours}{space}h" + (f" {minutes}{space}min" if minutes else "")
 
 
+def fixed(value: float | None, *, sign: bool = False) -> str:
+    """Four decimals, so that a column of them lines up: 0.0213, −0.0004; "–" where not measured."""
+    if value is None:
+        return "–"
+    rounded = round(value, 4) + 0.0  # no minus before a zero
+    return minus(f"{rounded:+.4f}" if sign and rounded else f"{rounded:.4f}")
+
+
 def p_value(p: float | None) -> str:
     """0.031, < 0.001."""
     if p is None:

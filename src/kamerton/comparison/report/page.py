@@ -20,7 +20,7 @@ from kamerton.comparison.report import svg
 from kamerton.comparison.report.answers import script_json, side_by_side
 from kamerton.comparison.report.data import Comparison, Record, scale_of
 from kamerton.comparison.report.findings import findings, marks
-from kamerton.comparison.units import MINUS, Scale, duration, p_value, plain, quantity
+from kamerton.comparison.units import MINUS, Scale, duration, fixed, p_value, plain, quantity
 from kamerton.comparison.verdict import Row, Verdict
 
 FOREST = (300, 132)  # pixels: wide, for phones
@@ -137,6 +137,7 @@ def _scored(comparison: Comparison, verdict: Verdict, found: Record, scale: Scal
         "quality": _quality_plots(verdict, methods, scale),
         "curves": _curves(comparison, order),
         "forgetting": _forgetting_plots(verdict, methods, scale),
+        "forgot": _forgetting_rows(verdict, methods),
         "marks": {label: said for label in order if (said := marks(comparison, label))},
         "findings": findings(comparison, order),
         "groups": _groups(order, methods, comparison),
@@ -321,6 +322,16 @@ def _quality_plots(verdict: Verdict, methods: dict[str, Record], scale: Scale) -
 
 def _y_name(scale: Scale) -> str:
     return f"{scale.name}, {scale.unit}" if scale.unit else scale.name
+
+
+def _forgetting_rows(verdict: Verdict, methods: dict[str, Record]) -> list[Record]:
+    """The numbers behind the plots, methods in order of rank."""
+    rows = []
+    for row in verdict.rows:
+        found = methods[row.label]["forgetting"]
+        values = [fixed(found["kl"]), fixed(found["bits_per_byte_change"], sign=True), fixed(found["bits_per_byte"])]
+        rows.append({"label": row.label, "leading": row.label in verdict.contenders, "values": values})
+    return rows
 
 
 def _forgetting_plots(verdict: Verdict, methods: dict[str, Record], scale: Scale) -> list[Record]:

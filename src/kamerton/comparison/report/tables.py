@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from kamerton.comparison.report.data import Comparison, Record, scale_of
-from kamerton.comparison.units import duration, plain, quantity
+from kamerton.comparison.units import duration, fixed, plain, quantity
 
-HEADINGS = ("Rank", "Method", "Score", "95% interval", "Trained parameters", "Fit", "FLOPs", "Tokens an answer", "KL")
+HEADINGS = (
+    "Rank", "Method", "Score", "95% interval", "Trained parameters", "Fit", "FLOPs", "Tokens an answer", "KL",
+    "Δ bits a byte",
+)  # fmt: skip
+"""KL to the base on general prompts in nats a token, and the change of bits a byte on a general text: forgetting."""
 
 
 def cells_of(comparison: Comparison, found: Record) -> list[list[str]]:
@@ -29,7 +33,8 @@ def cells_of(comparison: Comparison, found: Record) -> list[list[str]]:
                 duration(m["seconds"]["fit"]),
                 quantity(m["flops"]["fit"]),
                 "–" if prompt is None or generated is None else f"{prompt:.0f} + {generated:.0f}",
-                "–" if row["kl"] is None else f"{row['kl']:.3g}",
+                fixed(m["forgetting"]["kl"]),
+                fixed(m["forgetting"]["bits_per_byte_change"], sign=True),
             ]
         )
     return rows
@@ -45,14 +50,15 @@ def caption(comparison: Comparison, found: Record) -> str:
     seeds = max(len(row["seeds"]) for row in verdict["rows"])
     return (
         f"{scale_of(metric).name} on {task} with {base}: {verdict['examples']} test examples, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}. Methods of one rank are not told apart from the best of it."
+        f"{seeds} seed{'s' if seeds > 1 else ''}. Methods of one rank are not told apart from the best of it. "
+        "Forgetting: KL to the base on general prompts, nats a token, and change of bits a byte on a general text."
     )
 
 
 def markdown_table(comparison: Comparison, found: Record) -> str:
     rows = cells_of(comparison, found)
     lines = [found["verdict"]["sentence"] if found["verdict"] else "No cell has finished yet.", ""]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "| " + " | ".join(["---:", "---", *["---:"] * 7]) + " |"]
+    lines += ["| " + " | ".join(HEADINGS) + " |", "| " + " | ".join(["---:", "---", *["---:"] * (len(HEADINGS) - 2)]) + " |"]
     lines += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in rows]
     return "\n".join([*lines, "", caption(comparison, found), ""])
 
@@ -64,7 +70,9 @@ def latex_table(comparison: Comparison, found: Record) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_latex(caption(comparison, found))}}}",
-        r"\begin{tabular}{rlrrrrrrr}",
+        r"\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{rl{'r' * (len(HEADINGS) - 2)}}}",
         r"\toprule",
         " & ".join(_latex(heading) for heading in HEADINGS) + r" \\",
         r"\midrule",
@@ -85,7 +93,7 @@ def _markdown(text: str) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--", "\N{NO-BREAK SPACE}": "~",
+    "\N{MINUS SIGN}": "$-$", "Δ": r"$\Delta$", "\N{EN DASH}": "--", "\N{NO-BREAK SPACE}": "~",
 }  # fmt: skip
 
 

@@ -385,66 +385,66 @@ FAULTS = [
     ),
     # the base
     Fault(
-        "no such model folder", r"\./none: ", "no such model folder", "hub id",
+        "no such model folder", r"{d}/r\.yaml:3: base\.model: \./none: ", "no such model folder", "hub id",
         recipe="task: dates\nmethods: [zero-shot]\nbase: ./none\n", check=begin,
     ),
     Fault(
-        "a model folder without configuration", r"{d}/m: ", r"no config\.json", "point base",
+        "a model folder without configuration", r"{d}/r\.yaml:3: base\.model: {d}/m: ", r"no config\.json", "point base",
         recipe=BASE, files={"m/model.safetensors": b""}, check=begin,
     ),
     Fault(
-        "a model folder without weights", r"{d}/m: ", "no weights", r"model\.safetensors",
+        "a model folder without weights", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "no weights", r"model\.safetensors",
         recipe=BASE, files={"m/config.json": "{}"}, check=begin,
     ),
     Fault(
-        "pickled weights", r"{d}/m: ", r"pickled .pytorch_model\.bin.", "safetensors",
+        "pickled weights", r"{d}/r\.yaml:3: base\.model: {d}/m: ", r"pickled .pytorch_model\.bin.", "safetensors",
         recipe=BASE, files={"m/config.json": "{}", "m/pytorch_model.bin": b"\x80\x02"}, check=begin,
     ),
     Fault(
-        "a configuration that is broken", r"{d}/m: ", "cannot be loaded", "whole",
+        "a configuration that is broken", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "cannot be loaded", "whole",
         recipe=BASE, files={"m/config.json": '{"model_type": "llama", ', "m/model.safetensors": b""}, check=begin,
     ),
     Fault(
-        "a model without tokenizer", r"{d}/m: ", "cannot be loaded", "whole",
+        "a model without tokenizer", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "cannot be loaded", "whole",
         recipe=BASE, files={"m/config.json": '{"model_type": "llama"}', "m/model.safetensors": b"\0" * 64}, check=begin,
     ),
     Fault(
-        "an unknown architecture", r"{d}/m: ", "cannot be loaded", "whole",
+        "an unknown architecture", r"{d}/r\.yaml:3: base\.model: {d}/m: ", "cannot be loaded", "whole",
         recipe=BASE, files={"m/config.json": '{"model_type": "lama"}', "m/model.safetensors": b"\0" * 64}, check=begin,
     ),
     Fault(
-        "no such GGUF file", r"x\.gguf: ", "no such GGUF file", "check the path",
+        "no such GGUF file", r"{d}/r\.yaml:3: base\.model: x\.gguf: ", "no such GGUF file", "check the path",
         recipe=BASE.replace("base: m", "base: x.gguf"), check=begin,
     ),
     Fault(
-        "not a GGUF file", r"{d}/x\.gguf: ", "not a GGUF file that can be read", "download it again",
+        "not a GGUF file", r"{d}/r\.yaml:3: base\.model: {d}/x\.gguf: ", "not a GGUF file that can be read", "download it again",
         recipe=BASE.replace("base: m", "base: x.gguf"), files={"x.gguf": b"GGUF no"}, check=begin,
     ),
     Fault(
-        "a hub id without a network", r"base: nobody/nothing-here: ", "cannot be loaded from the hub", "folder, a GGUF",
+        "a hub id without a network", r"{d}/r\.yaml:3: base\.model: nobody/nothing-here: ", "cannot be loaded from the hub", "folder, a GGUF",
         recipe=BASE.replace("base: m", "base: nobody/nothing-here"), check=begin,
     ),
     Fault(
-        "no such device", r"", "device 'cuda:77' cannot be used here", "use auto or cpu",
+        "no such device", r"{d}/r\.yaml:3: base\.device: ", "device 'cuda:77' cannot be used here", "use auto or cpu",
         recipe=BASE.replace("base: m", "base: {model: SMALL, device: 'cuda:77'}"), check=begin,
     ),
     Fault(
-        "no such template", r"{d}/t\.jinja: ", "the chat template cannot be read", "check the path",
+        "no such template", r"{d}/r\.yaml:3: base\.chat_template: {d}/t\.jinja: ", "the chat template cannot be read", "check the path",
         recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"), check=begin,
     ),
     Fault(
-        "a template that is none", r"", "template", "template",
+        "a template that is none", r"{d}/r\.yaml:3: base\.chat_template: {d}/t\.jinja: ", "not valid Jinja", "mend it",
         recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"),
         files={"t.jinja": "{% for m in messages %}{{ m['content'] "}, check=begin,
     ),
     Fault(
-        "a template that refuses", r"", "template", "template",
+        "a template that refuses", r"{d}/r\.yaml:3: base\.chat_template: {d}/t\.jinja: ", "refuses", "chat_template",
         recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"),
         files={"t.jinja": "{{ raise_exception('no') }}"}, check=begin,
     ),
     # what forgetting is measured on
     Fault(
-        "no general text", r"{d}/none\.txt: ", "the general text cannot be read", "UTF-8 text file",
+        "no general text", r"{d}/r\.yaml:4: forgetting\.text: {d}/none\.txt: ", "the general text cannot be read", "UTF-8 text file",
         recipe=BASE.replace("base: m", "base: SMALL\nforgetting: {text: none.txt}"), check=until_reference,
     ),
 ]  # fmt: skip

@@ -261,6 +261,19 @@ def test_a_mistake_is_one_line_and_status_two(
     assert len([row for row in err.splitlines() if row.startswith("error")]) == 1
 
 
+def test_a_model_whose_base_is_gone_says_who_needs_it(cli: Cli, tmp_path: Path) -> None:
+    tuned, base = tmp_path / "tuned", tiny.save(tmp_path / "base")
+    recipe = tiny.write_recipe(tmp_path / "r", base, "- zero-shot")
+    assert cli("tune", recipe, "--output", tuned)[0] == 0
+    base.rename(tmp_path / "moved")
+    status, _, err = cli("eval", tuned, recipe)
+    assert status == 2
+    assert f"{tuned}/kamerton.json: its base, {base}: no such model folder" in err.splitlines()[-1]
+    status, _, err = cli("tune", recipe, "--output", tmp_path / "again")
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: {recipe}:6: base.model: {base}: no such model folder; ")
+
+
 @pytest.mark.parametrize(
     "arguments", [("compare",), ("tune", "--no"), ("eval", "x"), ("nothing",), ("compare", "a", "--workers", "0")]
 )

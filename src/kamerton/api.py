@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.base import Base, load_base
-from kamerton.comparison.run import base_options, check_task
+from kamerton.comparison.run import check_task, recipe_base
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
@@ -100,7 +100,7 @@ def tune(
     asked = recipe.task if task is None else None
     task = task or load_task(recipe.task)
     check_task(task, asked)
-    base = base or load_base(**base_options(recipe))
+    base = base or recipe_base(recipe)
     check_defined(base, chosen, parsed)
     folder = Path(output)
     lock = Store(folder).lock()

@@ -396,7 +396,8 @@ def _device(device: str) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device '{device}' cannot be used here", mend="use auto or cpu") from error
+        mend = "use auto or cpu"
+        raise ModelError(f"device '{device}' cannot be used here", where="base.device", mend=mend) from error
     return target
 
 

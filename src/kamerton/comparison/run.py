@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from kamerton.comparison.machine import cores, kamerton_version, machine, versio
 from kamerton.comparison.race import Race, check_race
 from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
-from kamerton.errors import KamertonError, RecipeError
+from kamerton.errors import KamertonError, MissingExtra, ModelError, RecipeError, TaskError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
 from kamerton.evaluation.metrics import metric_files, task_metrics
 from kamerton.inference import Engine, Sampling
@@ -151,7 +152,7 @@ def compare(
             watcher.line(f"  {note}")
         base_request = base_options(recipe)
         before = _plan_before(store, base_request)
-        base = load_base(**{**base_request, "dtype": before["base"]["dtype"] if before else base_request["dtype"]})
+        base = recipe_base(recipe, dtype=before["base"]["dtype"] if before else base_request["dtype"])
         watcher.line(f"base {base.info}")
         for _, method, options, place in methods:
             try:
@@ -277,13 +278,36 @@ def base_options(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextmanager
+def at_base(recipe: Recipe) -> Iterator[None]:
+    """Turn an error of loading the base into one at its line of the recipe."""
+    try:
+        yield
+    except (ModelError, MissingExtra) as error:
+        asked, where = base_options(recipe), error.where or ""
+        fields = {"base.device": "device", "base.quantise": "quantise", str(asked["chat_template"]): "chat_template"}
+        field = "quantise" if isinstance(error, MissingExtra) and asked["quantise"] else fields.get(where, "model")
+        told = where.removeprefix("base: ") if field in ("model", "chat_template") else ""
+        message = f"{told}: {error.message}" if told else error.message
+        raise recipe.error(("base", field), message, mend=error.mend) from error
+
+
+def recipe_base(recipe: Recipe, **changes: Any) -> Base:
+    """Load the recipe's base, `changes` to what `load_base` is asked for apart; a mistake is one at its line."""
+    with at_base(recipe):
+        return load_base(**{**base_options(recipe), **changes})
+
+
 def general_text(recipe: Recipe, spec: TextSpec, size: int) -> str:
     """The text on which forgetting is measured."""
     if spec.hub is not None:
         return _hub_text(recipe, spec, size)
     if spec.path == "embedded":
         return embedded_text(size)
-    return read_text(recipe.resolve(spec.path), size)
+    try:
+        return read_text(recipe.resolve(spec.path), size)
+    except TaskError as error:
+        raise recipe.error(("forgetting", "text"), f"{error.where}: {error.message}", mend=error.mend) from error
 
 
 def default_workers(base: Base) -> int:

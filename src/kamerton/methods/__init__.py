@@ -178,7 +178,10 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
         raise ModelError(f"has no {error}", where=path, mend="tune the method again") from None
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"cannot be read ({error})", where=path, mend="tune the method again") from None
-    base = base or load_base(**request)
+    try:
+        base = base or load_base(**request)
+    except ModelError as error:
+        raise ModelError(f"its base, {error}", where=path) from error
     for name, own, saved in zip(
         ("renderer", "base"), (base.renderer.fingerprint, base.info.fingerprint), prints, strict=True
     ):

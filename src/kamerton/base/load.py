@@ -26,6 +26,7 @@ from kamerton.base import quantise as bits
 from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
+from kamerton.base.sizes import check_shards, weights_bytes
 from kamerton.errors import KamertonError, ModelError
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import fingerprint
@@ -141,6 +142,7 @@ def load_base(
     request = {"name": name, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code,
                "chat_template": chat_template, "quantise": quantise}  # fmt: skip
     source, label = _resolve(str(name))
+    check_shards(Path(source))
     target = _device(device)
     kind, reason = choose_dtype(dtype, target)
     try:
@@ -148,6 +150,11 @@ def load_base(
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         free = _free_bytes(target)
         packed = _packing(config, quantise, kind, target, source)
+        own_format = getattr(config, "quantization_config", None) is not None
+        needed = weights_bytes(source, kind, stored_as=own_format, four_bits=quantise is not None)
+        # what is not packed for its device goes through the memory of the processor
+        for place in (target,) if packed else dict.fromkeys((target, torch.device("cpu"))):
+            _check_room(needed or 0, place, source)
         hf, loaded = _kind(config).from_pretrained(
             source,
             config=config,
@@ -166,12 +173,8 @@ def load_base(
     _whole(loaded, source)
     bits.settle(hf)
     bytes_ = bits.stored_bytes(hf)
-    if target.type != "cpu" and bytes_ > free:
-        raise ModelError(
-            f"the weights take {bytes_ / 2**30:.1f} GiB and {target} has {free / 2**30:.1f} GiB free",
-            where=source,
-            mend="choose a smaller model, a smaller data type, or device: cpu",
-        )
+    if target.type != "cpu":
+        _check_room(bytes_, target, source)
     hf = hf.to(target).eval()
     hf.requires_grad_(False)
     try:
@@ -405,6 +408,17 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
+def _check_room(needed: int, device: torch.device, source: str) -> None:
+    """Refuse weights that the free memory of a device cannot hold."""
+    free = _free_bytes(device)
+    if needed <= free:
+        return
+    size, left = f"{needed / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB"
+    place, other = ("this machine", "") if device.type == "cpu" else (str(device), ", or device: cpu")
+    mend = f"choose a smaller model, dtype: bfloat16, quantise: nf4{other}, or end other programs"
+    raise ModelError(f"the weights take {size} and {place} has {left} of memory free", where=source, mend=mend)
+
+
 def _end_ids(hf: Any) -> list[int]:
     eos = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
     ids = eos if isinstance(eos, list) else [eos]
@@ -458,3 +472,24 @@ def _fingerprint(hf: Any) -> str:
             sums[name] += [int(first), int(second), weight.numel()]
     config = {k: v for k, v in hf.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return fingerprint({"config": repr(sorted(config.items())), "weights": sums})
+
+
+def check_source(name: str | Path, *, device: str = "auto", chat_template: str | Path | None = None) -> None:
+    """Find what is wrong with a base as far as that can be known without loading it.
+
+    Raises:
+        ModelError: nothing to load there, weights missing or not safetensors, no such device or template.
+    """
+    path = Path(name).expanduser()
+    if str(name) == "demo":
+        demo_gguf()
+    elif path.suffix == ".gguf" and path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                mend = "download it again, or use a folder of safetensors"
+                raise ModelError("not a GGUF file that can be read", where=path, mend=mend)
+    else:
+        source, _ = _resolve(str(name))
+        check_shards(Path(source))
+    _device(device)
+    _read_template(chat_template)

@@ -129,6 +129,64 @@ def test_recipe_check_shows_what_is_asked(cli: Cli, recipe: Path) -> None:
     assert "Which colour is in the text?" in out
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("base=./none", "base.model: ./none: no such model folder"),
+        ("base=EMPTY", "the model folder has no config.json"),
+        ("base=CUT", "the weights are not whole: model-2.safetensors is missing"),
+        ("base=FILE.gguf", "not a GGUF file that can be read"),
+        ("base.device=cuda:77", "base.device: device 'cuda:77' cannot be used here"),
+        ("base.chat_template=none.jinja", "none.jinja: the chat template cannot be read"),
+        ("budget.steps=0", "budget.steps"),
+    ],
+)
+def test_recipe_check_looks_at_the_base_without_loading_it(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("EMPTY", "CUT"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "CUT/config.json").write_text("{}")
+    (tmp_path / "CUT/model-1.safetensors").write_bytes(b"")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "CUT/model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "FILE.gguf").write_bytes(b"no")
+    status, _, err = cli("recipe", "check", recipe, "--set", change)
+    assert (status, err.count("\n")) == (2, 1)
+    assert says in err
+
+
+def test_recipe_check_of_good_bases_and_choices(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kamerton.base.load.load_base", lambda *_, **__: pytest.fail("nothing is loaded"))
+    for base in ("demo", "some/hub-id"):
+        status, out, err = cli("recipe", "check", recipe, "--set", f"base={base}", "--set", "budget.steps=7")
+        assert (status, err) == (0, "")
+        assert f"base      {base}\n" in out
+        assert "7 steps" in out
+    rows = [("abc"[n % 3], n) for n in range(30)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"message {n},{label}\n" for label, n in rows))
+    (tmp_path / "r.yaml").write_text("task: ./a.csv\nmethods: [zero-shot]\n")
+    assert "choices   3: a, b, c\n" in cli("recipe", "check", tmp_path / "r.yaml")[1]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"message {n},{'abcdef'[n % 6]}\n" for n in range(60)))
+    assert "choices   6: a, b, c, d, e, …\n" in cli("recipe", "check", tmp_path / "r.yaml")[1]
+
+
+@pytest.mark.parametrize("command", [("compare",), ("tune",), ("eval", "demo"), ("recipe", "check")])
+def test_a_missing_recipe_is_said_before_anything_slow_is_imported(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom kamerton.cli.main import run\n"
+        f"sys.argv = ['kamerton', *{command!r}, 'none.yaml']\n"
+        "try:\n    run()\nexcept SystemExit as ended:\n    assert ended.code == 2\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert "no such file" in done.stderr
+
+
 def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tuned"
     status, out, err = cli("tune", recipe, "lora", "--output", folder, "--option", "rank=2", "--set", "budget.steps=12")

@@ -32,13 +32,15 @@ def register(app: typer.Typer) -> None:
 
         Stopped at any moment, the same command goes on from what is finished.
         """
+        from kamerton.recipe import load_recipe
+
+        loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
+
         from rich.console import Console
 
         from kamerton.cli.display import Bars
         from kamerton.comparison.run import compare as run
-        from kamerton.recipe import load_recipe
 
-        loaded = load_recipe(recipe, data=data, overrides=set_ or [])
         result = run(loaded, output=output, workers=workers, race=race, watcher=Bars())
         console = Console()
         console.print()

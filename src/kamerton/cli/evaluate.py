@@ -29,14 +29,16 @@ def register(app: typer.Typer) -> None:
         set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: task.limit.test=50.")] = None,
     ) -> None:
         """Ask a model every question of a task and judge its answers."""
+        from kamerton.recipe import load_recipe
+
+        loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
+
         from rich.console import Console
 
         from kamerton.api import evaluate as run
         from kamerton.cli.display import OneBar
-        from kamerton.recipe import load_recipe
         from kamerton.training.files import write_text
 
-        loaded = load_recipe(recipe, data=data, overrides=set_ or [])
         with OneBar() as bar:
             result = run(target, loaded, split=split, report=bar)
         console = Console()

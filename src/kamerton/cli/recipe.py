@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+SHOWN = 5
+"""Choices of an example that are printed."""
+
 app = typer.Typer(no_args_is_help=True, help="Work with recipes.")
 
 
@@ -17,23 +20,34 @@ def _group() -> None:
 
 @app.command(
     epilog="Examples:\n\nkamerton recipe check examples/dates.yaml\n\n"
-    "kamerton recipe check examples/sst2.yaml --data ~/data/sst2"
+    "kamerton recipe check examples/sst2.yaml --data ~/data/sst2\n\n"
+    "kamerton recipe check examples/dates.yaml --set base=models/my-model --set budget.epochs=2"
 )
 def check(
     recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).", show_default=False)],
     data: Annotated[Path | None, typer.Option(help="A local copy of the task's data: a folder or file.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Print so many examples.")] = 2,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: budget.epochs=2.")] = None,
 ) -> None:
-    """Read a recipe and its data without running anything, and show what a model would be asked."""
+    """Read a recipe and its data without running anything, and show what a model would be asked.
+
+    Of the base it looks whether its files are there; it is not loaded.
+    """
+    from kamerton.recipe import load_recipe
+
+    loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
+
     from rich.console import Console
 
-    from kamerton.comparison.run import check_task
+    from kamerton.base.load import check_source
+    from kamerton.comparison.run import at_base, base_options, check_task
     from kamerton.methods import resolve
-    from kamerton.recipe import load_recipe
     from kamerton.tasks import load_task
     from kamerton.training import Budget
 
-    loaded = load_recipe(recipe, data=data)
+    asked = base_options(loaded)
+    with at_base(loaded):
+        check_source(asked["name"], device=asked["device"], chat_template=asked["chat_template"])
     methods = resolve(loaded)
     task = load_task(loaded.task)
     check_task(task, loaded.task)
@@ -57,4 +71,5 @@ def check(
             say(f"{message.role:9} {message.content}")
         say(f"{'answer':9} {example.answers[0]}")
         if example.choices:
-            say(f"{'choices':9} {len(example.choices)}: {', '.join(example.choices[:5])} …")
+            more = ", …" if len(example.choices) > SHOWN else ""
+            say(f"{'choices':9} {len(example.choices)}: {', '.join(example.choices[:SHOWN])}{more}")

@@ -31,14 +31,12 @@ def register(app: typer.Typer) -> None:
         Stopped at any moment, the same command goes on from the last checkpoint.
         """
         import yaml
-        from rich.console import Console
 
-        from kamerton.api import tune as run
-        from kamerton.cli.display import OneBar
         from kamerton.errors import RecipeError
         from kamerton.recipe import load_recipe
 
-        loaded = load_recipe(recipe, data=data, overrides=set_ or [])
+        loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
+
         options = {}
         for text in option or []:
             name, equals, value = text.partition("=")
@@ -48,6 +46,12 @@ def register(app: typer.Typer) -> None:
                 options[name.strip()] = yaml.safe_load(value)
             except yaml.YAMLError:
                 raise RecipeError(f"--option {text} is not a YAML value", mend="put the value in quotes") from None
+
+        from rich.console import Console
+
+        from kamerton.api import tune as run
+        from kamerton.cli.display import OneBar
+
         folder = output or Path("runs") / f"{loaded.name}-{method or loaded.methods[0].label}"
         with OneBar() as bar:
             adapted = run(loaded, method, output=folder, options=options, seed=seed, report=bar, trackers=tracker or ())

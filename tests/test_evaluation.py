@@ -202,7 +202,21 @@ def test_latency_is_that_of_one_question(small_base: Base) -> None:
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU its own memory is counted")
+def test_peak_memory_is_that_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU in the machine says nothing of what runs on the processor."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: asked.append(f"reset {device}"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: asked.append(f"peak {device}") or 123)
+    reset_peak(torch.device("cpu"))
+    assert peak_bytes(torch.device("cpu")) == pytest.approx(peak_bytes(), rel=0.05)
+    assert peak_bytes() > 10**7
+    assert asked == []
+    assert reset_peak(torch.device("cuda:1"))
+    assert peak_bytes(torch.device("cuda:1")) == 123
+    assert asked == ["reset cuda:1", "peak cuda:1"]
+
+
 def test_peak_memory_sees_a_peak_and_forgets_it() -> None:
     if not reset_peak():
         pytest.skip("this system cannot reset the peak")

@@ -40,7 +40,7 @@ def run_cell(
     method = get_method(cell.method)
     options = parse_options(method, cell.options)
     gc.collect()
-    can_reset = reset_peak()
+    can_reset = reset_peak(base.model.device)
     torch.manual_seed(cell.seed)
     run = Run(folder / "fit", cell.seed, report, max_batch_tokens)
     started = time.perf_counter()
@@ -81,7 +81,7 @@ def run_cell(
             "generated": sum(answers.generated_tokens),
         },
         "flops": {"fit": fit.flops, "evaluate": evaluate_flops},
-        "peak_memory_bytes": peak_bytes(), "trainable_parameters": fit.trainable_parameters,
+        "peak_memory_bytes": peak_bytes(base.model.device), "trainable_parameters": fit.trainable_parameters,
         "disk_bytes": folder_bytes(adapter),
         "latency_seconds": delay,
         "tokens_per_answer": {

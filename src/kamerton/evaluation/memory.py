@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 
-def reset_peak() -> bool:
-    """Start counting the peak anew. Returns whether the system can (Linux; a GPU always can)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def reset_peak(device: torch.device | str = "cpu") -> bool:
+    """Start counting the peak of a device anew. Returns whether that can be done (on Linux; a GPU always can)."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -20,13 +21,13 @@ def reset_peak() -> bool:
     return True
 
 
-def peak_bytes() -> int:
+def peak_bytes(device: torch.device | str = "cpu") -> int:
     """Peak memory in bytes since the last reset (since the process began where it cannot be reset).
 
     On a GPU the memory that tensors took there, else the resident memory of the process.
     """
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from kamerton.cli.main import run
 from kamerton.comparison.run import Watcher, compare
 from kamerton.errors import KamertonError
+from kamerton.evaluation.general_prompts import PROMPTS
 from kamerton.evaluation.metrics import task_metrics
-from kamerton.recipe import load_recipe
+from kamerton.recipe import GENERAL_PROMPTS, load_recipe
 from kamerton.tasks import load_task
 
 pytest_plugins = ("tiny",)
@@ -159,6 +160,10 @@ FAULTS = [
     Fault(
         "top-p above one", r"{d}/r\.yaml:3: evaluation\.sampling\.top_p: ", "at most 1, not 2", "change",
         recipe="task: dates\nmethods: [lora]\nevaluation: {sampling: {top_p: 2}}\n",
+    ),
+    Fault(
+        "more general prompts than there are", r"{d}/r\.yaml:3: forgetting\.prompts: ", "at most 24, not 25", "change",
+        recipe="task: dates\nmethods: [lora]\nforgetting: {prompts: 25}\n",
     ),
     # the task's part
     Fault("unknown task", r"{d}/r\.yaml:2: task\.embedded: ", "'datse'", "mean dates", task="embedded: datse"),
@@ -562,6 +567,10 @@ def test_any_bytes_are_a_task_or_one_line(tmp_path_factory: pytest.TempPathFacto
     (folder / "r.yaml").write_text(f"task:\n  data: {name}\nmethods: [a]\n")
     with contextlib.suppress(KamertonError):
         read_task(folder / "r.yaml")
+
+
+def test_the_bound_of_general_prompts_is_how_many_there_are() -> None:
+    assert len(PROMPTS) == GENERAL_PROMPTS
 
 
 def test_there_are_at_least_thirty() -> None:

@@ -56,6 +56,9 @@ __all__ = [
     "load_recipe",
 ]
 
+GENERAL_PROMPTS = 24
+"""How many general prompts the project has (evaluation/general_prompts.py)."""
+
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")  # labels become folder names
 
 
@@ -121,7 +124,7 @@ class ForgettingSpec(Part):
 
     text: TextSpec = TextSpec()
     bytes: Count = 16384
-    prompts: Count = 16
+    prompts: Annotated[int, BeforeValidator(not_bool), Field(gt=0, le=GENERAL_PROMPTS)] = 16
 
     @model_validator(mode="before")
     @classmethod

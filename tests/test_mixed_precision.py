@@ -1,4 +1,4 @@
-"""Training in bfloat16 with float32 weights beside: every trained method, steps and validation alike."""
+"""Training in bfloat16 with float32 weights beside: every trained method, steps and validation alike; and float16."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kamerton.base import Base
+import tiny
+from kamerton.base import Base, load_base
+from kamerton.errors import RecipeError
+from kamerton.methods import METHODS, get_method, parse_options
+from kamerton.methods.defined import check_defined
 from kamerton.objectives.supervised import Supervised
 from kamerton.training import Budget, Settings, fit
 from kamerton.tuning import PARAMETERISATIONS, get_parameterisation
@@ -27,3 +31,35 @@ def test_bfloat16_follows_float32(name: str, share: bool, small_base: Base, tmp_
         losses[bfloat16] = [row["loss"] for row in result.state.curve] + [result.validation_loss]
     assert losses[True] != losses[False]  # it was computed in another precision
     assert losses[True] == pytest.approx(losses[False], rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def half(small_folder: Path) -> Base:  # noqa: F811
+    """The tiny model in float16."""
+    return load_base(small_folder, dtype="float16")
+
+
+@pytest.mark.parametrize("name", ["zero-shot", "few-shot", "self-consistency", "full"])
+def test_what_float16_can_do_is_near_float32(name: str, half: Base, small_base: Base, tmp_path: Path) -> None:  # noqa: F811
+    """Answers without training, and full fine-tuning, which trains in float32."""
+    task, options = colour_task(), {"learning_rate": 1e-3} if name == "full" else {}
+    asked, said = [e.messages for e in task.test[:4]], [["red", "blue"]] * 4
+    scores = []
+    for base in (half, small_base):
+        adapted = tiny.fit(base, name, tmp_path / base.info.dtype, budget=Budget(steps=4), **options)
+        assert str(adapted.engine.model.dtype) == f"torch.{base.info.dtype}"
+        scores.append([x for row in adapted.score(asked, said) for x in row])
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+
+
+def test_what_would_train_beside_float16_is_refused_with_a_mend(half: Base, tmp_path: Path) -> None:
+    given = {"rag": {"index": "x"}, "retrieval": {"index": "x"}}
+    trained = [name for name in METHODS if get_method(name).trains != "nothing" and name != "full"]
+    assert {"lora", "qlora", "prompt-tuning", "adapter", "rag"} <= set(trained)
+    for name in trained:
+        method = get_method(name)
+        with pytest.raises(RecipeError, match=f"{name} cannot be trained beside float16 .*; set base.dtype to bfloat16"):
+            check_defined(half, method, parse_options(method, given.get(name, {})))
+    with pytest.raises(RecipeError, match="lora cannot be trained beside float16"):
+        tiny.fit(half, "few-shot", tmp_path, over="lora")

@@ -202,7 +202,19 @@ FAULTS = [
     ),
     Fault(
         "wrong delimiter", r"{d}/r\.yaml:3: task\.columns\.text: ", "no column 'text'", "set delimiter",
-        task="data: a.csv\n  columns: {text: text}", files={"a.csv": CSV.replace(",", ";")},
+        task="data: a.csv\n  columns: {text: text}", files={"a.csv": CSV.replace(",", "|")},
+    ),
+    Fault(
+        "wrong delimiter and nothing mapped", r"{d}/r\.yaml:1: task\.columns: ", "cannot tell", "set delimiter: .*text.label",
+        task="data: a.csv", files={"a.csv": CSV.replace(",", "|")},
+    ),
+    Fault(
+        "a semicolon too many", r"{d}/a\.csv:4: ", "has 3 columns where the header has 2", "quote text that contains ';'",
+        task="data: a.csv", files={"a.csv": CSV.replace(",", ";").replace("message 2;", "message; 2;")},
+    ),
+    Fault(
+        "a column in another case", r"{d}/r\.yaml:3: task\.columns\.text: ", "no column 'message'", r"did you mean Message\?",
+        task="data: a.csv\n  columns: {text: message}", files={"a.csv": CSV.replace("text,", "Message,")},
     ),
     Fault(
         "columns without meaning", r"{d}/r\.yaml:1: task\.columns: ", "cannot tell", "the file has: x, y",

@@ -176,6 +176,7 @@ def test_labels_of_a_closed_set_may_be_numbers_or_yes() -> None:
 def test_closest() -> None:
     assert closest("columms", ["columns", "labels"]) == "did you mean columns?"
     assert closest("zzz", ["b", "a"]) == "known are: a, b"
+    assert closest("TEXT", ["Text", "Label"]) == "did you mean Text?"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kamerton.errors import TaskError
 from kamerton.recipe import Recipe, TaskSpec, load_recipe
-from kamerton.tasks import Example, Task, load_task
+from kamerton.tasks import Example, Message, Task, load_task
 from kamerton.tasks.example import conversation
 from kamerton.tasks.layouts import LAYOUTS, slot_json, snips, squad
 from kamerton.tasks.splits import question_key
@@ -91,6 +91,52 @@ def test_a_record_over_several_lines_keeps_its_first_line(tmp_path: Path) -> Non
         load_task(spec(data={"path": str(file)}, labels=["a", "b"]))
     with pytest.raises(TaskError, match=r"a\.csv:2: label 'a'"):
         load_task(spec(data={"path": str(file)}, labels=["zz", "b"]))
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_separators_of_spreadsheets_are_found_with_a_note(tmp_path: Path, mark: str, name: str) -> None:
+    """A comma in a text does not make a column, a separator within quotes neither."""
+    lines = [f"text{mark}label", f'"one{mark} two"{mark}a', *(f"wait, what {n}{mark}{'ab'[n % 2]}" for n in range(20))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    task = load_task(spec(data={"path": str(tmp_path / "a.csv")}))
+    assert {(f"one{mark} two", "a"), ("wait, what 3", "b")} <= texts(task)
+    assert [n for n in task.notes if "separated" in n] == [
+        f"{tmp_path / 'a.csv'}: columns are separated by {name}, as its header shows"
+    ]
+    told = load_task(spec(data={"path": str(tmp_path / "a.csv")}, delimiter=mark))
+    assert texts(told) == texts(task)
+    assert not [n for n in told.notes if "separated" in n]
+    (tmp_path / "b.csv").write_text("text,label\n" + "".join(f"a;b {n},{'ab'[n % 2]}\n" for n in range(20)))
+    assert ("a;b 3", "b") in texts(load_task(spec(data={"path": str(tmp_path / "b.csv")})))
+
+
+def test_known_columns_are_found_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("ID,Text , LABEL\n" + "".join(f"{n},t {n},{'ab'[n % 2]}\n" for n in range(20)))
+    task = load_task(spec(data={"path": str(tmp_path / "a.csv")}, template="{text} ({ID})"))
+    assert ("t 3 (3)", "b") in texts(task)
+    rows = [{"Question": f"q {n}", "question": f"exact {n}", "Answer": f"a {n}"} for n in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ("exact 3", "a 3") in texts(load_task(spec(data={"path": str(tmp_path / "a.jsonl")})))
+
+
+def test_input_and_output_alone_are_a_prompt_and_its_completion(tmp_path: Path) -> None:
+    rows = [{"input": f"q {n}", "output": f"a {n}"} for n in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(spec(data={"path": str(tmp_path / "a.jsonl")}))
+    assert ("q 3", "a 3") in texts(task)
+    assert task.metrics == ("exact-match", "token-f1")
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"instruction": "do", **row}) + "\n" for row in rows))
+    both = load_task(spec(data={"path": str(tmp_path / "b.jsonl")}))
+    assert ("do\n\nq 3", "a 3") in texts(both), "with an instruction they are Alpaca's"
+
+
+def test_a_developer_speaks_as_the_system(tmp_path: Path) -> None:
+    first = {"role": "developer", "content": "Be short."}
+    rows = [{"messages": [first, {"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": "a"}]}
+            for n in range(20)]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(spec(data={"path": str(tmp_path / "a.jsonl")}))
+    assert all(e.messages[0] == Message("system", "Be short.") for e in task.test)
 
 
 def test_surrogate_pairs_of_old_programs_can_be_read(tmp_path: Path) -> None:

@@ -43,12 +43,19 @@ _BOUNDS = {
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """A mend for a name that does not exist: the closest one that does, or all of them."""
+    """A mend for a name that does not exist: the closest one that does, in whatever case, or all of them."""
     names = sorted(set(known))
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]}?"
+    near = nearest(name, names)
+    if near is not None:
+        return f"did you mean {near}?"
     return f"known are: {', '.join(names)}" if names else "nothing is known here"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The name that is closest to one that does not exist, upper and lower case aside; None where none is close."""
+    names = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6)
+    return names[near[0]] if near else None
 
 
 def explain(error: ValidationError, raw: Mapping[str, Any], source: Source, model: type[BaseModel]) -> RecipeError:

@@ -63,7 +63,7 @@ def _embedded(spec: TaskSpec) -> Task:
 
 
 def read_rows(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
-    """The rows of a recipe's data, by split, as they are in the files; and notes on what had to be mended in them.
+    """The rows of a recipe's data, by split, as they are in the files; and notes on what was found and mended in them.
 
     Raises:
         TaskError: one line with file (and line), what is wrong, and the mend.
@@ -72,14 +72,16 @@ def read_rows(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
 
     data = spec.data
     assert data is not None  # TaskSpec has one of embedded and data
+    notes: list[str] = []
     if data.hub is not None:
         rows = read_hub(spec, data)
     elif data.path:
-        rows = {"train": read_files(spec, data.path, ("data", "path"))}
+        rows = {"train": read_files(spec, data.path, ("data", "path"), notes)}
     else:
         given = {"train": data.train, "validation": data.validation, "test": data.test}
-        rows = {name: read_files(spec, files, ("data", name)) for name, files in given.items() if files}
-    return mended(rows)
+        rows = {name: read_files(spec, files, ("data", name), notes) for name, files in given.items() if files}
+    rows, mends = mended(rows)
+    return rows, [*notes, *mends]
 
 
 def _from_data(spec: TaskSpec) -> Task:

@@ -1,7 +1,7 @@
 """Columns of a file → the fields that Kamerton knows: which column is which, and its value as text or a list.
 
-The names that other tools use are found by themselves (`conversations` for messages, `response` for output, …);
-anything else is mapped in the recipe under `columns`.
+The names that other tools use are found by themselves (`conversations` for messages, `response` for output, …), in
+upper or lower case; anything else is mapped in the recipe under `columns`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from kamerton.errors import TaskError
 from kamerton.recipe import Column, TaskSpec
-from kamerton.recipe_errors import closest
+from kamerton.recipe_errors import closest, nearest
 from kamerton.tasks.readers import Row
 
 # our field: the columns that are taken for it without a mapping, in order of preference
@@ -22,8 +22,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction",),
     "input": ("input",),
     "output": ("output", "response"),
-    "prompt": ("prompt",),
-    "completion": ("completion", "response"),
+    "prompt": ("prompt", "input"),
+    "completion": ("completion", "response", "output"),
     "text": ("text", "sentence"),
     "label": ("label", "category"),
     "question": ("question",),
@@ -66,8 +66,10 @@ class Columns:
                 self._compile(getattr(column, part), ("columns", field, part))
             self.mapped[field] = column
         self.guessed: dict[str, Column] = {}
+        in_any_case = {name.strip().casefold(): name for name in reversed(self.available)}
         for field, names in ALIASES.items():
-            found = next((name for name in names if name in available), None)
+            exact = (name for name in names if name in available)
+            found = next(exact, None) or next((in_any_case[n] for n in names if n in in_any_case), None)
             if field not in self.mapped and found is not None:
                 self.guessed[field] = Column.model_validate(found)
         for name in placeholders - {"choices"}:
@@ -124,8 +126,9 @@ class Columns:
         if name in available or name.split(".")[0] in available:
             return
         listed = ", ".join(self.available)
-        mend = f"the file has: {listed}"
-        if len(self.available) == 1 and any(mark in listed for mark in "\t;|"):
+        near = nearest(name, self.available)
+        mend = f"did you mean {near}? the file has: {listed}" if near is not None else f"the file has: {listed}"
+        if len(self.available) == 1 and any(mark in listed for mark in "\t;|,"):
             mend += "; set delimiter: to what separates them"
         raise self.spec.error(path, f"no column {name!r}", mend=mend)
 

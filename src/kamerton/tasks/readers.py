@@ -29,6 +29,10 @@ from kamerton.tasks.layouts import LAYOUTS, bio_record
 _SUFFIXES = {f".{kind}": kind for kind in ("jsonl", "json", "csv", "tsv", "parquet")} | {".ndjson": "jsonl"}
 
 
+NAMES = {";": "semicolons", "\t": "tabs"}
+"""What separates columns where it is not a comma."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One record. `place` is `file:line` (or `file, record n` where lines mean nothing), for errors and ids."""
@@ -37,8 +41,10 @@ class Row:
     place: str
 
 
-def read_files(spec: TaskSpec, names: tuple[str, ...], path: tuple[str, ...]) -> list[Row]:
+def read_files(spec: TaskSpec, names: tuple[str, ...], path: tuple[str, ...], notes: list[str]) -> list[Row]:
     """All rows of some files or globs, in the order given; `path` is their field in the task, for errors.
+
+    What was found out about a file and not said in the recipe is added to `notes`.
 
     Raises:
         TaskError: a file is missing, broken, or has no records.
@@ -46,7 +52,7 @@ def read_files(spec: TaskSpec, names: tuple[str, ...], path: tuple[str, ...]) ->
     rows: list[Row] = []
     for name in names:
         for file in _expand(spec, name, path):
-            found = list(_read_file(spec, file))
+            found = list(_read_file(spec, file, notes))
             if not found:
                 raise TaskError("has no records", where=shown(file), mend="check the file, or name another one")
             rows += found
@@ -141,7 +147,7 @@ def _expand(spec: TaskSpec, name: str, path: tuple[str, ...]) -> list[Path]:
     raise spec.error(path, f"no such file: {file}", mend=mend)
 
 
-def _read_file(spec: TaskSpec, file: Path) -> Iterator[Row]:
+def _read_file(spec: TaskSpec, file: Path, notes: list[str]) -> Iterator[Row]:
     if spec.reader is not None:
         yield from _custom(spec, file)
         return
@@ -163,7 +169,7 @@ def _read_file(spec: TaskSpec, file: Path) -> Iterator[Row]:
     elif kind == "lines":
         yield from _lines(spec, _text(spec, file), file)
     else:
-        yield from _table(spec, _text(spec, file), file, kind)
+        yield from _table(spec, _text(spec, file), file, kind, notes)
 
 
 def _text(spec: TaskSpec, file: Path) -> str:
@@ -248,8 +254,10 @@ def _json(spec: TaskSpec, text: str, file: Path) -> Iterator[Row]:
         yield _record(item, f"{shown(file)}, record {number}")
 
 
-def _table(spec: TaskSpec, text: str, file: Path, kind: str) -> Iterator[Row]:
-    delimiter = spec.delimiter or ("\t" if kind == "tsv" else ",")
+def _table(spec: TaskSpec, text: str, file: Path, kind: str, notes: list[str]) -> Iterator[Row]:
+    delimiter = spec.delimiter or ("\t" if kind == "tsv" else _delimiter(spec, text))
+    if spec.delimiter is None and kind == "csv" and delimiter != ",":
+        notes.append(f"{shown(file)}: columns are separated by {NAMES[delimiter]}, as its header shows")
     # tab-separated files of this field (GLUE, SWAG) have plain quotes in their text, comma-separated ones quote by them
     quotes = spec.quotes if spec.quotes is not None else kind == "csv"
     csv.field_size_limit(sys.maxsize)
@@ -278,6 +286,17 @@ def _table(spec: TaskSpec, text: str, file: Path, kind: str) -> Iterator[Row]:
     except csv.Error as error:
         mend = 'write " inside a quoted text as "", or set quotes: false if the file does not quote'
         raise TaskError(f"broken CSV: {error}", where=f"{shown(file)}:{start}", mend=mend) from None
+
+
+def _delimiter(spec: TaskSpec, text: str) -> str:
+    """What separates the columns of a CSV file: a comma, unless its header has none and has another separator.
+
+    Spreadsheets write semicolons where a comma is the decimal sign, and some write tabs whatever the file is called.
+    """
+    header = next((line for line in io.StringIO(text) if line.strip()), "")
+    if not spec.header or "," in header:
+        return ","
+    return max((mark for mark in NAMES if mark in header), key=header.count, default=",")
 
 
 def _lines(spec: TaskSpec, text: str, file: Path) -> Iterator[Row]:

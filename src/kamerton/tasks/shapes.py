@@ -45,6 +45,7 @@ _QUESTION |= {"instruction": ("instruction",), "prompt": ("prompt",)}
 _ANSWER = {"label": "label", "choice": "answer", "question": "answer", "instruction": "output", "prompt": "completion"}
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -228,6 +229,8 @@ class Shaper:
                     return shape
         listed = ", ".join(self.columns.available)
         mend = f"map them with columns: (the file has: {listed}), such as columns: {{prompt: …, completion: …}}"
+        if len(self.columns.available) == 1 and any(mark in listed for mark in "\t;|,"):
+            mend = f"set delimiter: to what separates them (the file has one column: {listed})"
         raise self.spec.error(("columns",), "cannot tell the question's and the answer's column", mend=mend)
 
     def _require(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -114,7 +115,7 @@ def test_methods_lists_all_and_their_options(cli: Cli) -> None:
     status, out, _ = cli("methods", "lora")
     assert status == 0
     assert "2106.09685" in out
-    assert "searched inside the budget: learning_rate 0.001, 0.0003, 0.003; rank 16, 4, 64; batch_size 16, 8" in out
+    assert "searched inside the budget: learning_rate 0.001, 0.0003, 0.003; rank 16, 4, 64; batch_size 8, 16" in out
     assert re.search(r"rank +16 +rank r", out)
     assert cli("methods", "lorra")[::2] == (2, "error: unknown method 'lorra'; did you mean lora?\n")
 
@@ -222,6 +223,52 @@ def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     assert "no command /what" in out
     assert "/reset          forget" in out
     assert cli("chat", folder, stdin="")[0] == 0, "the end of the input ends the chat"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("temperature=0.5", None), ("top_k=none", None), ("seed = 3", None), ("max_tokens=1", None),
+        ("foo=1", "no setting 'foo'; known are: temperature, top_k, top_p, min_p, max_tokens, seed"),
+        ("n=2", "no setting 'n'; known are"), ("stop=x", "no setting 'stop'"), ("topp=1", "did you mean top_p?"),
+        ("", "nothing to set; known are"), ("temperature", "temperature is a number, and no value is given; write"),
+        ("top_k=1.5", "top_k is a whole number, or none, not '1.5'; write /set top_k=VALUE"),
+        ("max_tokens=none", "max_tokens is a whole number, not 'none'"), ("max_tokens=0", "max_tokens"),
+        ("temperature=-1", "temperature"), ("temperature=nan", "temperature"), ("top_p=hot", "top_p is a number"),
+    ],
+)  # fmt: skip
+def test_what_chat_can_set(given: str, says: str | None) -> None:
+    from kamerton.cli.chat import _set
+    from kamerton.errors import KamertonError
+    from kamerton.inference import Sampling
+
+    if says is None:
+        assert _set(Sampling(temperature=0.7, top_k=4), given) != Sampling(temperature=0.7, top_k=4)
+        return
+    with pytest.raises(KamertonError) as caught:
+        _set(Sampling(), given)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_at_the_prompt_of_a_chat(cli: Cli, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, it says how to leave; twice in a row, it leaves. Arrow keys work where there is readline."""
+    typed: list[str | type[BaseException]] = [KeyboardInterrupt, "/reset", KeyboardInterrupt, KeyboardInterrupt, "/help"]
+
+    def read(_: str) -> str:
+        line = typed.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.delitem(sys.modules, "readline", raising=False)
+    status, out, err = cli("chat", small_folder)
+    assert (status, typed) == (0, ["/help"])
+    assert out.count("Ctrl-C again, Ctrl-D or /quit leaves the chat\n") == 2
+    assert "stopped" not in err
+    if importlib.util.find_spec("readline"):
+        assert "readline" in sys.modules
 
 
 def test_tune_tells_what_a_search_tried(

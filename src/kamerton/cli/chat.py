@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from kamerton.inference import Sampling
     from kamerton.methods.method import Adapted
     from kamerton.tasks.example import Conversation, Message
 
@@ -16,6 +17,14 @@ HELP = """/reset          forget the conversation
 /prompt         show what the model sees
 /help           this list
 /quit           leave (or Ctrl-D)"""
+
+SETTINGS: dict[str, type[int] | type[float]] = {
+    "temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_tokens": int, "seed": int,
+}  # fmt: skip
+"""What `/set` changes."""
+
+FILTERS = ("top_k", "top_p", "min_p")
+"""Settings that `none` switches off."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +42,7 @@ def register(app: typer.Typer) -> None:
         seed: Annotated[int, typer.Option(min=0)] = 0,
     ) -> None:
         """Talk to a model in the terminal."""
-        from dataclasses import replace
+        import contextlib
 
         from rich.console import Console
 
@@ -42,6 +51,9 @@ def register(app: typer.Typer) -> None:
         from kamerton.inference import Sampling
         from kamerton.tasks.example import Message
 
+        with contextlib.suppress(ImportError):  # arrow keys and history; not every Python has it
+            import readline  # noqa: F401
+
         console = Console()
         with console.status("loading"):
             adapted = load(target)
@@ -49,12 +61,21 @@ def register(app: typer.Typer) -> None:
         console.print(f"method {adapted.method}; /help lists the commands", highlight=False)
         sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
         history: list[Message] = []
+        interrupted = False
         while True:
             try:
                 text = input("› ").strip()
             except EOFError:
                 console.print()
                 return
+            except KeyboardInterrupt:
+                console.print()
+                if interrupted:
+                    return
+                interrupted = True
+                console.print("Ctrl-C again, Ctrl-D or /quit leaves the chat", highlight=False)
+                continue
+            interrupted = False
             if not text:
                 continue
             command, _, rest = text.partition(" ")
@@ -67,11 +88,9 @@ def register(app: typer.Typer) -> None:
             elif command == "/system":
                 system = rest or None
             elif command == "/set":
-                name, _, value = rest.partition("=")
                 try:
-                    changed: dict[str, Any] = {name.strip(): _number(value)}
-                    sampling = replace(sampling, **changed)
-                except (TypeError, ValueError, KamertonError) as error:
+                    sampling = _set(sampling, rest)
+                except KamertonError as error:
                     console.print(f"error: {error}", highlight=False, markup=False)
             elif command == "/prompt":
                 asked = _conversation(system, history)
@@ -102,11 +121,33 @@ def register(app: typer.Typer) -> None:
                 history.append(Message("assistant", said))
 
 
-def _number(text: str) -> int | float | None:
-    text = text.strip()
-    if text in ("none", ""):
-        return None
-    return float(text) if "." in text or "e" in text else int(text)
+def _set(sampling: Sampling, text: str) -> Sampling:
+    """The sampling with one setting changed, `NAME=VALUE`.
+
+    Raises:
+        KamertonError: no such setting, or a value that it cannot take.
+    """
+    from dataclasses import replace
+
+    from kamerton.errors import KamertonError
+    from kamerton.recipe_errors import nearest
+
+    name, equals, value = (part.strip() for part in text.partition("="))
+    known = ", ".join(SETTINGS)
+    if name not in SETTINGS:
+        near = nearest(name, SETTINGS)
+        what = f"no setting {name!r}" if name else "nothing to set"
+        raise KamertonError(what, mend=f"did you mean {near}?" if near else f"known are: {known}")
+    changed: dict[str, Any] = {name: None}
+    try:
+        if name not in FILTERS or value != "none":
+            changed = {name: SETTINGS[name](value)}
+    except ValueError:
+        kind = "a whole number" if SETTINGS[name] is int else "a number"
+        off = ", or none" if name in FILTERS else ""
+        given = f"not {value!r}" if equals else "and no value is given"
+        raise KamertonError(f"{name} is {kind}{off}, {given}", mend=f"write /set {name}=VALUE") from None
+    return replace(sampling, **changed)
 
 
 def _conversation(system: str | None, history: list[Message]) -> Conversation:

@@ -13,6 +13,7 @@ import pytest
 
 import kamerton as kt
 import tiny
+from kamerton.comparison.run import Watcher
 from kamerton.recipe import load_recipe
 
 pytest_plugins = ("tiny",)
@@ -40,6 +41,24 @@ def test_every_public_name_is_there() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = kt.nothing
     assert set(kt.__all__) == set(kt._NAMES)
+
+
+def test_compare_prints_progress_where_somebody_looks_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = kt.load_recipe(recipe, overrides={"methods": ["zero-shot"], "budget.steps": 2})
+    assert isinstance(loaded, kt.Recipe)
+
+    def said(**given: Any) -> str:
+        kt.compare(loaded, output=tmp_path / "out", workers=1, **given)
+        return capsys.readouterr().err
+
+    assert said() == "", "nobody looks on here"
+    assert "task colours" in said(progress=True)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert "1 cells are finished already, 0 to run" in said(), "a notebook"
+    assert said(progress=False) == ""
+    assert said(watcher=Watcher()) == ""
 
 
 def test_import_is_light() -> None:

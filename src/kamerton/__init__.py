@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _NAMES = {
-    "compare": "kamerton.comparison.run",
+    "compare": "kamerton.api",
     "Comparison": "kamerton.comparison.run",
     "tune": "kamerton.api",
     "evaluate": "kamerton.api",
@@ -27,6 +27,8 @@ _NAMES = {
     "Evaluation": "kamerton.api",
     "load_base": "kamerton.base",
     "Base": "kamerton.base",
+    "load_recipe": "kamerton.recipe",
+    "Recipe": "kamerton.recipe",
     "load_task": "kamerton.tasks",
     "Task": "kamerton.tasks.example",
     "Example": "kamerton.tasks.example",
@@ -39,19 +41,21 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from kamerton.api import Evaluation, evaluate, load, merge, tune
+    from kamerton.api import Evaluation, compare, evaluate, load, merge, tune
     from kamerton.base import Base, load_base
-    from kamerton.comparison.run import Comparison, compare
+    from kamerton.comparison.run import Comparison
     from kamerton.errors import KamertonError
     from kamerton.inference import Answer, Sampling
     from kamerton.methods.method import Adapted
+    from kamerton.recipe import Recipe, load_recipe
     from kamerton.tasks import load_task
     from kamerton.tasks.example import Example, Message, Task
     from kamerton.training import Budget
 
 __all__ = [
     "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "KamertonError", "Message",
-    "Sampling", "Task", "compare", "evaluate", "load", "load_base", "load_task", "merge", "tune",
+    "Recipe", "Sampling", "Task", "compare", "evaluate", "load", "load_base", "load_recipe", "load_task", "merge",
+    "tune",
 ]  # fmt: skip
 
 

@@ -1,14 +1,16 @@
-"""One method at a time, in Python: `tune`, `load`, `evaluate`. The command line calls these."""
+"""What Python users call: `compare`, and one method at a time `tune`, `load`, `merge`, `evaluate`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kamerton.base import Base, load_base
-from kamerton.comparison.run import check_task, recipe_base
+from kamerton.comparison.run import Comparison, Watcher, check_task, recipe_base
+from kamerton.comparison.run import compare as run_comparison
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
@@ -58,6 +60,49 @@ def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe, data: str | Path | 
     if isinstance(recipe, Recipe):
         return recipe
     return Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
+
+
+def compare(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    output: str | Path | None = None,
+    data: str | Path | None = None,
+    task: Task | None = None,
+    workers: int | None = None,
+    race: bool | None = None,
+    watcher: Watcher | None = None,
+    progress: bool | None = None,
+) -> Comparison:
+    """Run a comparison and write its report.
+
+    Args:
+        recipe: a recipe's path, its content as a mapping, or a `Recipe`.
+        output: the folder; default: the recipe's `output`, else `runs/<name>`.
+        data: a local copy of the task's data (see `load_recipe`).
+        task: examples made in Python, in place of the recipe's task.
+        workers: processes at a time; default: one for each two cores, as memory allows (one for a GPU).
+        race: stop early what is clearly behind on validation questions; default: as the recipe says.
+        watcher: told about progress, in place of what is printed.
+        progress: whether progress is printed (on standard error); default: in a terminal and in a notebook.
+
+    Returns:
+        The comparison; failed cells are in it, they do not raise.
+
+    Raises:
+        KamertonError: the recipe, task or base is wrong, or another comparison runs in the folder.
+    """
+    if watcher is None and (_watched() if progress is None else progress):
+        from kamerton.cli.display import Bars
+
+        watcher = Bars()
+    return run_comparison(
+        recipe, output=output, data=data, task=task, workers=workers, race=race, watcher=watcher
+    )  # fmt: skip
+
+
+def _watched() -> bool:
+    """Whether somebody looks on: a terminal, or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def tune(
@@ -149,8 +194,6 @@ def merge(target: str | Path | Adapted, output: str | Path) -> Merged:
 def winner(folder: str | Path) -> Path:
     """The folder of a comparison's winner: the best method's seed with the lowest validation loss."""
     import json
-
-    from kamerton.comparison.run import Comparison
 
     folder = Path(folder)
     try:

@@ -67,6 +67,7 @@ def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("tune",),
         ("eval",),
         ("chat",),
+        ("merge",),
         ("methods",),
         ("recipe", "check"),
         *(("index", name) for name in ("add", "update", "remove", "list", "search")),
@@ -83,7 +84,7 @@ def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
 def test_every_command_is_listed(cli: Cli) -> None:
     out = cli("--help")[1]
     assert all(
-        re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "methods", "recipe", "index")
+        re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "merge", "methods", "recipe", "index")
     )
     assert "--install-completion" in out
 

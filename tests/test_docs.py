@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -103,6 +104,29 @@ def test_readmes_list_all_methods(readme: str) -> None:
 def test_both_readmes_have_the_same_code() -> None:
     assert len(blocks(read("README.md"))) > 5
     assert blocks(read("README.md")) == blocks(read("README.ru.md"))
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.ru.md"])
+def test_readmes_are_laid_out_evenly(readme: str) -> None:
+    """No two empty lines in a row; lines of a paragraph are filled, and none is too long."""
+    text = read(readme)
+    assert "\n\n\n" not in text
+    plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for paragraph in re.split(r"\n\n|\n(?=- )", plain):
+        lines = paragraph.strip("\n").splitlines()
+        if not lines or lines[0].startswith(("|", "!", "#")):
+            continue
+        assert max(map(len, lines)) <= 120, lines[0]
+        for line, after in pairwise(lines):
+            assert len(line) + 1 + len(after.split()[0]) > 90, line
+
+
+@pytest.mark.parametrize(("readme", "words"), [("README.md", "public sets"), ("README.ru.md", "открытых наборов")])
+def test_readmes_count_the_public_sets(readme: str, words: str) -> None:
+    recipes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "examples").glob("*.yaml")]
+    data = [recipe["task"].get("data") for recipe in recipes if isinstance(recipe["task"], dict)]
+    sets = {(one["hub"], one.get("config")) for one in data if isinstance(one, dict) and "hub" in one}
+    assert f" {len(sets)} {words} " in read(readme)
 
 
 def test_readme_commands_are_taken_apart_as_a_shell_would() -> None:

@@ -58,7 +58,10 @@ def caption(comparison: Comparison, found: Record) -> str:
 def markdown_table(comparison: Comparison, found: Record) -> str:
     rows = cells_of(comparison, found)
     lines = [found["verdict"]["sentence"] if found["verdict"] else "No cell has finished yet.", ""]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "| " + " | ".join(["---:", "---", *["---:"] * (len(HEADINGS) - 2)]) + " |"]
+    lines += [
+        "| " + " | ".join(HEADINGS) + " |",
+        "| " + " | ".join(["---:", "---", *["---:"] * (len(HEADINGS) - 2)]) + " |",
+    ]
     lines += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in rows]
     return "\n".join([*lines, "", caption(comparison, found), ""])
 

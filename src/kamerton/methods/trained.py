@@ -275,9 +275,7 @@ class _Trial:
             "task": self.task.fingerprint, **option_files(self.options.model_dump()),
         })  # fmt: skip
 
-    def rung(
-        self, candidate: int, horizon: Budget, until: float, place: int, count: int, bar: float
-    ) -> dict[str, Any]:
+    def rung(self, candidate: int, horizon: Budget, until: float, place: int, count: int, bar: float) -> dict[str, Any]:
         """Train one candidate to the end of a rung: its validation loss (none: it diverged) and all it has spent.
 
         Where the loss is not below `bar` it will not go on, and its weights are not written.
@@ -287,9 +285,8 @@ class _Trial:
         if self.names == ["learning_rate"]:
             what, text = "the learning rate", f"{values['learning_rate']:g}"
         try:
-            tuned, result = self.train(
-                values, horizon, until, f"choosing {what}: {text} ({place + 1} of {count})", measure=True, keep=lambda loss: loss < bar,
-            )  # fmt: skip
+            stage = f"choosing {what}: {text} ({place + 1} of {count})"
+            tuned, result = self.train(values, horizon, until, stage, measure=True, keep=lambda loss: loss < bar)
             state, loss = result.state, result.state.curve[-1]["validation_loss"]
             cost = flops(Work(**state.work), tuned.model.hf)
         except Diverged as error:  # a rate that is too high for this task is an answer, not a failure

@@ -84,7 +84,8 @@ def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
 def test_every_command_is_listed(cli: Cli) -> None:
     out = cli("--help")[1]
     assert all(
-        re.search(rf"\b{name}\b", out) for name in ("compare", "tune", "eval", "chat", "merge", "methods", "recipe", "index")
+        re.search(rf"\b{name}\b", out)
+        for name in ("compare", "tune", "eval", "chat", "merge", "methods", "recipe", "index")
     )
     assert "--install-completion" in out
 
@@ -254,7 +255,13 @@ def test_what_chat_can_set(given: str, says: str | None) -> None:
 
 def test_ctrl_c_at_the_prompt_of_a_chat(cli: Cli, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, it says how to leave; twice in a row, it leaves. Arrow keys work where there is readline."""
-    typed: list[str | type[BaseException]] = [KeyboardInterrupt, "/reset", KeyboardInterrupt, KeyboardInterrupt, "/help"]
+    typed: list[str | type[BaseException]] = [
+        KeyboardInterrupt,
+        "/reset",
+        KeyboardInterrupt,
+        KeyboardInterrupt,
+        "/help",
+    ]
 
     def read(_: str) -> str:
         line = typed.pop(0)

@@ -34,13 +34,13 @@ def test_bfloat16_follows_float32(name: str, share: bool, small_base: Base, tmp_
 
 
 @pytest.fixture(scope="module")
-def half(small_folder: Path) -> Base:  # noqa: F811
+def half(small_folder: Path) -> Base:
     """The tiny model in float16."""
     return load_base(small_folder, dtype="float16")
 
 
 @pytest.mark.parametrize("name", ["zero-shot", "few-shot", "self-consistency", "full"])
-def test_what_float16_can_do_is_near_float32(name: str, half: Base, small_base: Base, tmp_path: Path) -> None:  # noqa: F811
+def test_what_float16_can_do_is_near_float32(name: str, half: Base, small_base: Base, tmp_path: Path) -> None:
     """Answers without training, and full fine-tuning, which trains in float32."""
     task, options = colour_task(), {"learning_rate": 1e-3} if name == "full" else {}
     asked, said = [e.messages for e in task.test[:4]], [["red", "blue"]] * 4
@@ -59,7 +59,9 @@ def test_what_would_train_beside_float16_is_refused_with_a_mend(half: Base, tmp_
     assert {"lora", "qlora", "prompt-tuning", "adapter", "rag"} <= set(trained)
     for name in trained:
         method = get_method(name)
-        with pytest.raises(RecipeError, match=f"{name} cannot be trained beside float16 .*; set base.dtype to bfloat16"):
+        with pytest.raises(
+            RecipeError, match=f"{name} cannot be trained beside float16 .*; set base.dtype to bfloat16"
+        ):
             check_defined(half, method, parse_options(method, given.get(name, {})))
     with pytest.raises(RecipeError, match="lora cannot be trained beside float16"):
         tiny.fit(half, "few-shot", tmp_path, over="lora")

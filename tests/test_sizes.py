@@ -72,9 +72,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     assert "choose a smaller model, dtype: bfloat16, quantise: nf4, or end other programs" in line
 
 
-def test_a_comparison_says_so_at_the_base(
-    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_says_so_at_the_base(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kamerton.comparison.run import compare
 
     monkeypatch.setattr(FREE, lambda _: 10)

@@ -1,8 +1,8 @@
 """Which methods are defined for which base. A method that is not is refused before anything is computed.
 
-Beside float16 weights nothing is trained: gradients below its smallest numbers would vanish unsaid. `full` trains a copy
-in float32. On an encoder–decoder a trained method is defined there if its parameterisation and its objective both say so (`encoder_decoder = True`);
-methods that decide how a model is asked, if what is inside them is.
+Beside float16 weights nothing is trained: gradients below its smallest numbers would vanish unsaid. `full` trains a
+copy in float32. On an encoder–decoder a trained method is defined if its parameterisation and its objective both say so
+(`encoder_decoder = True`); methods that decide how a model is asked, if what is inside them is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.methods import METHODS, get_method
 from kamerton.objectives import get_objective
-
 
 IN_FLOAT32 = ("full",)
 """Methods that train a copy of the weights in float32, whatever the base's data type is."""

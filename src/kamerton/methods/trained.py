@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -201,16 +201,21 @@ class TrainedMethod:
             saved = json.loads(decision.read_text())
             # a candidate that went on to a later rung is no longer where it was judged: what was decided is kept
             rungs = saved["rungs"] if saved["key"] == key else []
-        alive = list(range(len(trial.candidates)))
+        alive, left = list(range(len(trial.candidates))), [*halving.sizes[1:], 1]
         for level, until in enumerate(halving.untils):
             if level == len(rungs):
-                rows = [trial.rung(i, horizon, until, place, len(alive)) for place, i in enumerate(alive)]
+                rows: list[dict[str, Any]] = []
+                for place, i in enumerate(alive):
+                    better = sorted(row["validation_loss"] for row in rows if row["validation_loss"] is not None)
+                    # who is behind as many as will go on is not gone on from
+                    bar = better[left[level] - 1] if len(better) >= left[level] else math.inf
+                    rows.append(trial.rung(i, horizon, until, place, len(alive), bar))
                 if all(row["validation_loss"] is None for row in rows):
                     raise trial.diverged(alive)
                 rungs.append(rows)
                 write_json(decision, {"key": key, "rungs": rungs})
             losses = [math.inf if (x := row["validation_loss"]) is None else x for row in rungs[level]]
-            kept = survivors(losses, [*halving.sizes[1:], 1][level])
+            kept = survivors(losses, left[level])
             alive = [alive[place] for place in kept if math.isfinite(losses[place])]
         last = {row["candidate"]: (level, row) for level, rows in enumerate(rungs, 1) for row in rows}
         for i, values in enumerate(trial.candidates):
@@ -288,16 +293,18 @@ class _Trial:
             "task": self.task.fingerprint, **option_files(self.options.model_dump()),
         })  # fmt: skip
 
-    def rung(self, candidate: int, horizon: Budget, until: float, place: int, count: int) -> dict[str, Any]:
-        """Train one candidate to the end of a rung: its validation loss (none: it diverged) and all it has spent."""
+    def rung(self, candidate: int, horizon: Budget, until: float, place: int, count: int, bar: float) -> dict[str, Any]:
+        """Train one candidate to the end of a rung: its validation loss (none: it diverged) and all it has spent.
+
+        Where the loss is not below `bar` it will not go on, and its weights are not written.
+        """
         values = self.candidates[candidate]
         what, text = "hyperparameters", self.describe(values)
         if self.names == ["learning_rate"]:
             what, text = "the learning rate", f"{values['learning_rate']:g}"
         try:
-            tuned, result = self.train(
-                values, horizon, until, f"choosing {what}: {text} ({place + 1} of {count})", measure=True
-            )
+            stage = f"choosing {what}: {text} ({place + 1} of {count})"
+            tuned, result = self.train(values, horizon, until, stage, measure=True, keep=lambda loss: loss < bar)
             state, loss = result.state, result.state.curve[-1]["validation_loss"]
             cost = flops(Work(**state.work), tuned.model.hf)
         except Diverged as error:  # a rate that is too high for this task is an answer, not a failure
@@ -318,8 +325,9 @@ class _Trial:
         return KamertonError(text, mend="set a lower learning_rate, or float32")
 
     def train(
-        self, values: Values, horizon: Budget, until: float, stage: str, *, measure: bool
-    ) -> tuple[Tuned, Result]:
+        self, values: Values, horizon: Budget, until: float, stage: str, *, measure: bool,
+        keep: Callable[[float], bool] | None = None,
+    ) -> tuple[Tuned, Result]:  # fmt: skip
         """Train with some values up to a share of their budget, from where an earlier call left it."""
         o = self.settle(values)
         tuned = self.method.parameterisation.attach(self.base, o, self.task, self.run.seed)
@@ -338,7 +346,7 @@ class _Trial:
         try:
             result = fit(
                 tuned.model, tuned.module, self.objective(values), settings, horizon, folder,
-                key=self.key(values, horizon), until=until, measure=measure, watch=watch,
+                key=self.key(values, horizon), until=until, measure=measure, keep=keep, watch=watch,
             )  # fmt: skip
         except Diverged as error:
             error.flops = flops(Work(**error.state.work), tuned.model.hf)

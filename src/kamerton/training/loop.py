@@ -148,6 +148,7 @@ def fit(
     key: str = "",
     until: float = 1.0,
     measure: bool = True,
+    keep: Callable[[float], bool] | None = None,
     watch: Watcher | None = None,
     stop_after: int | None = None,
 ) -> Result:
@@ -162,6 +163,8 @@ def fit(
         until: pause when this share of the budget is spent (the schedule still spans the whole budget).
         measure: take the validation loss at the pause; without, a run that is paused and resumed is the run that never
             was paused.
+        keep: asked with the validation loss at the pause; where it says no, nothing is written there, because nobody
+            will go on from it (the weights of a large model with their optimiser take seconds to write).
         watch: called after every step.
         stop_after: return after this step, as if the process had been stopped there (tests).
 
@@ -295,7 +298,11 @@ def fit(
     if measure and not finished and state.curve and "validation_loss" not in state.curve[-1]:
         validate()  # paused: whoever paused it wants to know how good it is here
         state.seconds = time.perf_counter() - started
-    save()
+    measured = state.curve[-1].get("validation_loss") if state.curve else None
+    if finished or keep is None or measured is None or keep(measured):
+        save()
+    else:
+        state.work = asdict(work_before + model.work)
     accelerator.end_training()
     if finished and state.best_step >= 0:
         load_weights(best_path, module)

@@ -1,7 +1,8 @@
 """`results.json`: the verdict and every number behind it, the same for the same cells.
 
 What a clock or the machine decides stands under the keys `seconds`, `latency_seconds`, `peak_memory_bytes`, `processes`
-(workers, and threads of each) or `times`; `results_without_times` takes those away, so that two runs of one comparison can be compared for equality.
+(workers, and threads of each) or `times`; `results_without_times` takes those away, so that two runs of one comparison
+can be compared for equality.
 """
 
 from __future__ import annotations

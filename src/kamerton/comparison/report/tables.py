@@ -7,7 +7,7 @@ from kamerton.comparison.units import duration, fixed, plain, quantity
 
 HEADINGS = (
     "Rank", "Method", "Score", "95% interval", "Trained parameters", "Fit", "FLOPs", "Tokens an answer", "KL",
-    "Bits a byte",
+    "Δ bits a byte",
 )  # fmt: skip
 """KL to the base on general prompts in nats a token, and the change of bits a byte on a general text: forgetting."""
 
@@ -58,7 +58,10 @@ def caption(comparison: Comparison, found: Record) -> str:
 def markdown_table(comparison: Comparison, found: Record) -> str:
     rows = cells_of(comparison, found)
     lines = [found["verdict"]["sentence"] if found["verdict"] else "No cell has finished yet.", ""]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "| " + " | ".join(["---:", "---", *["---:"] * (len(HEADINGS) - 2)]) + " |"]
+    lines += [
+        "| " + " | ".join(HEADINGS) + " |",
+        "| " + " | ".join(["---:", "---", *["---:"] * (len(HEADINGS) - 2)]) + " |",
+    ]
     lines += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in rows]
     return "\n".join([*lines, "", caption(comparison, found), ""])
 
@@ -93,7 +96,7 @@ def _markdown(text: str) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--", "\N{NO-BREAK SPACE}": "~",
+    "\N{MINUS SIGN}": "$-$", "Δ": r"$\Delta$", "\N{EN DASH}": "--", "\N{NO-BREAK SPACE}": "~",
 }  # fmt: skip
 
 

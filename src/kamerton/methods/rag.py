@@ -19,13 +19,14 @@ from torch import nn
 
 from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, ModelError
 from kamerton.inference import Answer, Sampling
 from kamerton.methods.documents import (
     DEPTHS,
     DocumentOptions,
     document_state,
     found_again,
+    opened,
     quality,
     questions,
     recall,
@@ -93,9 +94,10 @@ class Joint:
     @staticmethod
     def attach(base: Base, options: RagOptions, task: Task, seed: int) -> Tuned:
         assert options.index is not None  # `Rag.fit` has put it there
-        about = PassageIndex.open(options.index).about["encoder"]
+        name = options.encoder or PassageIndex.open(options.index).about["encoder"]["name"]
+        queries = load_encoder(name, device=str(base.model.device))
+        PassageIndex.open(options.index, queries)  # refuses an encoder that is no longer the one that made the index
         torch.manual_seed(seed)
-        queries = load_encoder(about["name"], device=str(base.model.device))
         if options.generator == FROZEN:
             inside = Tuned(base.reload().model, nn.Module())
         else:
@@ -166,6 +168,21 @@ class Rag(TrainedMethod):
         return Answering(base, tuned, options, found_again(about["state"], folder), FitRecord(), 8192)
 
 
+def _same_encoder(index: PassageIndex, state: State) -> PassageIndex:
+    """The index, if its vectors are still of the encoder from which the query encoder was trained.
+
+    Raises:
+        ModelError: the index was built anew with another one.
+    """
+    made = index.about["encoder"]
+    if state.get("encoder", made["fingerprint"]) != made["fingerprint"]:
+        raise ModelError(
+            f"the index was built anew with another encoder ({made['name']}) than rag was trained with",
+            where=index.folder, mend="build it with the encoder it had, or tune rag again",
+        )  # fmt: skip
+    return index
+
+
 Prompt = tuple[Conversation, list[Hit], float]
 """A conversation with one passage in it (or none, where it does not fit), the passage, and log p(d|x)."""
 
@@ -185,7 +202,7 @@ class Answering(Adapted):
         )  # fmt: skip
         assert isinstance(tuned.model, QueryingModel)
         self.rag, self.queries = options, tuned.model.queries
-        self.index = PassageIndex.open(state["index"])
+        self.index = _same_encoder(opened(options, state), state)
         self._room = prompt_room(base, state)
         self._sampling = Sampling()
 

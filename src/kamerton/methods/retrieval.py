@@ -21,6 +21,7 @@ from kamerton.methods.documents import (
     DocumentOptions,
     document_state,
     found_again,
+    opened,
     own_source,
     quality,
     questions,
@@ -30,7 +31,7 @@ from kamerton.methods.documents import (
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
 from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, front_inside, prompt_room
 from kamerton.retrieval.asking import Asker, cited, question_of
-from kamerton.retrieval.index import HOWS, How, PassageIndex
+from kamerton.retrieval.index import HOWS, How
 from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget
 
@@ -128,7 +129,7 @@ class Retrieving(Wrapped):
 
 
 def _asker(base: Base, options: RetrievalOptions, state: State) -> Asker:
-    index = PassageIndex.open(state["index"])
+    index = opened(options, state)
     return Asker(index, base.renderer, count=options.passages, how=options.search, room=prompt_room(base, state))
 
 

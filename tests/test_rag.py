@@ -16,6 +16,7 @@ from kamerton.base import Base, load_base
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.inference import Sampling
 from kamerton.methods import get_method, load_adapted, parse_options
+from kamerton.methods.merge import merge
 from kamerton.methods.rag import Answering
 from kamerton.objectives.retrieval_marginal import HeldOut, RetrievalMarginal, marginal
 from kamerton.retrieval import upkeep
@@ -297,6 +298,8 @@ def test_an_index_of_another_encoder_is_refused(small_base: Base, tmp_path: Path
     adapted = fit(small_base, "rag", tmp_path / "fit", task=task, budget=Budget(steps=1), **options)
     adapted.save(tmp_path / "saved")
     load_adapted(tmp_path / "saved", small_base)
+    with pytest.raises(KamertonError, match="merge: rag answers with a query encoder and an index.*; merge a method"):
+        merge(adapted, tmp_path / "merged")
     with pytest.raises(KamertonError, match="the index was made by the encoder minilm, not by .*; name the encoder"):
         fit(small_base, "rag", tmp_path / "b", task=task, encoder=str(tmp_path / "other"), **options)
     build(str(tmp_path / "other"))

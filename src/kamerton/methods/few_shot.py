@@ -26,6 +26,7 @@ from kamerton.prompting.encoders import ENCODERS, Encoder, Vectors, get_encoder
 from kamerton.prompting.orders import global_entropy, local_entropy, orders, probabilities
 from kamerton.prompting.placing import Nearest, Placer, shots_in
 from kamerton.prompting.shots import NearestShots, balanced_shots, diverse_shots, random_shots
+from kamerton.retrieval.encoder import MINILM
 from kamerton.tasks.example import Conversation, Example, Task, example_from
 from kamerton.training import Budget
 
@@ -45,7 +46,11 @@ class FewShotOptions(PromptingOptions):
     order: Literal["drawn", "nearest-last", "searched"] = Field(
         "drawn", description="as selected; most similar to the question last; or the best by entropy on validation"
     )
-    encoder: str = Field("base", description="vectors of embeddings and diverse; base: the base's mean hidden states")
+    encoder: str = Field(
+        "base",
+        description="vectors of embeddings and diverse: base (the base's mean hidden states), minilm, a hub id, or a "
+        "folder with a sentence-transformers model",
+    )
     entropy: Literal["global", "local"] = Field("global", description="what a searched order maximises")
     orders: int = Field(24, gt=1, description="orders that are tried, drawn by the seed where there are more")
     probes: int = Field(64, gt=0, description="validation questions on which orders are tried")
@@ -65,8 +70,9 @@ class FewShotOptions(PromptingOptions):
     @field_validator("encoder")
     @classmethod
     def _encoder(cls, name: str) -> str:
-        if name not in ENCODERS:
-            raise ValueError(f"unknown encoder '{name}'; use one of: {', '.join(ENCODERS)}")
+        if name not in (*ENCODERS, MINILM) and "/" not in name:
+            known = ", ".join((*ENCODERS, MINILM))
+            raise ValueError(f"unknown encoder '{name}'; use one of: {known}, a hub id (owner/name), a folder (./name)")
         return name
 
 

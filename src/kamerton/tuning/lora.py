@@ -69,6 +69,7 @@ def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tun
         reason = " ".join(f"{error}".split())[:200]
         mend = f"use some of: {', '.join(linear_names(fresh))}; or all-linear"
         raise RecipeError(f"peft cannot put LoRA on {options.targets} ({reason})", where=where, mend=mend) from error
+    _in_float32(peft)
     empty = [n for n, m in peft.named_modules() if _is_dora(m) and bool((m.weight == 0).any())]
     if empty:
         raise RecipeError(
@@ -76,6 +77,17 @@ def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tun
             where=where, mend="leave it out of the targets, or use lora without dora",
         )  # fmt: skip
     return _tuned(fresh, peft)
+
+
+def _in_float32(peft: Any) -> None:
+    """Trained biases in float32, as peft has the matrices: small steps would vanish in bfloat16's eight bits."""
+    for module in peft.modules():
+        own = list(module.parameters(recurse=False))
+        for parameter in own if any(p.requires_grad for p in own) else ():
+            # a norm wants its weight in the type of its bias
+            if (parameter.requires_grad or parameter.ndim == 1) and parameter.dtype != torch.float32:
+                parameter.settles = parameter.dtype  # type: ignore[attr-defined]
+                parameter.data = parameter.data.float()
 
 
 def settled(fresh: Base, peft: Any) -> Tuned:
@@ -100,10 +112,10 @@ def _keep_dtype(peft: Any) -> None:
 
 
 def settle(peft: Any, base: Base) -> None:
-    """After training or loading: the matrices in the base's data type, in which they were computed all along."""
+    """After training or loading: what is trained in the base's data type, in which it was computed all along."""
     for name, parameter in peft.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(base.model.dtype)
+        dtype = base.model.dtype if "lora_" in name else getattr(parameter, "settles", parameter.dtype)
+        parameter.data = parameter.data.to(dtype)
     _keep_dtype(peft)
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kamerton.errors import ModelError, RecipeError
+from kamerton.errors import KamertonError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from kamerton.base import Base
@@ -153,6 +153,31 @@ def resolve(recipe: Recipe) -> list[tuple[str, Method, Options, int]]:
             raise recipe.error(spec.path, error.message, mend=error.mend) from None
         out.append((spec.label, method, options, i))
     return out
+
+
+def at_its_line(recipe: Recipe, place: int, error: KamertonError) -> RecipeError:
+    """An error that a method's check found, at the recipe's line of the option that is to blame, if one is.
+
+    Args:
+        recipe: the recipe.
+        place: of the method in it.
+        error: its `where` is `option`, `method.option`, the path that an option names, or something else.
+    """
+    spec = recipe.methods[place]
+    path, name, options = spec.path, spec.name, spec.options
+    where = error.where or ""
+    while True:
+        for option, value in options.items():
+            named = str(recipe.resolve(value)) if isinstance(value, str) and _is_path(option, value) else ""
+            if where and where in (option, f"{name}.{option}", named):
+                return recipe.error((*path, option), error.message, mend=error.mend)
+        option, inner = next(((o, options[o]) for o in ("over", "generator") if o in options), ("", None))
+        if not isinstance(inner, Mapping) or len(inner) != 1:
+            break
+        ((name, options),) = inner.items()
+        path, options = (*path, option, name), options or {}
+    message = f"{where}: {error.message}" if Path(where).is_absolute() else error.message
+    return recipe.error(spec.path, message, mend=error.mend)
 
 
 def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:

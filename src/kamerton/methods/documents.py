@@ -10,14 +10,15 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from kamerton.base.load import Base
-from kamerton.errors import ModelError
+from kamerton.errors import ModelError, TaskError
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Answer, Sampling
 from kamerton.methods.method import Adapted, Finding, Run
 from kamerton.methods.prompted import State, room_for_answer
 from kamerton.retrieval.asking import build, example_source, holds, question_of
-from kamerton.retrieval.encoder import MINILM
-from kamerton.retrieval.index import Hit, PassageIndex
+from kamerton.retrieval.documents import DocumentError, find
+from kamerton.retrieval.encoder import MINILM, find_encoder
+from kamerton.retrieval.index import Entry, Hit, PassageIndex
 from kamerton.tasks.example import Example, Task
 from kamerton.training import Budget
 from kamerton.tuning.parameterisation import Options
@@ -51,6 +52,33 @@ class DocumentOptions(Options):
         return self
 
 
+def check_documents(task: Task, options: DocumentOptions) -> None:
+    """Refuse an index or documents that are not there.
+
+    Raises:
+        KamertonError: what is missing, as one line.
+    """
+    if options.index is not None:
+        _not_empty(PassageIndex.open(options.index, options.encoder))
+        return
+    find_encoder(options.encoder or MINILM)
+    named = [options.documents] if isinstance(options.documents, str) else options.documents
+    if named is not None and not find(named).files:
+        raise DocumentError("no documents are here", where=", ".join(named), mend="name others, or an index")
+    if named is None and not task.train:
+        raise TaskError(
+            "there are no documents", where=task.name, mend="name an index or documents, or give a train split"
+        )
+
+
+def _not_empty(index: PassageIndex) -> list[Entry]:
+    """The documents of an index that has some."""
+    entries = index.entries()
+    if not entries:
+        raise ModelError("the index is empty", where=index.folder, mend="add documents: kamerton index add")
+    return entries
+
+
 def document_state(
     base: Base, task: Task, budget: Budget, options: DocumentOptions, run: Run, front: int
 ) -> tuple[State, list[str]]:
@@ -69,9 +97,7 @@ def document_state(
         # a budget of examples holds for examples that are shown as for examples that are trained on
         pool = task.train[: budget.examples] if budget.examples is not None else task.train
         index, notes = build(run.folder / OWN, named, pool, encoder=options.encoder or MINILM, watch=run.report)
-    entries = index.entries()
-    if not entries:
-        raise ModelError("the index is empty", where=index.folder, mend="add documents: kamerton index add")
+    entries = _not_empty(index)
     notes.append(f"index of {len(entries)} documents, {len(index)} passages, fingerprint {index.fingerprint[:12]}")
     state = {
         "index": str(index.folder.resolve()), "own": options.index is None,

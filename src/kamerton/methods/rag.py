@@ -21,9 +21,11 @@ from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.errors import KamertonError, ModelError
 from kamerton.inference import Answer, Sampling
+from kamerton.methods.defined import check_parameterisation
 from kamerton.methods.documents import (
     DEPTHS,
     DocumentOptions,
+    check_documents,
     document_state,
     found_again,
     opened,
@@ -149,6 +151,11 @@ class Rag(TrainedMethod):
         if fewer:
             record.notes.append(f"for {fewer} of {len(task.test)} test questions a passage does not fit the context")
         return made
+
+    def check(self, base: Base, task: Task, options: RagOptions) -> None:
+        if options.generator != FROZEN:
+            check_parameterisation(base, task, *_generator(options))
+        check_documents(task, options)
 
     def front(self, options: RagOptions) -> int:
         own = None if options.generator == FROZEN else _generator(options)[1]

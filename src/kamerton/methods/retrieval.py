@@ -19,6 +19,7 @@ from kamerton.inference import Answer, Sampling
 from kamerton.methods.documents import (
     DEPTHS,
     DocumentOptions,
+    check_documents,
     document_state,
     found_again,
     opened,
@@ -70,7 +71,10 @@ class Retrieval(PromptingMethod):
     def wrap(self, inner: Adapted, options: RetrievalOptions, state: State) -> Adapted:
         return Retrieving(inner, options, state)
 
-    def check(self, adapted: Adapted, task: Task, options: RetrievalOptions, record: FitRecord) -> None:
+    def check(self, base: Base, task: Task, options: RetrievalOptions) -> None:  # noqa: ARG002
+        check_documents(task, options)
+
+    def remark(self, adapted: Adapted, task: Task, options: RetrievalOptions, record: FitRecord) -> None:
         assert isinstance(adapted, Retrieving)
         adapted.asker.look_up(questions(task.test))
         asked = [adapted.shorten(e.messages, task.max_answer_tokens)[0] for e in task.test]

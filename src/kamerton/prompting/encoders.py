@@ -98,7 +98,9 @@ class SentenceEncoder:
 
 
 class Vectors:
-    """A pool of examples as unit vectors, around the pool's mean where the encoder asks for that, and the nearest of them to a question.
+    """A pool of examples as unit vectors, and the nearest of them to a question.
+
+    Vectors with a common part are taken around the pool's mean.
 
     Args:
         examples: the pool, at least one.

@@ -44,6 +44,11 @@ class Lora:
     encoder_decoder = True
 
     @staticmethod
+    def check(base: Base, task: Task, options: LoraOptions) -> None:  # noqa: ARG004
+        """Refuse targets that match no layer."""
+        resolve_targets(base, options.targets, "lora.targets")
+
+    @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
         return attach_lora(base.reload(), options, seed, "lora.targets")
 
@@ -86,7 +91,7 @@ def _in_float32(peft: Any) -> None:
         for parameter in own if any(p.requires_grad for p in own) else ():
             # a norm wants its weight in the type of its bias
             if (parameter.requires_grad or parameter.ndim == 1) and parameter.dtype != torch.float32:
-                parameter.settles = parameter.dtype  # type: ignore[attr-defined]
+                parameter.settles = parameter.dtype
                 parameter.data = parameter.data.float()
 
 

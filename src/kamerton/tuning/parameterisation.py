@@ -92,7 +92,9 @@ def settle(peft: Any, base: Base) -> None:
 class Parameterisation(Protocol):
     """One way of making a base trainable.
 
-    One that is defined for encoder–decoder bases too says `encoder_decoder = True`; others are refused there.
+    One that is defined for encoder–decoder bases too says `encoder_decoder = True`; others are refused there. One whose
+    options can ask a base or a task for what it does not have says so in a static method `check(base, task, options)`,
+    which raises: a comparison calls it before its first cell.
     """
 
     name: ClassVar[str]

@@ -129,7 +129,12 @@ def test_what_is_not_trained_keeps_its_bits(small_base: Base, name: str, tmp_pat
 
 PARTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "dora": ("qwen2", "lora", {"dora": True}, r"lora_"),
-    "biases of the adapted layers": ("qwen2", "lora", {"bias": "lora_only", "targets": ["q_proj"]}, r"lora_|q_proj.*bias"),
+    "biases of the adapted layers": (
+        "qwen2",
+        "lora",
+        {"bias": "lora_only", "targets": ["q_proj"]},
+        r"lora_|q_proj.*bias",
+    ),
     "all biases": ("qwen2", "lora", {"bias": "all"}, r"lora_|bias"),
     "all biases, those of norms too": ("gpt2", "lora", {"bias": "all"}, r"lora_|bias"),
     "upper layers": ("llama", "full", {"freeze_layers": 1}, r"layers\.[12]|model\.norm|lm_head"),

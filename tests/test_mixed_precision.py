@@ -33,7 +33,7 @@ def test_bfloat16_follows_float32(name: str, share: bool, small_base: Base, tmp_
 
 
 @pytest.fixture(scope="module")
-def half_base(small_folder: Path) -> Base:  # noqa: F811
+def half_base(small_folder: Path) -> Base:
     return load_base(small_folder, dtype="bfloat16", device="cpu")
 
 

@@ -132,7 +132,7 @@ def test_shots_by_a_sentence_encoder_are_those_of_its_own_cosines(
     with pytest.raises(MissingExtra, match=r"not installed; run: pip install 'kamerton\[retrieval\]'"):
         tiny.fit(small_base, "few-shot", tmp_path / "b", **options)
     monkeypatch.undo()
-    with pytest.raises(ModelError, match="none: no modules.json here; give a folder"):
+    with pytest.raises(ModelError, match=r"none: no modules\.json here; give a folder"):
         tiny.fit(small_base, "few-shot", tmp_path / "c", **{**options, "encoder": str(tmp_path / "none")})
 
 

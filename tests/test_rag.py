@@ -298,9 +298,9 @@ def test_an_index_of_another_encoder_is_refused(small_base: Base, tmp_path: Path
     adapted = fit(small_base, "rag", tmp_path / "fit", task=task, budget=Budget(steps=1), **options)
     adapted.save(tmp_path / "saved")
     load_adapted(tmp_path / "saved", small_base)
-    with pytest.raises(KamertonError, match="merge: rag answers with a query encoder and an index.*; merge a method"):
+    with pytest.raises(KamertonError, match=r"merge: rag answers with a query encoder and an index.*; merge a method"):
         merge(adapted, tmp_path / "merged")
-    with pytest.raises(KamertonError, match="the index was made by the encoder minilm, not by .*; name the encoder"):
+    with pytest.raises(KamertonError, match=r"the index was made by the encoder minilm, not by .*; name the encoder"):
         fit(small_base, "rag", tmp_path / "b", task=task, encoder=str(tmp_path / "other"), **options)
     build(str(tmp_path / "other"))
     with pytest.raises(KamertonError) as caught:

@@ -7,8 +7,9 @@ from kamerton.methods.trained import TrainedMethod, TrainingOptions
 from kamerton.tasks.example import Task
 from kamerton.tuning import Tuned
 from kamerton.tuning.ia3 import Ia3, Ia3Options
+from kamerton.tuning.modules import keys_and_values, last_projections
 from kamerton.tuning.parameterisation import settle
-from kamerton.tuning.targets import check_targets, keys_and_values, last_projections
+from kamerton.tuning.targets import check_targets
 
 
 class Ia3MethodOptions(TrainingOptions, Ia3Options):

@@ -465,25 +465,25 @@ FAULTS = [
     ),
     # what a method asks a base or a task for
     Fault(
-        "targets that match no module", METHOD + r"lora\.targets: ", "q_porj matches no layer", "use some of: q_proj",
+        "targets that match no module", METHOD + r"lora\.targets: ", "'q_porj' matches no layer", "use some of: q_proj",
         recipe=ASK + "lora: {targets: [q_porj]}\n", check=begin,
     ),
     Fault(
         "targets of a method inside", METHOD + r"few-shot\.over\.calibration\.over\.qlora\.targets: ",
-        "q_porj matches no layer", "use some of: q_proj",
+        "'q_porj' matches no layer", "use some of: q_proj",
         recipe=ASK + "few-shot: {over: {calibration: {over: {qlora: {targets: q_porj}}}}}\n", check=begin,
     ),
     Fault(
-        "targets of rag's generator", METHOD + r"rag\.generator\.lora\.targets: ", "q_porj matches no layer",
+        "targets of rag's generator", METHOD + r"rag\.generator\.lora\.targets: ", "'q_porj' matches no layer",
         "use some of: q_proj",
         recipe=ASK + "rag: {generator: {lora: {targets: [q_porj]}}}\n", check=begin,
     ),
     Fault(
-        "factors on no layer", METHOD + r"ia3\.feedforward: ", "'down' matches no linear layer", "did you mean|use some",
+        "factors on no layer", METHOD + r"ia3\.feedforward: ", "'down' matches no linear layer", "use some of",
         recipe=ASK + "ia3: {feedforward: [down]}\n", check=begin,
     ),
     Fault(
-        "adapters behind no layer", METHOD + r"adapter\.targets: ", "'o_porj' matches no linear", "did you mean o_proj",
+        "adapters behind no layer", METHOD + r"adapter\.targets: ", "'o_porj' matches no linear", "use some of: o_proj",
         recipe=ASK + "adapter: {targets: [o_porj]}\n", check=begin,
     ),
     Fault(

@@ -90,6 +90,10 @@ class Fault:
 BASE = "task: dates\nmethods: [zero-shot]\nbase: m\n"
 """`SMALL` in a recipe is a tiny model that works."""
 
+ASK = "task: dates\nbase: SMALL\nmethods:\n  - zero-shot\n  - "
+"""A recipe whose second method is at fault."""
+METHOD = r"{d}/r\.yaml:5: methods\.1\."
+
 FAULTS = [
     # the recipe
     Fault("no such recipe", r"{d}/r\.yaml: ", "no such file", "check the path", recipe="-"),
@@ -458,6 +462,75 @@ FAULTS = [
         "a template that refuses", r"{d}/r\.yaml:3: base\.chat_template: {d}/t\.jinja: ", "refuses", "chat_template",
         recipe=BASE.replace("base: m", "base: {model: SMALL, chat_template: t.jinja}"),
         files={"t.jinja": "{{ raise_exception('no') }}"}, check=begin,
+    ),
+    # what a method asks a base or a task for
+    Fault(
+        "targets that match no module", METHOD + r"lora\.targets: ", "'q_porj' matches no layer", "use some of: q_proj",
+        recipe=ASK + "lora: {targets: [q_porj]}\n", check=begin,
+    ),
+    Fault(
+        "targets of a method inside", METHOD + r"few-shot\.over\.calibration\.over\.qlora\.targets: ",
+        "'q_porj' matches no layer", "use some of: q_proj",
+        recipe=ASK + "few-shot: {over: {calibration: {over: {qlora: {targets: q_porj}}}}}\n", check=begin,
+    ),
+    Fault(
+        "targets of rag's generator", METHOD + r"rag\.generator\.lora\.targets: ", "'q_porj' matches no layer",
+        "use some of: q_proj",
+        recipe=ASK + "rag: {generator: {lora: {targets: [q_porj]}}}\n", check=begin,
+    ),
+    Fault(
+        "factors on no layer", METHOD + r"ia3\.feedforward: ", "'down' matches no linear layer", "use some of",
+        recipe=ASK + "ia3: {feedforward: [down]}\n", check=begin,
+    ),
+    Fault(
+        "adapters behind no layer", METHOD + r"adapter\.targets: ", "'o_porj' matches no linear", "use some of: o_proj",
+        recipe=ASK + "adapter: {targets: [o_porj]}\n", check=begin,
+    ),
+    Fault(
+        "more frozen layers than there are", METHOD + r"full\.freeze_layers: ", "9 of 2 layers would be frozen",
+        "at most 1",
+        recipe=ASK + "full: {freeze_layers: 9}\n", check=begin,
+    ),
+    Fault(
+        "all weights of a quantised base", METHOD + r"prompt-search: ", "weights in nf4 cannot be trained", "use qlora",
+        recipe=ASK.replace("SMALL", "{model: SMALL, quantise: nf4}") + "prompt-search: {over: full}\n", check=begin,
+    ),
+    Fault(
+        "labels that are not there", METHOD + r"prompt-tuning\.init: ", "no class labels to start from", "init: examples",
+        recipe=ASK + "prompt-tuning: {init: labels}\n", check=begin,
+    ),
+    Fault(
+        "more soft tokens than positions", METHOD + "p-tuning: ", "600 soft tokens leave no room", "use fewer",
+        recipe=ASK + "p-tuning: {tokens: 600}\n", check=begin,
+    ),
+    Fault(
+        "no texts", METHOD + r"lora\.texts: ", "no such file or folder", "give texts",
+        recipe=ASK + "lora: {objective: language-modeling, texts: none.txt}\n", check=begin,
+    ),
+    Fault(
+        "no worked solutions", METHOD + "self-consistency: ", "worked solution, and none has one", "columns: reasoning",
+        recipe=ASK + "self-consistency: {over: {chain-of-thought: {shots: 2}}}\n", check=begin,
+    ),
+    Fault(
+        "labels to balance over", METHOD + "few-shot: ", "no choices that all", "selection random",
+        recipe=ASK + "few-shot: {selection: balanced}\n", check=begin,
+    ),
+    Fault(
+        "an encoder's folder without a model", METHOD + r"few-shot\.encoder: ", r"no modules\.json here", "give a folder",
+        recipe=ASK + "few-shot: {selection: embeddings, encoder: ./none}\n", check=begin,
+    ),
+    Fault(
+        "no index", METHOD + r"retrieval\.index: ", "no index is here", "kamerton index add",
+        recipe=ASK + "retrieval: {index: none}\n", check=begin,
+    ),
+    Fault(
+        "no documents", METHOD + "rag: ", "{d}/none: no such file", "check the path",
+        recipe=ASK + "rag: {documents: [none]}\n", check=begin,
+    ),
+    Fault(
+        "choices that begin alike", r"{d}/r\.yaml:4: methods\.0\.calibration: ", "begin with the same token", "by: choice",
+        recipe="task: {data: a.csv}\nbase: SMALL\nmethods:\n  - calibration: {by: first-token}\n",
+        files={"a.csv": CSV.replace(",a", ",xy").replace(",b", ",xz")}, check=begin,
     ),
     # what forgetting is measured on
     Fault(

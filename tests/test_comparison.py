@@ -365,17 +365,18 @@ def test_a_cell_that_fails_is_reported_and_stops_nothing(small_folder: Path, tmp
     methods = (
         "- zero-shot\n"
         "- lora: {label: wild, learning_rate: 1.0e+30}\n"
-        "- lora: {label: astray, targets: [q_porj], learning_rate: 0.001}\n"
+        "- lora: {label: astray, objective: language-modeling, texts: empty.txt, learning_rate: 0.001}\n"
         "- lora: {label: good, learning_rate: 0.001, batch_size: 8}\n"
     )
     recipe = tiny.write_recipe(tmp_path / "r", small_folder, methods, seeds="[0]")
+    (tmp_path / "r" / "empty.txt").touch()
     log = Log()
     comparison = run(recipe, tmp_path / "out", log)
     assert log.ended("done") == {("zero-shot", 0), ("good", 0)}
     assert log.ended("failed") == {("wild", 0), ("astray", 0)}
     failed = {f["label"]: f["error"] for f in comparison.failed}
     assert "the loss is not a number" in failed["wild"]
-    assert "matches no layer" in failed["astray"]
+    assert "has no text" in failed["astray"]
     assert all("\n" not in line for line in failed.values())
     assert comparison.results["cells"] == {"planned": 4, "finished": 2, "failed": 2}
     assert {row["label"] for row in comparison.results["verdict"]["rows"]} == {"zero-shot", "good"}

@@ -37,7 +37,6 @@ from kamerton.training import Budget
 from kamerton.training.batches import make_batch
 from kamerton.training.checkpoint import trained_weights
 from kamerton.tuning import Tuned, get_parameterisation
-from kamerton.tuning.bottleneck import BottleneckConfig
 from test_costs import counted
 
 pytest_plugins = ("tiny",)
@@ -45,11 +44,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = sorted(architectures.ENCODER_DECODERS)
 TWO = ("t5", "bart")
-KINDS = ("lora", "qlora", "ia3", "adapter", "prompt-tuning", "p-tuning", "full")
+INJECTED = ("lora", "qlora", "ia3", "adapter")
+KINDS = (*INJECTED, "prompt-tuning", "p-tuning", "full")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "prompt-tuning": {"tokens": 20, "reparameterise": "none"},
-    "p-tuning": {"tokens": 20, "init": "random"},
-}
+    "prompt-tuning": {"tokens": 20, "reparameterise": "none"}, "p-tuning": {"tokens": 20, "init": "random"},
+    "adapter": {"width": 6},
+}  # fmt: skip
 TEXTS = ["Why?", "A much longer question, with a clause or two, about nothing.", "ab", "x y z", "Name three rivers."]
 
 
@@ -167,27 +167,25 @@ def theirs(base: Base, tuned: Tuned, kind: str, rows: Sequence[Rendered]) -> tup
     """Loss and gradient by transformers and peft: a model loaded anew, `model(input_ids, labels=…)` on padded rows."""
     import peft
 
-    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(base.info.source, dtype=torch.float32).eval()
-    if kind == "qlora":
-        hf = base.reload(quantise="nf4").model.hf
-    bart = base.info.architecture.startswith("Bart")
-    keys_and_values, out, mlp = (["k_proj", "v_proj"], "out_proj", "fc2") if bart else (["k", "v"], "o", "wo")
-    task_type, virtual = "SEQ_2_SEQ_LM", {"num_virtual_tokens": 20, "num_transformer_submodules": 1}
-    configs: dict[str, Callable[[], Any]] = {
-        "lora": lambda: peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task_type),
-        "ia3": lambda: peft.IA3Config(
-            target_modules=[*keys_and_values, mlp], feedforward_modules=[mlp], task_type=task_type
-        ),
-        "adapter": lambda: BottleneckConfig(
-            target_modules=[out, mlp], width=48, activation="relu", task_type=task_type
-        ),
-        "prompt-tuning": lambda: peft.PromptTuningConfig(task_type=task_type, **virtual),
-        "p-tuning": lambda: peft.PromptEncoderConfig(task_type=task_type, **virtual),
-    }  # fmt: skip
-    config = configs.get("lora" if kind == "qlora" else kind)
-    model: Any = peft.get_peft_model(hf, config()) if config else hf
+    hf = plain(base, kind)
+    model: Any = hf
+    if kind in ("lora", "qlora"):
+        config: Any = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_2_SEQ_LM")
+        model = peft.get_peft_model(hf, config)
+    elif kind == "prompt-tuning":
+        config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=20, num_transformer_submodules=1)
+        model = peft.get_peft_model(hf, config)
+    elif kind == "p-tuning":
+        config = peft.PromptEncoderConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=20, num_transformer_submodules=1)
+        model = peft.get_peft_model(hf, config)
+    elif kind == "ia3":
+        outputs, last = (["k", "v"], "wo") if hf.config.model_type != "bart" else (["k_proj", "v_proj"], "fc2")
+        config = peft.IA3Config(
+            target_modules=[*outputs, last], feedforward_modules=[last], task_type="SEQ_2_SEQ_LM"
+        )  # fmt: skip
+        model = peft.get_peft_model(hf, config)
     own = trained_weights(tuned.module)
-    named = dict(model.named_parameters())
+    named = hook_adapters(hf, own) if kind == "adapter" else dict(model.named_parameters())
     assert kind == "full" or {n for n, p in named.items() if p.requires_grad} == set(own)
     with torch.no_grad():
         for name, value in own.items():
@@ -205,7 +203,102 @@ def theirs(base: Base, tuned: Tuned, kind: str, rows: Sequence[Rendered]) -> tup
     given = {"decoder_input_ids": pad(read, 0)} if forced else {}
     out = model(input_ids=pad(prompts, 0), attention_mask=mask, labels=pad(labels, -100), **given)
     out.loss.backward()
-    return float(out.loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return float(out.loss.detach()), {n: p.grad for n, p in named.items() if p.grad is not None}
+
+
+def plain(base: Base, kind: str) -> Any:
+    """transformers' own model of the base, in 4 bits for `qlora`."""
+    quantised: dict[str, Any] = {}
+    if kind == "qlora":
+        quantised["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )  # fmt: skip
+    made = transformers.AutoModelForSeq2SeqLM.from_pretrained(base.info.source, dtype=torch.float32, **quantised)
+    return made.eval()
+
+
+def hook_adapters(hf: Any, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Houlsby's adapters as hooks: h + U relu(D h) behind the last layer of every attention and MLP."""
+    made = {n: torch.zeros_like(v, requires_grad=True) for n, v in own.items()}
+    last = ("out_proj", "fc2") if hf.config.model_type == "bart" else ("Attention.o", "DenseReluDense.wo")
+
+    def hook(name: str) -> Callable[[Any, Any, Tensor], Tensor]:
+        dw, db, uw, ub = (
+            made[f"base_model.model.{name}.bottleneck_{w}.default.{p}"]
+            for w, p in (("down", "weight"), ("down", "bias"), ("up", "weight"), ("up", "bias"))
+        )
+        linear = nn.functional.linear
+        return lambda module, args, h: h + linear(linear(h, dw, db).relu(), uw, ub)
+
+    for name, module in hf.named_modules():
+        if name.endswith(last):
+            module.register_forward_hook(hook(name))
+    return made
+
+
+def told(tuned: Tuned | Base, rows: Sequence[Rendered]) -> Tensor:
+    """Log-probabilities of the answers' tokens, one row after another."""
+    with torch.no_grad():
+        return tuned.model.target_log_probs(make_batch(rows))
+
+
+def rows_of(base: Base, count: int = 6) -> list[Rendered]:
+    return [base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:count]]
+
+
+@pytest.mark.parametrize("kind", INJECTED)
+@pytest.mark.parametrize("name", TWO)
+def test_what_is_injected_starts_as_the_base(name: str, kind: str, tiny_base: Callable[[str], Base]) -> None:
+    base = tiny_base(name)
+    start = base.reload(quantise="nf4") if kind == "qlora" else base
+    tuned = attach(base, kind, **OPTIONS.get(kind, {}))
+    tuned.module.eval()
+    assert torch.equal(told(tuned, rows_of(base)), told(start, rows_of(base)))
+    for value in trained_weights(tuned.module).values():
+        value += torch.randn(value.shape) * 0.1
+    assert not torch.allclose(told(tuned, rows_of(base)), told(start, rows_of(base)), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "full"])
+@pytest.mark.parametrize("name", TWO)
+def test_peft_loads_what_was_saved(name: str, kind: str, tiny_base: Callable[[str], Base], tmp_path: Path) -> None:
+    """With peft's own function and transformers' own forward pass; and so do we."""
+    import peft
+
+    base = tiny_base(name)
+    tuned = attach(base, kind, **OPTIONS.get(kind, {}))
+    for value in trained_weights(tuned.module).values():
+        value += torch.randn(value.shape) * 0.05
+    tuned.module.eval()
+    tuned.save(tmp_path)
+    model = peft.PeftModel.from_pretrained(plain(base, kind), str(tmp_path)).eval()
+    rows = rows_of(base, 4)
+    loaded = get_parameterisation(kind).load(base, tmp_path)
+    torch.testing.assert_close(told(loaded, rows), told(tuned, rows), rtol=1e-5, atol=1e-5)
+    start, expected = base.model.start, []  # type: ignore[attr-defined]
+    for r in rows:
+        prompt, answer_ = r.tokens[: r.prompt_length], r.tokens[r.prompt_length :]
+        with torch.no_grad():
+            out = model(
+                input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                decoder_input_ids=torch.tensor([[*start, *answer_[:-1]]]),
+            )  # fmt: skip
+        own = out.logits[0, len(start) - 1 :].log_softmax(-1)
+        expected.append(own.gather(1, torch.tensor(answer_)[:, None])[:, 0])
+    torch.testing.assert_close(told(tuned, rows), torch.cat(expected), rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("full", "prompt-tuning")])
+def test_what_is_not_trained_keeps_its_bits(kind: str, words_base: Base, tmp_path: Path) -> None:
+    adapted = tiny.fit(words_base, kind, tmp_path / "fit", budget=Budget(steps=3), learning_rate=0.05)
+    start = words_base.reload(quantise="nf4") if kind == "qlora" else words_base
+    own = {**dict(start.model.hf.named_parameters()), **dict(start.model.hf.named_buffers())}
+    hf = adapted.engine.model.hf
+    found = {n.replace(".base_layer.", "."): v for n, v in (*hf.named_parameters(), *hf.named_buffers())}
+    assert own.keys() <= found.keys()
+    assert all(torch.equal(found[key], value) for key, value in own.items())
+    come_back(adapted, words_base, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

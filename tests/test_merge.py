@@ -81,6 +81,24 @@ def test_other_architectures(tiny_base: Callable[[str], Base], name: str, kind: 
     assert largest_difference(load_base(merged.folder, dtype="float32").model, tiny_base(name).model, ROWS) > 0.1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+def test_trained_biases_are_merged(tiny_folder: Callable[[str], Path], name: str, dtype: Any, tmp_path: Path) -> None:
+    base = load_base(tiny_folder(name), dtype=dtype, device="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        adapted = fit(base, "lora", tmp_path / "fit", learning_rate=0.02, bias="all")
+        merged = kt.merge(adapted, tmp_path / "merged")
+    written = dict(load_base(merged.folder, dtype=dtype, device="cpu").model.hf.named_parameters())
+    own = dict(base.model.hf.named_parameters())
+    biases = {n: p for n, p in adapted.engine.model.hf.named_parameters() if "bias" in n}
+    assert len(biases) >= 9
+    for key, value in biases.items():
+        plain = key.replace(".base_layer.", ".")
+        assert torch.equal(written[plain], value), plain
+        assert not torch.equal(written[plain], own[plain]), plain
+
+
 def test_a_merged_model_is_a_base(small_base: Base, tmp_path: Path) -> None:
     """It answers as the adapted model does, is tuned again, and keeps a template that the recipe gave."""
     template = tmp_path / "template.jinja"

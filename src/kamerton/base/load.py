@@ -86,7 +86,10 @@ class Base:
             quantise: quantise the copy, also where the base is not.
         """
         other = {"dtype": dtype, "quantise": quantise if self.info.quantised is None else None}
-        return load_base(**{**self.request, **{k: v for k, v in other.items() if v}, "verify": False})
+        changes = {k: v for k, v in other.items() if v}
+        # reading every weight once more for its sum takes about as long as loading it
+        known = None if changes else self.info.fingerprint
+        return load_base(**{**self.request, **changes, "verify": False, "known": known})
 
     def release(self) -> None:
         """Give the memory of the weights back: names and shapes stay, and nothing can be computed any more."""
@@ -106,6 +109,7 @@ def load_base(
     chat_template: str | Path | None = None,
     quantise: Quantise | None = None,
     verify: bool = True,
+    known: str | None = None,
 ) -> Base:
     """Load a base by hub id, folder, GGUF file or the name `demo`.
 
@@ -117,6 +121,7 @@ def load_base(
         chat_template: path of a Jinja file that replaces the model's template.
         quantise: `nf4` stores the layers' weights in 4 bits; they compute in `dtype`.
         verify: compare our packed forward pass with the model's own on a probe.
+        known: the fingerprint, where the same weights were loaded before.
 
     Raises:
         ModelError: nothing to load there, weights missing or not safetensors, too little memory, or an architecture
@@ -185,7 +190,7 @@ def load_base(
         reason=reason,
         bytes=bytes_,
         free_bytes=free,
-        fingerprint=_fingerprint(hf),
+        fingerprint=known or _fingerprint(hf),
         quantised=bits.kind_of(hf),
     )
     return Base(info, model, renderer, request)

@@ -23,12 +23,13 @@ from kamerton.comparison.machine import cores, kamerton_version, machine, versio
 from kamerton.comparison.race import Race, check_race
 from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
-from kamerton.errors import KamertonError, MissingExtra, ModelError, RecipeError, TaskError
+from kamerton.errors import KamertonError, MissingExtra, ModelError, TaskError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
 from kamerton.evaluation.metrics import metric_files, task_metrics
 from kamerton.inference import Engine, Sampling
-from kamerton.methods import digest, option_files, resolve
-from kamerton.methods.defined import check_defined
+from kamerton.methods import at_its_line, digest, option_files, resolve
+from kamerton.methods.defined import check_defined, check_fits
+from kamerton.methods.prompted import within
 from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, load_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
@@ -157,8 +158,9 @@ def compare(
         for _, method, options, place in methods:
             try:
                 check_defined(base, method, options)
-            except RecipeError as error:
-                raise recipe.error(recipe.methods[place].path, error.message, mend=error.mend) from None
+                check_fits(base, within(task, budget), method, options)
+            except KamertonError as error:
+                raise at_its_line(recipe, place, error) from None
         sampling = Sampling(**recipe.evaluation.sampling.model_dump())
         settings = {
             **_settings(recipe, base, task, methods, budget), "race": racing.model_dump(mode="json") if racing else None

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kamerton.errors import ModelError, RecipeError
+from kamerton.errors import KamertonError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from kamerton.base import Base
@@ -86,14 +86,19 @@ def parse_options(method: Method, options: dict[str, Any]) -> Options:
 
 
 PATHS = ("texts", "index", "documents")
-"""Options that name files or folders, one or several; in a recipe they start from its folder."""
+"""Options that name files or folders, one or several; in a recipe they start from its folder. So does `encoder`, where
+it names a folder and not a model."""
+
+
+def _is_path(name: str, value: Any) -> bool:
+    return name in PATHS or (name == "encoder" and isinstance(value, str) and value.startswith((".", "/", "~")))
 
 
 def with_paths(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's options of a method with their paths resolved, those of methods inside too."""
     out: dict[str, Any] = {}
     for name, value in options.items():
-        if name in PATHS and isinstance(value, str):
+        if _is_path(name, value) and isinstance(value, str):
             value = str(recipe.resolve(value))
         elif name in PATHS and isinstance(value, list | tuple):
             value = [str(recipe.resolve(one)) if isinstance(one, str) else one for one in value]
@@ -107,7 +112,7 @@ def option_files(options: Mapping[str, Any]) -> dict[str, str]:
     """The content of files that options name, as SHA-256 by path: whoever changes a file asks for another result."""
     out: dict[str, str] = {}
     for name, value in options.items():
-        if name in PATHS:
+        if _is_path(name, value):
             named = [value] if isinstance(value, str) else value or ()
             out |= {one: digest(Path(one)) for one in named if Path(one).exists()}
         elif isinstance(value, Mapping):
@@ -150,6 +155,31 @@ def resolve(recipe: Recipe) -> list[tuple[str, Method, Options, int]]:
             raise recipe.error(spec.path, error.message, mend=error.mend) from None
         out.append((spec.label, method, options, i))
     return out
+
+
+def at_its_line(recipe: Recipe, place: int, error: KamertonError) -> RecipeError:
+    """An error that a method's check found, at the recipe's line of the option that is to blame, if one is.
+
+    Args:
+        recipe: the recipe.
+        place: of the method in it.
+        error: its `where` is `option`, `method.option`, the path that an option names, or something else.
+    """
+    spec = recipe.methods[place]
+    path, name, options = spec.path, spec.name, spec.options
+    where = error.where or ""
+    while True:
+        for option, value in options.items():
+            named = str(recipe.resolve(value)) if isinstance(value, str) and _is_path(option, value) else ""
+            if where and where in (option, f"{name}.{option}", named):
+                return recipe.error((*path, option), error.message, mend=error.mend)
+        option, inner = next(((o, options[o]) for o in ("over", "generator") if o in options), ("", None))
+        if not isinstance(inner, Mapping) or len(inner) != 1:
+            break
+        ((name, options),) = inner.items()
+        path, options = (*path, option, name), options or {}
+    message = f"{where}: {error.message}" if Path(where).is_absolute() else error.message
+    return recipe.error(spec.path, message, mend=error.mend)
 
 
 def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:

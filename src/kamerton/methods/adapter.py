@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.tasks.example import Task
 from kamerton.tuning import Tuned
 from kamerton.tuning.adapter import Adapter, AdapterOptions
+from kamerton.tuning.modules import last_projections
 from kamerton.tuning.parameterisation import settle
+from kamerton.tuning.targets import check_targets
 
 
 class AdapterMethodOptions(TrainingOptions, AdapterOptions):
@@ -23,6 +26,13 @@ class AdapterMethod(TrainedMethod):
     options = AdapterMethodOptions
     parameterisation = Adapter
     space = {"learning_rate": (1e-3, 3e-4, 3e-3), "width": (48, 16, 128)}  # noqa: RUF012 (read only)
+
+    def check(self, base: Base, task: Task, options: AdapterMethodOptions) -> None:  # noqa: ARG002
+        if options.targets is not None:
+            check_targets(base, options.targets, "adapter.targets")
+            return
+        for kind in ("mlp", "attention") if options.placement == "houlsby" else ("mlp",):
+            last_projections(base, kind, "adapter.targets")
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         settle(tuned.peft, base)

@@ -71,18 +71,20 @@ class Calibration(PromptingMethod):
     options = CalibrationOptions
     reads_answers = True
 
-    def before(
-        self, base: Base, task: Task, budget: Budget, options: CalibrationOptions, run: Run, record: FitRecord,  # noqa: ARG002
-    ) -> State:  # fmt: skip
+    def check(self, base: Base, task: Task, options: CalibrationOptions) -> None:
         if options.by == "first-token":
             for choices in sorted({e.choices for e in (*task.validation, *task.test) if e.choices}):
                 first_tokens(base.renderer, choices, task.name)
-        if options.inputs != "validation":
-            return {"inputs": list(options.inputs)}
-        if not task.validation:
+        if options.inputs == "validation" and not task.validation:
             raise TaskError(
                 "calibration by validation questions has none", where=task.name, mend="give a validation split"
             )
+
+    def before(
+        self, base: Base, task: Task, budget: Budget, options: CalibrationOptions, run: Run, record: FitRecord,  # noqa: ARG002
+    ) -> State:  # fmt: skip
+        if options.inputs != "validation":
+            return {"inputs": list(options.inputs)}
         return {"inputs": [e.messages[-1].content for e in task.validation[: options.questions]]}
 
     def after(

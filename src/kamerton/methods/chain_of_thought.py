@@ -30,6 +30,7 @@ from kamerton.methods.prompted import (
     prompt_room,
     room_for_answer,
     trains,
+    within,
 )
 from kamerton.prompting.extraction import Rule, rule_for, worked
 from kamerton.prompting.placing import Placer, shots_in
@@ -67,19 +68,21 @@ class ChainOfThought(PromptingMethod):
     def own_seeded(self, options: ChainOfThoughtOptions) -> bool:
         return options.shots > 0
 
-    def before(
-        self, base: Base, task: Task, budget: Budget, options: ChainOfThoughtOptions, run: Run, record: FitRecord
-    ) -> State:
-        pool = task.train[: budget.examples] if budget.examples is not None else task.train
-        known = [e for e in pool if e.reasoning]
-        shown = options.shots or _uses_examples(options)
-        if shown and not known:
+    def check(self, base: Base, task: Task, options: ChainOfThoughtOptions) -> None:  # noqa: ARG002
+        if (options.shots or _uses_examples(options)) and not any(e.reasoning for e in task.train):
             use = f"{options.shots} shots" if options.shots else f"over {method_inside(options)[0].name}"
             raise TaskError(
                 f"chain-of-thought ({use}) needs training examples with a worked solution, and none has one",
                 where=task.name,
                 mend="name their column under columns: reasoning, or use chain-of-thought without shots over zero-shot",
             )  # fmt: skip
+
+    def before(
+        self, base: Base, task: Task, budget: Budget, options: ChainOfThoughtOptions, run: Run, record: FitRecord
+    ) -> State:
+        pool = within(task, budget).train
+        known = [e for e in pool if e.reasoning]
+        shown = options.shots or _uses_examples(options)
         if shown and len(known) < len(pool):
             record.notes.append(
                 f"{len(pool) - len(known)} of {len(pool)} training examples have no worked solution and are not used"
@@ -129,7 +132,7 @@ class ChainOfThought(PromptingMethod):
     def wrap(self, inner: Adapted, options: ChainOfThoughtOptions, state: State) -> Adapted:
         return Thinking(inner, options, self.asking(inner.base, options, state), state)
 
-    def check(self, adapted: Adapted, task: Task, options: ChainOfThoughtOptions, record: FitRecord) -> None:
+    def remark(self, adapted: Adapted, task: Task, options: ChainOfThoughtOptions, record: FitRecord) -> None:
         most = min(options.shots, len(adapted.state["pool"]))
         own = adapted.own if isinstance(adapted, Wrapped) else adapted.prepare
         fewer = sum(shots_in(own(e.messages), e.messages) < most for e in task.test) if most else 0

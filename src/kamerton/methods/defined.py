@@ -1,4 +1,5 @@
-"""Which methods are defined for which base. A method that is not is refused before anything is computed.
+"""What is refused before anything is computed: methods that are not defined for an encoder–decoder base, and options
+that ask a base or a task for what it does not have.
 
 Beside float16 weights nothing is trained: gradients below its smallest numbers would vanish unsaid. `full` trains a
 copy in float32. On an encoder–decoder a trained method is defined if its parameterisation and its objective both say so
@@ -7,14 +8,18 @@ copy in float32. On an encoder–decoder a trained method is defined if its para
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kamerton.base.load import Base
-from kamerton.errors import RecipeError
+from kamerton.errors import RecipeError, TaskError
 from kamerton.methods import METHODS, get_method
 from kamerton.objectives import get_objective
+from kamerton.objectives.texts import read_texts
+from kamerton.tasks.example import Task
+from kamerton.tuning import get_parameterisation
 
 IN_FLOAT32 = ("full",)
 """Methods that train a copy of the weights in float32, whatever the base's data type is."""
@@ -47,6 +52,42 @@ def check_defined(base: Base, method: Any, options: Any) -> None:
                 where=f"base: {base.info.name}",
                 mend=f"use a causal base, or one of: {others}" if kind == "method" else "use objective: supervised",
             )
+
+
+def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
+    """Refuse options for which the base or the task has nothing: a layer, a worked solution, an index.
+
+    Methods and parameterisations that know more than their options say so in `check(base, task, options)`; those inside
+    a method are asked too.
+
+    Raises:
+        KamertonError: what is missing; `where` names the option (`lora.targets`) where one is to blame.
+    """
+    if hasattr(options, "over"):
+        from kamerton.methods.prompted import method_inside
+
+        check_fits(base, task, *method_inside(options))
+    if hasattr(method, "parameterisation"):
+        if options.texts is not None and not Path(options.texts).exists():
+            read_texts(options.texts)  # says so
+        if options.texts is None and not task.train:
+            raise TaskError("there are no training examples", where=task.name, mend="give a train split")
+        method._limit(base, options)
+        _ask(method.parameterisation, base, task, options)
+    _ask(method, base, task, options)
+
+
+def check_parameterisation(base: Base, task: Task, name: str, options: Any) -> None:
+    """The same for a parameterisation by its name, and the method that is called after it."""
+    _ask(get_parameterisation(name), base, task, options)
+    if name in METHODS:
+        _ask(get_method(name), base, task, options)
+
+
+def _ask(part: Any, base: Base, task: Task, options: Any) -> None:
+    check = getattr(part, "check", None)
+    if check is not None:
+        check(base, task, options)
 
 
 def _parts(method: Any, options: Any) -> list[tuple[str, Any]]:

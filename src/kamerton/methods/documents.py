@@ -10,15 +10,16 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from kamerton.base.load import Base
-from kamerton.errors import ModelError
+from kamerton.errors import ModelError, TaskError
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Answer, Sampling
 from kamerton.methods.method import Adapted, Finding, Run
 from kamerton.methods.prompted import State, room_for_answer
 from kamerton.retrieval.asking import build, example_source, holds, question_of
-from kamerton.retrieval.encoder import MINILM
+from kamerton.retrieval.documents import DocumentError, find
+from kamerton.retrieval.encoder import MINILM, find_encoder
 from kamerton.retrieval.hits import Hit
-from kamerton.retrieval.index import PassageIndex
+from kamerton.retrieval.index import Entry, PassageIndex
 from kamerton.tasks.example import Example, Task
 from kamerton.training import Budget
 from kamerton.tuning.parameterisation import Options
@@ -38,7 +39,11 @@ class DocumentOptions(Options):
     documents: str | list[str] | None = Field(
         None, description="files and folders to index; none, and no index: the solved training examples"
     )
-    encoder: str = Field(MINILM, description="encoder of an index that is made here: minilm, a hub id, or a folder")
+    encoder: str | None = Field(
+        None,
+        description="minilm, a hub id, or a folder: the encoder that makes the index here (none: minilm), or that must "
+        "have made the index that is named",
+    )
     passages: int = Field(3, gt=0, description="passages for a question, at most")
 
     @model_validator(mode="after")
@@ -46,6 +51,33 @@ class DocumentOptions(Options):
         if self.index is not None and self.documents is not None:
             raise ValueError("index and documents are both given; leave one out")
         return self
+
+
+def check_documents(task: Task, options: DocumentOptions) -> None:
+    """Refuse an index or documents that are not there.
+
+    Raises:
+        KamertonError: what is missing, as one line.
+    """
+    if options.index is not None:
+        _not_empty(PassageIndex.open(options.index, options.encoder))
+        return
+    find_encoder(options.encoder or MINILM)
+    named = [options.documents] if isinstance(options.documents, str) else options.documents
+    if named is not None and not find(named).files:
+        raise DocumentError("no documents are here", where=", ".join(named), mend="name others, or an index")
+    if named is None and not task.train:
+        raise TaskError(
+            "there are no documents", where=task.name, mend="name an index or documents, or give a train split"
+        )
+
+
+def _not_empty(index: PassageIndex) -> list[Entry]:
+    """The documents of an index that has some."""
+    entries = index.entries()
+    if not entries:
+        raise ModelError("the index is empty", where=index.folder, mend="add documents: kamerton index add")
+    return entries
 
 
 def document_state(
@@ -59,19 +91,25 @@ def document_state(
         front: positions that soft prompts take in front of every sequence.
     """
     if options.index is not None:
-        index = PassageIndex.open(options.index)
+        index = PassageIndex.open(options.index, options.encoder)
         notes: list[str] = []
     else:
         named = [options.documents] if isinstance(options.documents, str) else options.documents or []
         # a budget of examples holds for examples that are shown as for examples that are trained on
         pool = task.train[: budget.examples] if budget.examples is not None else task.train
-        index, notes = build(run.folder / OWN, named, pool, encoder=options.encoder, watch=run.report)
-    entries = index.entries()
-    if not entries:
-        raise ModelError("the index is empty", where=index.folder, mend="add documents: kamerton index add")
+        index, notes = build(run.folder / OWN, named, pool, encoder=options.encoder or MINILM, watch=run.report)
+    entries = _not_empty(index)
     notes.append(f"index of {len(entries)} documents, {len(index)} passages, fingerprint {index.fingerprint[:12]}")
-    state = {"index": str(index.folder.resolve()), "own": options.index is None}
+    state = {
+        "index": str(index.folder.resolve()), "own": options.index is None,
+        "encoder": index.about["encoder"]["fingerprint"],
+    }  # fmt: skip
     return {**state, "room": room_for_answer(base.renderer, task), "front": front}, notes
+
+
+def opened(options: DocumentOptions, state: State) -> PassageIndex:
+    """The index of a state; the encoder that the options name beside an index must be the one that made it."""
+    return PassageIndex.open(state["index"], options.encoder if options.index is not None else None)
 
 
 def save_index(state: State, folder: Path) -> None:

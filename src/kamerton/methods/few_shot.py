@@ -26,11 +26,14 @@ from kamerton.prompting.encoders import ENCODERS, Encoder, Vectors, get_encoder
 from kamerton.prompting.orders import global_entropy, local_entropy, orders, probabilities
 from kamerton.prompting.placing import Nearest, Placer, shots_in
 from kamerton.prompting.shots import NearestShots, balanced_shots, diverse_shots, random_shots
+from kamerton.retrieval.encoder import MINILM, find_encoder
 from kamerton.tasks.example import Conversation, Example, Task, example_from
 from kamerton.training import Budget
 
 EACH = ("nearest", "embeddings")
 """Selections that pick shots for each question."""
+BY_MEANING = ("embeddings", "diverse")
+"""Selections by vectors."""
 
 
 class FewShotOptions(PromptingOptions):
@@ -45,7 +48,11 @@ class FewShotOptions(PromptingOptions):
     order: Literal["drawn", "nearest-last", "searched"] = Field(
         "drawn", description="as selected; most similar to the question last; or the best by entropy on validation"
     )
-    encoder: str = Field("base", description="vectors of embeddings and diverse; base: the base's mean hidden states")
+    encoder: str = Field(
+        "base",
+        description="vectors of embeddings and diverse: base (the base's mean hidden states), minilm, a hub id, or a "
+        "folder with a sentence-transformers model",
+    )
     entropy: Literal["global", "local"] = Field("global", description="what a searched order maximises")
     orders: int = Field(24, gt=1, description="orders that are tried, drawn by the seed where there are more")
     probes: int = Field(64, gt=0, description="validation questions on which orders are tried")
@@ -65,8 +72,9 @@ class FewShotOptions(PromptingOptions):
     @field_validator("encoder")
     @classmethod
     def _encoder(cls, name: str) -> str:
-        if name not in ENCODERS:
-            raise ValueError(f"unknown encoder '{name}'; use one of: {', '.join(ENCODERS)}")
+        if name not in (*ENCODERS, MINILM) and "/" not in name:
+            known = ", ".join((*ENCODERS, MINILM))
+            raise ValueError(f"unknown encoder '{name}'; use one of: {known}, a hub id (owner/name), a folder (./name)")
         return name
 
 
@@ -85,26 +93,35 @@ class FewShot(PromptingMethod):
     def own_seeded(self, options: FewShotOptions) -> bool:
         return options.selection not in EACH
 
-    def before(
-        self, base: Base, task: Task, budget: Budget, options: FewShotOptions, run: Run, record: FitRecord
-    ) -> State:
+    def check(self, base: Base, task: Task, options: FewShotOptions) -> None:  # noqa: ARG002
         if not task.train:
             raise TaskError("few-shot needs training examples", where=task.name, mend="give a train split")
         if options.order == "searched":
             _searchable(task, options)
+        if options.selection == "balanced" and (len({e.choices for e in task.train}) > 1 or not task.train[0].choices):
+            raise TaskError(
+                "few-shot balances over labels, and this task has no choices that all its examples share",
+                where=task.name, mend="use selection random or diverse",
+            )  # fmt: skip
+        if options.selection in BY_MEANING and options.encoder not in ENCODERS:
+            find_encoder(options.encoder)
+
+    def before(
+        self, base: Base, task: Task, budget: Budget, options: FewShotOptions, run: Run, record: FitRecord
+    ) -> State:
         # a budget of examples holds for examples that are shown as for examples that are trained on
         pool = task.train[: budget.examples] if budget.examples is not None else task.train
         if len(pool) < options.shots:
             record.notes.append(f"only {len(pool)} training examples for {options.shots} shots: all are used")
         with spending(record, base.model):
-            kept = self._selected(base, task, pool, options, run.seed)
+            kept = self._selected(base, pool, options, run.seed)
         return {
             "pool": [asdict(e) for e in kept], "room": room_for_answer(base.renderer, task),
             "front": front_inside(options),
         }  # fmt: skip
 
     def _selected(
-        self, base: Base, task: Task, pool: tuple[Example, ...], options: FewShotOptions, seed: int
+        self, base: Base, pool: tuple[Example, ...], options: FewShotOptions, seed: int
     ) -> list[Example] | tuple[Example, ...]:
         # one more than is shown: an example in training is not shown to itself
         more = options.shots + 1
@@ -113,11 +130,6 @@ class FewShot(PromptingMethod):
         if options.selection == "diverse":
             return diverse_shots(pool, Vectors(pool, self._encoder(base, options)).unit, more, seed)
         if options.selection == "balanced":
-            if len({e.choices for e in task.train}) > 1 or not task.train[0].choices:
-                raise TaskError(
-                    "few-shot balances over labels, and this task has no choices that all its examples share",
-                    where=task.name, mend="use selection random or diverse",
-                )  # fmt: skip
             shown, spares = balanced_shots(pool, options.shots, seed)
             return [*shown, *spares]
         if options.selection == "embeddings":
@@ -161,7 +173,7 @@ class FewShot(PromptingMethod):
         ))  # fmt: skip
         return {**state, "pool": [*(shown[i] for i in tried[best]), *spares]}
 
-    def check(self, adapted: Adapted, task: Task, options: FewShotOptions, record: FitRecord) -> None:
+    def remark(self, adapted: Adapted, task: Task, options: FewShotOptions, record: FitRecord) -> None:
         most = min(options.shots, len(adapted.state["pool"]))
         fewer = 0
         if isinstance(adapted, Wrapped):
@@ -176,7 +188,7 @@ class FewShot(PromptingMethod):
         pool = [example_from(e) for e in state["pool"]]
         nearest: Nearest | None = None
         if options.selection in EACH or options.order == "nearest-last":
-            by_meaning = options.selection in ("embeddings", "diverse")
+            by_meaning = options.selection in BY_MEANING
             nearest = Vectors(pool, self._encoder(base, options)) if by_meaning else NearestShots(pool)
         return Placer(
             pool, options.shots, base.renderer, prompt_room(base, state), nearest=nearest,

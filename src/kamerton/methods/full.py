@@ -28,5 +28,6 @@ class FullMethod(TrainedMethod):
             note = tuned.model.frozen.note()
             tuned.notes += [note] if note else []
             tuned.model.frozen = None
-        # evaluated in the base's data type, like every other method
-        tuned.module.to(base.model.dtype)
+        # evaluated in the base's data type, like every other method; buffers (rotary frequencies) keep their own
+        for parameter in tuned.module.parameters():
+            parameter.data = parameter.data.to(base.model.dtype)

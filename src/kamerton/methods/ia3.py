@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from kamerton.base.load import Base
 from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.tasks.example import Task
 from kamerton.tuning import Tuned
 from kamerton.tuning.ia3 import Ia3, Ia3Options
+from kamerton.tuning.modules import keys_and_values, last_projections
 from kamerton.tuning.parameterisation import settle
+from kamerton.tuning.targets import check_targets
 
 
 class Ia3MethodOptions(TrainingOptions, Ia3Options):
@@ -23,6 +26,16 @@ class Ia3Method(TrainedMethod):
     options = Ia3MethodOptions
     parameterisation = Ia3
     space = {"learning_rate": (3e-2, 1e-2, 1e-1)}  # noqa: RUF012 (read only)
+
+    def check(self, base: Base, task: Task, options: Ia3MethodOptions) -> None:  # noqa: ARG002
+        if options.targets is None:
+            keys_and_values(base, "ia3.targets")
+        elif options.targets:  # one of the two may be left out
+            check_targets(base, options.targets, "ia3.targets")
+        if options.feedforward is None:
+            last_projections(base, "mlp", "ia3.feedforward")
+        elif options.feedforward:
+            check_targets(base, options.feedforward, "ia3.feedforward")
 
     def finish(self, base: Base, tuned: Tuned) -> None:
         settle(tuned.peft, base)

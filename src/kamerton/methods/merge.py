@@ -26,6 +26,7 @@ from kamerton.base.quantise import dequantise, kind_of
 from kamerton.errors import KamertonError, ModelError
 from kamerton.evaluation.general_prompts import PROMPTS
 from kamerton.methods.method import Adapted, Wrapped
+from kamerton.retrieval.joint import QueryingModel
 from kamerton.tasks.example import Message
 from kamerton.tuning import Tuned
 
@@ -117,6 +118,11 @@ def _check(adapted: Adapted, folder: Path) -> Tuned:
     tuned = adapted.tuned
     if tuned is None:
         raise KamertonError(f"{adapted.method} changed no weights", where="merge", mend=_MERGEABLE)
+    if isinstance(tuned.model, QueryingModel):
+        raise KamertonError(
+            f"{adapted.method} answers with a query encoder and an index, which weights cannot hold",
+            where="merge", mend=_MERGEABLE,
+        )  # fmt: skip
     if tuned.peft is not None and tuned.peft.active_peft_config.is_prompt_learning:
         raise KamertonError(
             f"what {adapted.method} trained stands in front of the text and cannot be merged into weights",

@@ -74,13 +74,16 @@ class PromptSearch(PromptingMethod):
         own = self.asking(inner.base, options, state)
         return Wrapped(inner, method=self.name, options=options, own=own, state=state, frames=True)
 
-    def fit(self, base: Base, task: Task, budget: Budget, options: PromptSearchOptions, run: Run) -> Adapted:
-        asked = task.validation[: options.questions]
-        if not asked:
+    def check(self, base: Base, task: Task, options: PromptSearchOptions) -> None:  # noqa: ARG002
+        if not task.validation:
             raise TaskError(
                 "prompt-search scores phrasings on validation questions, and there are none", where=task.name,
                 mend="give a validation split",
             )  # fmt: skip
+
+    def fit(self, base: Base, task: Task, budget: Budget, options: PromptSearchOptions, run: Run) -> Adapted:
+        self.check(base, task, options)
+        asked = task.validation[: options.questions]
         method, inner_options = method_inside(options)
         once = trains(method, inner_options)
         metric = get_metric(task.metrics[0], asked)

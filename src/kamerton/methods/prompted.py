@@ -118,6 +118,11 @@ def spending(record: FitRecord, model: Adapted | LanguageModel) -> Iterator[None
         record.flops += flops(counted.work - before, counted.hf)
 
 
+def within(task: Task, budget: Budget) -> Task:
+    """The task with as many training examples as a budget lets a method see, where it bounds them."""
+    return task if budget.examples is None else replace(task, train=task.train[: budget.examples])
+
+
 def room_for_answer(renderer: Renderer, task: Task, extra: int = 0) -> int:
     """Tokens kept free behind a prompt: for an answer, the longest choice, or a general answer; `extra` before it."""
     choices = {choice for e in task.test for choice in e.choices}
@@ -179,7 +184,10 @@ class PromptingMethod:
         own = self.asking(inner.base, options, state)
         return Wrapped(inner, method=self.name, options=options, own=own, state=state)
 
-    def check(self, adapted: Adapted, task: Task, options: Any, record: FitRecord) -> None:
+    def check(self, base: Base, task: Task, options: Any) -> None:
+        """Refuse a base or a task with which a fit would fail, before anything is computed."""
+
+    def remark(self, adapted: Adapted, task: Task, options: Any, record: FitRecord) -> None:
         """Say in the record's notes what the user should know of the test questions (never of their answers)."""
 
     # -- the method ---------------------------------------------------------------------------------------------------
@@ -191,6 +199,7 @@ class PromptingMethod:
     def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
         """Choose, fit the method inside on what it will be asked, choose again, wrap."""
         method, inner_options = method_inside(options)
+        self.check(base, within(task, budget), options)
         record = FitRecord()
         state = self.before(base, task, budget, options, run, record)
         asked = self.inside_task(base, task, options, state)
@@ -198,7 +207,7 @@ class PromptingMethod:
         state = self.after(inner, task, options, state, run, record)
         adapted = self.wrap(inner, options, state)
         adapted.record = joined(inner.record, record)
-        self.check(adapted, task, options, adapted.record)
+        self.remark(adapted, task, options, adapted.record)
         return adapted
 
     def load(self, base: Base, folder: Path, about: dict[str, Any]) -> Adapted:

@@ -19,13 +19,16 @@ from torch import nn
 
 from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, ModelError
 from kamerton.inference import Answer, Sampling
+from kamerton.methods.defined import check_parameterisation
 from kamerton.methods.documents import (
     DEPTHS,
     DocumentOptions,
+    check_documents,
     document_state,
     found_again,
+    opened,
     quality,
     questions,
     recall,
@@ -94,9 +97,10 @@ class Joint:
     @staticmethod
     def attach(base: Base, options: RagOptions, task: Task, seed: int) -> Tuned:
         assert options.index is not None  # `Rag.fit` has put it there
-        about = PassageIndex.open(options.index).about["encoder"]
+        name = options.encoder or PassageIndex.open(options.index).about["encoder"]["name"]
+        queries = load_encoder(name, device=str(base.model.device))
+        PassageIndex.open(options.index, queries)  # refuses an encoder that is no longer the one that made the index
         torch.manual_seed(seed)
-        queries = load_encoder(about["name"], device=str(base.model.device))
         if options.generator == FROZEN:
             inside = Tuned(base.reload().model, nn.Module())
         else:
@@ -149,6 +153,11 @@ class Rag(TrainedMethod):
             record.notes.append(f"for {fewer} of {len(task.test)} test questions a passage does not fit the context")
         return made
 
+    def check(self, base: Base, task: Task, options: RagOptions) -> None:
+        if options.generator != FROZEN:
+            check_parameterisation(base, task, *_generator(options))
+        check_documents(task, options)
+
     def front(self, options: RagOptions) -> int:
         own = None if options.generator == FROZEN else _generator(options)[1]
         return int(getattr(own, "tokens", 0))
@@ -165,6 +174,21 @@ class Rag(TrainedMethod):
         tuned = Joint.load(base, folder, options)
         tuned.module.requires_grad_(False).eval()
         return Answering(base, tuned, options, found_again(about["state"], folder), FitRecord(), 8192)
+
+
+def _same_encoder(index: PassageIndex, state: State) -> PassageIndex:
+    """The index, if its vectors are still of the encoder from which the query encoder was trained.
+
+    Raises:
+        ModelError: the index was built anew with another one.
+    """
+    made = index.about["encoder"]
+    if state.get("encoder", made["fingerprint"]) != made["fingerprint"]:
+        raise ModelError(
+            f"the index was built anew with another encoder ({made['name']}) than rag was trained with",
+            where=index.folder, mend="build it with the encoder it had, or tune rag again",
+        )  # fmt: skip
+    return index
 
 
 Prompt = tuple[Conversation, list[Hit], float]
@@ -186,7 +210,7 @@ class Answering(Adapted):
         )  # fmt: skip
         assert isinstance(tuned.model, QueryingModel)
         self.rag, self.queries = options, tuned.model.queries
-        self.index = PassageIndex.open(state["index"])
+        self.index = _same_encoder(opened(options, state), state)
         self._room = prompt_room(base, state)
         self._sampling = Sampling()
 

@@ -19,8 +19,10 @@ from kamerton.inference import Answer, Sampling
 from kamerton.methods.documents import (
     DEPTHS,
     DocumentOptions,
+    check_documents,
     document_state,
     found_again,
+    opened,
     own_source,
     quality,
     questions,
@@ -30,7 +32,7 @@ from kamerton.methods.documents import (
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
 from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, front_inside, prompt_room
 from kamerton.retrieval.asking import Asker, cited, question_of
-from kamerton.retrieval.index import HOWS, How, PassageIndex
+from kamerton.retrieval.index import HOWS, How
 from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget
 
@@ -69,7 +71,10 @@ class Retrieval(PromptingMethod):
     def wrap(self, inner: Adapted, options: RetrievalOptions, state: State) -> Adapted:
         return Retrieving(inner, options, state)
 
-    def check(self, adapted: Adapted, task: Task, options: RetrievalOptions, record: FitRecord) -> None:
+    def check(self, base: Base, task: Task, options: RetrievalOptions) -> None:  # noqa: ARG002
+        check_documents(task, options)
+
+    def remark(self, adapted: Adapted, task: Task, options: RetrievalOptions, record: FitRecord) -> None:
         assert isinstance(adapted, Retrieving)
         adapted.asker.look_up(questions(task.test))
         asked = [adapted.shorten(e.messages, task.max_answer_tokens)[0] for e in task.test]
@@ -128,7 +133,7 @@ class Retrieving(Wrapped):
 
 
 def _asker(base: Base, options: RetrievalOptions, state: State) -> Asker:
-    index = PassageIndex.open(state["index"])
+    index = opened(options, state)
     return Asker(index, base.renderer, count=options.passages, how=options.search, room=prompt_room(base, state))
 
 

@@ -46,14 +46,16 @@ class SelfConsistency(PromptingMethod):
     def own_seeded(self, options: SelfConsistencyOptions) -> bool:  # noqa: ARG002
         return True
 
-    def before(
-        self, base: Base, task: Task, budget: Budget, options: SelfConsistencyOptions, run: Run, record: FitRecord,  # noqa: ARG002
-    ) -> State:  # fmt: skip
+    def check(self, base: Base, task: Task, options: SelfConsistencyOptions) -> None:  # noqa: ARG002
         if any(e.choices for e in task.test) and not _thinks(options):
             raise TaskError(
                 "self-consistency has nothing to sample where choices are ranked without a chain", where=task.name,
                 mend="use self-consistency over chain-of-thought",
             )  # fmt: skip
+
+    def before(
+        self, base: Base, task: Task, budget: Budget, options: SelfConsistencyOptions, run: Run, record: FitRecord,  # noqa: ARG002
+    ) -> State:  # fmt: skip
         return {"metric": task.metrics[0]}
 
     def wrap(self, inner: Adapted, options: SelfConsistencyOptions, state: State) -> Adapted:

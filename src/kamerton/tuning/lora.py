@@ -44,6 +44,11 @@ class Lora:
     encoder_decoder = True
 
     @staticmethod
+    def check(base: Base, task: Task, options: LoraOptions) -> None:  # noqa: ARG004
+        """Refuse targets that match no layer."""
+        resolve_targets(base, options.targets, "lora.targets")
+
+    @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
         return attach_lora(base.reload(), options, seed, "lora.targets")
 
@@ -69,6 +74,7 @@ def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tun
         reason = " ".join(f"{error}".split())[:200]
         mend = f"use some of: {', '.join(linear_names(fresh))}; or all-linear"
         raise RecipeError(f"peft cannot put LoRA on {options.targets} ({reason})", where=where, mend=mend) from error
+    _in_float32(peft)
     empty = [n for n, m in peft.named_modules() if _is_dora(m) and bool((m.weight == 0).any())]
     if empty:
         raise RecipeError(
@@ -76,6 +82,17 @@ def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tun
             where=where, mend="leave it out of the targets, or use lora without dora",
         )  # fmt: skip
     return tuned_lora(fresh, peft)
+
+
+def _in_float32(peft: Any) -> None:
+    """Trained biases in float32, as peft has the matrices: small steps would vanish in bfloat16's eight bits."""
+    for module in peft.modules():
+        own = list(module.parameters(recurse=False))
+        for parameter in own if any(p.requires_grad for p in own) else ():
+            # a norm wants its weight in the type of its bias
+            if (parameter.requires_grad or parameter.ndim == 1) and parameter.dtype != torch.float32:
+                parameter.settles = parameter.dtype
+                parameter.data = parameter.data.float()
 
 
 def tuned_lora(fresh: Base, peft: Any) -> Tuned:

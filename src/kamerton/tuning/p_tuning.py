@@ -22,7 +22,7 @@ from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.prompt import embeddings_of, soft_tokens, spread
-from kamerton.tuning.starts import STARTS
+from kamerton.tuning.starts import STARTS, check_start
 
 
 class PTuningOptions(Options):
@@ -46,6 +46,11 @@ class PTuning:
     name = "p-tuning"
     options = PTuningOptions
     encoder_decoder = True
+
+    @staticmethod
+    def check(base: Base, task: Task, options: PTuningOptions) -> None:
+        """Refuse a start that the task does not have."""
+        check_start(base, task, options.init, options.tokens)
 
     @staticmethod
     def attach(base: Base, options: PTuningOptions, task: Task, seed: int) -> Tuned:

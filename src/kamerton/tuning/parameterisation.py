@@ -100,16 +100,18 @@ def load_injected(base: Base, folder: Path, *, quantise: Quantise | None = None)
 
 
 def settle(peft: Any, base: Base) -> None:
-    """After training or loading: injected weights in the base's data type, in which they were computed all along."""
+    """After training or loading: what is trained in the base's data type, in which it was computed all along."""
     for name, parameter in peft.named_parameters():
-        if peft.base_model.prefix in name:
-            parameter.data = parameter.data.to(base.model.dtype)
+        own = getattr(parameter, "settles", parameter.dtype)  # of weights of the base that are trained (LoRA's biases)
+        parameter.data = parameter.data.to(base.model.dtype if peft.base_model.prefix in name else own)
 
 
 class Parameterisation(Protocol):
     """One way of making a base trainable.
 
-    One that is defined for encoder–decoder bases too says `encoder_decoder = True`; others are refused there.
+    One that is defined for encoder–decoder bases too says `encoder_decoder = True`; others are refused there. One whose
+    options can ask a base or a task for what it does not have says so in a static method `check(base, task, options)`,
+    which raises: a comparison calls it before its first cell.
     """
 
     name: ClassVar[str]

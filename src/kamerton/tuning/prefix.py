@@ -26,7 +26,7 @@ from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
-from kamerton.tuning.starts import STARTS
+from kamerton.tuning.starts import STARTS, check_start
 
 
 class PrefixOptions(Options):
@@ -51,6 +51,11 @@ class Prefix:
 
     name = "prefix-tuning"
     options = PrefixOptions
+
+    @staticmethod
+    def check(base: Base, task: Task, options: PrefixOptions) -> None:
+        """Refuse a start that the task does not have."""
+        check_start(base, task, options.init, options.tokens)
 
     @staticmethod
     def attach(base: Base, options: PrefixOptions, task: Task, seed: int) -> Tuned:

@@ -21,7 +21,7 @@ from kamerton.base.model import Front
 from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
-from kamerton.tuning.starts import STARTS
+from kamerton.tuning.starts import STARTS, check_start
 
 
 class PromptOptions(Options):
@@ -45,6 +45,11 @@ class PromptTuning:
     name = "prompt-tuning"
     options = PromptOptions
     encoder_decoder = True
+
+    @staticmethod
+    def check(base: Base, task: Task, options: PromptOptions) -> None:
+        """Refuse a start that the task does not have."""
+        check_start(base, task, options.init, options.tokens)
 
     @staticmethod
     def attach(base: Base, options: PromptOptions, task: Task, seed: int) -> Tuned:

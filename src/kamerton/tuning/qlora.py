@@ -11,9 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from kamerton.base.load import Base
+from kamerton.base.quantise import require_bitsandbytes
 from kamerton.tasks.example import Task
 from kamerton.tuning.lora import LoraOptions, attach_lora, tuned_lora
 from kamerton.tuning.parameterisation import Tuned, load_injected
+from kamerton.tuning.targets import resolve_targets
 
 
 class QLora:
@@ -22,6 +24,12 @@ class QLora:
     name = "qlora"
     options = LoraOptions
     encoder_decoder = True
+
+    @staticmethod
+    def check(base: Base, task: Task, options: LoraOptions) -> None:  # noqa: ARG004
+        """Refuse targets that match no layer, and a machine without bitsandbytes."""
+        require_bitsandbytes()
+        resolve_targets(base, options.targets, "qlora.targets")
 
     @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004

@@ -94,3 +94,13 @@ STARTS = {
     "examples": example_tokens, "task": task_tokens, "labels": label_tokens, "vocabulary": vocabulary_tokens,
 }  # fmt: skip
 """Names of the option `init`."""
+
+
+def check_start(base: Base, task: Task, init: str, count: int) -> None:
+    """Refuse a start that the task does not have: solved examples, or class labels.
+
+    Raises:
+        RecipeError, TaskError: as `label_tokens` and `example_tokens`.
+    """
+    if init in ("examples", "labels"):
+        STARTS[init](base, task, count, 0)

@@ -3,9 +3,9 @@
 A query is one of a few symbols, and each has a language of its own: strings of letters from a Markov chain, with a
 greatest length, so that all strings can be listed and the likelihood of each is known. A tiny transformer is pretrained
 on other languages of the same kind and frozen. A soft prompt is trained on a number of reference strings, with
-supervision first, and then by one of several signals for the same number of steps; the control goes on with supervision.
-The divergences from the truth in both directions are exact sums over all strings: forward KL(p ‖ π) grows where the
-model leaves out what the language has, reverse KL(π ‖ p) where it says what the language has not.
+supervision first, and then by one of several signals for the same number of steps; the control goes on with
+supervision. The divergences from the truth in both directions are exact sums over all strings: forward KL(p ‖ π) grows
+where the model leaves out what the language has, reverse KL(π ‖ p) where it says what the language has not.
 
 Run: `python benchmarks/known_language.py` (some minutes; `--references 256 --seeds 1` for a quick look).
 """

@@ -34,7 +34,7 @@ def two_stages(
     Returns:
         What was tuned, the options that fit it, and a record of both stages.
     """
-    kind, stage = get_objective(options.objective), options.adversarial or AdversarialOptions()
+    kind, stage = get_objective(options.objective), options.adversarial or AdversarialOptions.model_validate({})
     first, second = budget.scaled(1 - stage.share), budget.scaled(stage.share)
     start = options.model_copy(update={"objective": kind.warm_start, "adversarial": None})
     # a pause inside the first stage is a share of the whole

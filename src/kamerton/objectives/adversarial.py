@@ -164,7 +164,7 @@ class Adversarial:
     def build(cls, base: Base, task: Task, options: Any, *, limit: int | None, seed: int) -> Adversarial:
         """For a base, a task and the options of a trained method; `options.adversarial` are those of this stage."""
         return cls(
-            base, task, options.adversarial or AdversarialOptions(), batch_size=options.batch_size,
+            base, task, options.adversarial or AdversarialOptions.model_validate({}), batch_size=options.batch_size,
             max_tokens=options.max_tokens, limit=limit, seed=seed,
         )  # fmt: skip
 

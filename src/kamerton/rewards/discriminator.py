@@ -213,7 +213,8 @@ class CrossFitted:
     @torch.no_grad()
     def watch(self, pairs: Pairs) -> None:
         """Tell the controller how well references and answers are told apart."""
-        held_out, trained = [], []
+        held_out: list[float] = []
+        trained: list[float] = []
         for fold in range(self.folds):
             half = pairs.half(fold) if self.folds > 1 else pairs
             if len(half.real) and len(half.fake):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,81 +25,21 @@ from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.base.model import OUTPUT_CHUNK, CausalModel
 from kamerton.errors import TaskError
-from kamerton.evaluation.answering import judge, values
-from kamerton.inference import Engine, Sampling
+from kamerton.inference import Sampling
 from kamerton.inference.features import Features
 from kamerton.inference.sampling import draw
+from kamerton.objectives.adversarial_batches import References, Sampled
 from kamerton.objectives.adversarial_options import AdversarialOptions
+from kamerton.objectives.judged import Judged, judged_loss
 from kamerton.objectives.rollouts import Rollout, advantages, sample
 from kamerton.rendering import Rendered
 from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs
-from kamerton.tasks.example import Example, Task
+from kamerton.tasks.example import Task
 from kamerton.training.batches import Batch, cut, make_batch, order
 from kamerton.training.objective import Loss
 
 FEWEST = 8
 """References below which two discriminators would have too little to learn from; then there is one."""
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """Reference answers with what the discriminator reads of them.
-
-    Attributes:
-        batch: the rows; `owners`: (N,) the number of each target's example.
-        features: (N, F); `start`: (N, H) hidden states of the supervised start there.
-    """
-
-    batch: Batch
-    owners: np.ndarray
-    features: Tensor
-    start: Tensor
-
-    @property
-    def count(self) -> float:
-        return self.batch.count
-
-    @property
-    def examples(self) -> int:
-        return self.batch.examples
-
-    @property
-    def tokens(self) -> int:
-        return self.batch.tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """Sampled answers: `advantages` (N,) of their tokens; `share` turns their sum into that of the references."""
-
-    batch: Batch
-    advantages: np.ndarray
-    share: float
-    count: float = 0.0
-
-    @property
-    def examples(self) -> int:
-        return self.batch.examples
-
-    @property
-    def tokens(self) -> int:
-        return self.batch.tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Validation examples whose answers are judged by the task's metric."""
-
-    held_out: tuple[Example, ...]
-    tokens: int = 0
-
-    @property
-    def count(self) -> float:
-        return float(len(self.held_out))
-
-    @property
-    def examples(self) -> int:
-        return len(self.held_out)
 
 
 class Adversarial:
@@ -307,7 +246,7 @@ class Adversarial:
 
     def loss(self, model: CausalModel, batch: References | Sampled | Judged) -> Loss:
         if isinstance(batch, Judged):
-            return self._judge(model, batch)
+            return judged_loss(model, self.renderer, self.task, batch)
         if isinstance(batch, Sampled):
             return self._policy(model, batch)
         hidden = model.target_hidden(batch.batch)
@@ -422,36 +361,6 @@ class Adversarial:
 
     def validation(self) -> Sequence[Judged]:
         return [Judged(tuple(self.task.validation))] if self.task.validation else []
-
-    def _judge(self, model: CausalModel, batch: Judged) -> Loss:
-        """How far answers are from the best value of the task's first metric."""
-        engine, name = Engine(model, self.renderer), self.task.metrics[0]
-        room = model.prompt_limit(self.task.max_answer_tokens)
-        asked = [self.renderer.fit(e.messages, room)[0] for e in batch.held_out]
-        closed = [i for i, e in enumerate(batch.held_out) if e.choices]
-        free = [i for i, e in enumerate(batch.held_out) if not e.choices]
-        texts = [""] * len(asked)
-        if closed:
-            choices = [batch.held_out[i].choices for i in closed]
-            for i, best in zip(closed, engine.rank([asked[i] for i in closed], choices), strict=True):
-                texts[i] = batch.held_out[i].choices[best]
-        if free:
-            answers = engine.generate([asked[i] for i in free], Sampling(max_tokens=self.task.max_answer_tokens))
-            for i, answer in zip(free, answers, strict=True):
-                texts[i] = answer.text
-        value = values(judge(texts, batch.held_out, [name]), batch.held_out)[name]
-        return Loss(torch.tensor(_regret(name, value, batch.held_out) * batch.count))
-
-
-def _regret(name: str, value: float, examples: Sequence[Example]) -> float:
-    """How far a metric's value is from its best."""
-    from kamerton.evaluation.metrics import get_metric
-
-    metric = get_metric(name, examples)
-    low, high = metric.range
-    if metric.higher_is_better:
-        return (high - value) if np.isfinite(high) else -value
-    return (value - low) if np.isfinite(low) else value
 
 
 def _targets(row: Rendered) -> int:

@@ -22,9 +22,12 @@ _NAMES = {
     "Comparison": "kamerton.comparison.run",
     "tune": "kamerton.api",
     "evaluate": "kamerton.api",
+    "fidelity": "kamerton.api",
     "load": "kamerton.api",
     "merge": "kamerton.api",
     "Evaluation": "kamerton.api",
+    "Fidelity": "kamerton.assessment.write",
+    "FidelitySettings": "kamerton.assessment.settings",
     "load_base": "kamerton.base",
     "Base": "kamerton.base",
     "load_task": "kamerton.tasks",
@@ -39,7 +42,9 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from kamerton.api import Evaluation, evaluate, load, merge, tune
+    from kamerton.api import Evaluation, evaluate, fidelity, load, merge, tune
+    from kamerton.assessment.settings import FidelitySettings
+    from kamerton.assessment.write import Fidelity
     from kamerton.base import Base, load_base
     from kamerton.comparison.run import Comparison, compare
     from kamerton.errors import KamertonError
@@ -50,8 +55,9 @@ if TYPE_CHECKING:
     from kamerton.training import Budget
 
 __all__ = [
-    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "KamertonError", "Message",
-    "Sampling", "Task", "compare", "evaluate", "load", "load_base", "load_task", "merge", "tune",
+    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "Fidelity", "FidelitySettings",
+    "KamertonError", "Message", "Sampling", "Task", "compare", "evaluate", "fidelity", "load", "load_base", "load_task",
+    "merge", "tune",
 ]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAN = Sampling(max_tokens=6, n=3, seed=1)
+ONE = replace(PLAN, n=1)
 SMALL = FidelitySettings(temperatures=(0.7, 1.0), samples=3, phrasings=2, bins=4)
 LORA = "- lora: {learning_rate: 0.01, batch_size: 8, validations: 2}"
 
@@ -105,7 +106,7 @@ def test_answers_to_other_questions_show_only_beside_their_questions(small_base:
     assert alone["collapsed"].value < 0.5
     assert level is not None
     assert level.value == pytest.approx(1, abs=1e-6)
-    assert buckets == 8
+    assert buckets == 4, "as many as there are different answers"
 
 
 # -- the judge --------------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def test_confidences_of_closed_sets_and_of_generated_answers(small_base: Base) -
     model, task = untouched(small_base), tiny.colour_task()
     closed = [replace(e, choices=tiny.COLOURS) for e in task.test[:6]]
     examples = [*closed, *task.test[6:12]]
-    said = answer(model, examples, PLAN)
+    said = answer(model, examples, ONE)
     (ranked, whole, each), notes = probes.confidences(model, examples, said, "exact-match", 6)
     scores = np.array(model.score([e.messages for e in closed], [e.choices for e in closed]))
     p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
@@ -198,7 +199,7 @@ def test_confidences_of_closed_sets_and_of_generated_answers(small_base: Base) -
     assert np.allclose(whole.confidence, [np.exp(sum(a.logprobs)) for a in said.answers[6:]])
     assert (each.confidence >= whole.confidence - 1e-9).all()
     assert any("exact-match" in note for note in notes)
-    graded, notes = probes.confidences(model, task.test, answer(model, task.test, PLAN), "bleu", 6)
+    graded, notes = probes.confidences(model, task.test, answer(model, task.test, ONE), "bleu", 6)
     assert len(graded) == 2
     assert any("token-f1" in note for note in notes)
 
@@ -206,11 +207,11 @@ def test_confidences_of_closed_sets_and_of_generated_answers(small_base: Base) -
 def test_phrasings_mean_worst_and_spread(small_base: Base) -> None:
     model, task = untouched(small_base), tiny.colour_task()
     tried = list(PHRASINGS[:3])
-    found = probes.phrased(model, task.test, "token-f1", tried, PLAN, 0, silent)
+    found = probes.phrased(model, task.test, "token-f1", tried, ONE, 0, silent)
     metric = get_metric("token-f1")
     scores = []
     for one in tried:
-        texts = [model.generate([one(e.messages)], replace(PLAN, n=1))[0].text for e in task.test]
+        texts = [model.generate([one(e.messages)], ONE)[0].text for e in task.test]
         scores.append(float(metric.statistics(texts, task.test).mean()))
     each = [figure.value for figure in found.each.values()]
     assert each == pytest.approx(scores)
@@ -378,16 +379,16 @@ def test_temperatures_are_read() -> None:
 def test_the_demo_model_on_dates(demo: Base, tmp_path: Path) -> None:
     """A real model end to end, judges included; its untouched samples are far from the references and say so."""
     recipe = {
-        "task": {"embedded": "dates", "limit": {"train": 16, "validation": 4, "test": 12}}, "base": "demo",
-        "methods": ["zero-shot"], "forgetting": {"bytes": 1200, "prompts": 2},
+        "task": {"embedded": "dates", "max_answer_tokens": 14, "limit": {"train": 8, "validation": 4, "test": 8}},
+        "base": "demo",
+        "methods": ["zero-shot"], "forgetting": False,
     }  # fmt: skip
     settings = FidelitySettings(
-        temperatures=(0.7, 1.0), samples=2, judge=True, judge_options=JudgeOptions(epochs=3), phrasings=2
+        temperatures=(0.7, 1.0), samples=2, judge=True, judge_options=JudgeOptions(epochs=2), phrasings=0
     )
     found = kt.fidelity(kt.load("demo", base=demo), recipe, output=tmp_path, settings=settings)
     model, references = found.results["models"]["zero-shot"]["figures"], found.results["references"]
-    assert model["forgetting"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
     assert references["reverse"]["high"] < model["T=1"]["reverse"]["low"]
     assert references["reverse"]["value"] < model["answers"]["forward"]["value"], "the judge has learnt something"
-    assert model["T=0.7"]["self_bleu"]["value"] > model["T=1"]["self_bleu"]["value"]
+    assert model["T=0.7"]["reverse"]["value"] < model["T=1"]["reverse"]["value"], "colder is likelier"
     assert found.report.stat().st_size < 300_000

@@ -255,7 +255,7 @@ def test_a_model_equal_to_the_references_and_a_collapsed_one() -> None:
     partial = mauve_of(cloud(kinds, rng), cloud([k % 5 for k in kinds], rng))
     assert equal.value > 0.99
     assert collapsed.value < 0.15
-    assert shifted.value < 0.01
+    assert shifted.value < 0.03
     assert collapsed.value < partial.value < equal.value
     found = interval(equal)
     assert 0 <= found.low <= equal.value <= found.high <= 1

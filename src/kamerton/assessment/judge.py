@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,6 @@ from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Adapted, Report, Run
 from kamerton.tasks.example import Example, Task, fingerprint
 from kamerton.training import Budget
-from kamerton.training.checkpoint import drop_checkpoints
 from kamerton.training.files import write_json
 
 Array = np.ndarray[Any, Any]
@@ -131,9 +131,7 @@ def _judge(
     adapted = method.fit(base, inside, Budget(epochs=options.epochs), chosen, run)
     adapted.save(folder)
     write_json(mark, {"key": key, "questions": len(learn), "notes": adapted.record.notes})
-    drop_checkpoints(run.folder)
-    if run.folder.is_dir() and not any(run.folder.iterdir()):
-        run.folder.rmdir()
+    shutil.rmtree(run.folder, ignore_errors=True)
     return adapted
 
 

@@ -38,8 +38,8 @@ def buckets_for(texts: int) -> int:
 
 
 def _divergence(first: Array, second: Array) -> Array:
-    """KL(first ‖ second) in nats over the last axis; second is positive wherever first is."""
-    ratio = np.divide(first, second, out=np.ones_like(first), where=first > 0)
+    """KL(first ‖ second) in nats over the last axis; second is positive wherever first is (but for underflow)."""
+    ratio = np.divide(first, second, out=np.ones_like(first), where=(first > 0) & (second > 0))
     return (first * np.log(ratio)).sum(-1)
 
 

@@ -1,8 +1,9 @@
 """Features of answers for MAUVE, from the frozen base: the mean over an answer's tokens of the last layer's states.
 
-Two views. *Alone*: the answer behind an empty question, so that only what is said counts. *With its question*: the
-answer behind the question as the untouched base would be asked it, so that an answer that belongs to another question
-shows. The base is read without whatever was tuned, and every text goes through it once.
+An answer is read behind an empty question, by the base without whatever was tuned. So MAUVE sees what is said and how
+often, and is blind to which question it was said to; the task's metric, n-grams by question and the judge see that.
+(Read behind their questions, answers that were shuffled among all questions were hardly told from the references: what
+varies most in such features is the question, and both sets share it. See docs/fidelity.md.)
 """
 
 from __future__ import annotations
@@ -16,85 +17,70 @@ import torch
 from kamerton.base import Base, CausalModel
 from kamerton.evaluation import clusters, mauve
 from kamerton.evaluation.figures import Figure
-from kamerton.inference.prefix import SharedPrefix, common_prefix, fill
-from kamerton.tasks.example import Conversation, Message
+from kamerton.inference.prefix import SharedPrefix, fill
+from kamerton.tasks.example import Message
 
 Array = np.ndarray[Any, Any]
-Text = tuple[Conversation, str]
-"""A question and an answer to it."""
-
-EMPTY: Conversation = (Message("user", ""),)
+Sets = Sequence[Sequence[str]]
+"""Texts by question: N lists."""
 
 
 def features(
-    base: Base, texts: Sequence[Text], *, max_tokens: int = 8192, progress: Callable[[int, int], None] | None = None
+    base: Base, texts: Sequence[str], *, max_tokens: int = 8192, progress: Callable[[int, int], None] | None = None
 ) -> Array:
-    """(M, H) float32: for each text the mean final hidden state over its answer's tokens, end token included.
+    """(M, H) float32: for each answer the mean final hidden state over its tokens, end token included.
 
-    An encoder–decoder's are those of its encoder on the answer alone. A question that leaves no room is cut.
+    An encoder–decoder's are those of its encoder on the answer. An answer longer than half of the model's positions is
+    cut.
     """
     model, renderer = base.model, base.renderer
-    answers = [renderer.answer(text) for _, text in texts]
+    answers = [renderer.answer(text) for text in texts]
     if model.max_length is not None:
         answers = [a[: model.max_length // 2] for a in answers]
-    if not isinstance(model, CausalModel):
-        with torch.inference_mode(), model.inference():
-            return np.stack([
-                model.states([a])[0].float().mean(0).cpu().numpy() for a in answers
-            ])  # fmt: skip
-    prompts = [
-        renderer.prompt(renderer.fit(conversation, model.prompt_limit(len(answer)))[0])
-        for (conversation, _), answer in zip(texts, answers, strict=True)
-    ]
-    shared = common_prefix(prompts)
-    rows = [[*p[shared:], *a] for p, a in zip(prompts, answers, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    out: list[Array] = [np.empty(0)] * len(rows)
+    order = sorted(range(len(answers)), key=lambda i: -len(answers[i]))
+    out: list[Array] = [np.empty(0)] * len(answers)
     done = 0
     with torch.inference_mode(), model.inference():
-        prefix = SharedPrefix(model, prompts[0][:shared] if prompts else ())
-        for batch in fill([len(rows[i]) for i in order], max_tokens):
+        if isinstance(model, CausalModel):
+            prefix = SharedPrefix(model, renderer.prompt((Message("user", ""),)))
+            read = lambda rows: prefix.forward(rows).rows.split([len(row) for row in rows])  # noqa: E731
+        else:
+            read = model.states
+        for batch in fill([len(answers[i]) for i in order], max_tokens):
             part = [order[i] for i in batch]
-            hidden = prefix.forward([rows[i] for i in part])
-            for i, states in zip(part, hidden.rows.split([len(rows[i]) for i in part]), strict=True):
-                out[i] = states[-len(answers[i]) :].float().mean(0).cpu().numpy()
+            for i, states in zip(part, read([answers[i] for i in part]), strict=True):
+                out[i] = states.float().mean(0).cpu().numpy()
             done += len(part)
             if progress is not None:
-                progress(done, len(rows))
+                progress(done, len(answers))
     return np.stack(out)
 
 
 def mauve_figures(
-    base: Base, references: Sequence[Sequence[Text]], sets: Mapping[Any, Sequence[Sequence[Text]]],
-    others: Sequence[Text], *, with_question: bool, max_tokens: int, seed: int,
+    base: Base, references: Sets, sets: Mapping[Any, Sets], others: Sequence[str], *, max_tokens: int, seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[Any, Figure], Figure | None, int]:  # fmt: skip
     """MAUVE of several sets of samples against the references, all over one quantisation.
 
     References together weigh as much in it as all samples together, so that a number does not hang on how many samples
-    there are.
+    there are. Equal texts go through the model once.
 
     Args:
         references: of each of the N questions its references.
         sets: by any key, of each question its samples.
-        others: references of other questions: what a model as good as they are would score. Not part of the
-            quantisation.
-        with_question: features of answers with their question or alone.
+        others: references of other questions, one each: a set that differs from the references by chance only. Not
+            part of the quantisation.
 
     Returns:
         The figure of each set, that of `others`, and the number of buckets.
     """
-
-    def view(text: Text) -> Text:
-        return text if with_question else (EMPTY, text[1])
-
-    number: dict[Text, int] = {}
+    number: dict[str, int] = {}
     weights: list[float] = []
 
-    def count(texts: Sequence[Sequence[Text]], share: float) -> list[list[int]]:
+    def count(texts: Sets, share: float) -> list[list[int]]:
         places = []
         for own in texts:
-            places.append([number.setdefault(view(text), len(number)) for text in own])
+            places.append([number.setdefault(text, len(number)) for text in own])
             weights.extend([0.0] * (len(number) - len(weights)))
             for place in places[-1]:
                 weights[place] += share / len(own)

@@ -28,7 +28,6 @@ from kamerton.assessment.gather import (
 from kamerton.assessment.judge import Said, judged
 from kamerton.assessment.samples import draw, reference_figures, references, sample_figures, tokenizer_of
 from kamerton.assessment.settings import FidelitySettings
-from kamerton.base import CausalModel
 from kamerton.errors import TaskError
 from kamerton.evaluation import diversity
 from kamerton.evaluation.answering import answer
@@ -159,22 +158,17 @@ def _as_distributions(
     base = subjects[0].model.base
     texts = [references(e) for e in free]
     drawn = {(s.label, t): samples for s in subjects for t, samples in s.samples.items()}
-    others = [(e.messages, e.answers[0]) for e in task.train if not e.choices][: len(free)] if split != "train" else []
-    views = [("mauve", False), *([("mauve_question", True)] if isinstance(base.model, CausalModel) else [])]
-    for name, with_question in views:
-        found, level, buckets = mauve_figures(
-            base, [[(e.messages, text) for text in own] for e, own in zip(free, texts, strict=True)],
-            {key: [[(e.messages, text) for text in row] for e, row in zip(free, samples.texts, strict=True)]
-             for key, samples in drawn.items()},
-            others, with_question=with_question, max_tokens=settings.max_batch_tokens, seed=settings.seed,
-            progress=_watch(report, "features with questions" if with_question else "features of answers"),
-        )  # fmt: skip
-        for s in subjects:
-            for t in s.samples:
-                s.figures[group(t)][name] = found[s.label, t]
-        if level is not None:
-            wanted[name] = level
-        notes.append(f"MAUVE, {'answers with questions' if with_question else 'answers alone'}: {buckets} buckets")
+    others = [e.answers[0] for e in task.train if not e.choices][: len(free)] if split != "train" else []
+    found, level, buckets = mauve_figures(
+        base, texts, {key: samples.texts for key, samples in drawn.items()}, others,
+        max_tokens=settings.max_batch_tokens, seed=settings.seed, progress=_watch(report, "features of answers"),
+    )  # fmt: skip
+    for s in subjects:
+        for t in s.samples:
+            s.figures[group(t)]["mauve"] = found[s.label, t]
+    if level is not None:
+        wanted["mauve"] = level
+    notes.append(f"MAUVE: {buckets} buckets")
     if not settings.judge:
         return
     said = [

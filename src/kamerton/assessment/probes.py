@@ -26,6 +26,9 @@ from kamerton.tasks.example import Example, Message
 Array = np.ndarray[Any, Any]
 Watch = Callable[[int, int], None] | None
 
+CHOICES, WHOLE, MEAN_TOKEN = "choices", "probability of the answer", "mean token probability"
+"""Kinds of confidence."""
+
 
 @dataclass(frozen=True)
 class Confidence:
@@ -66,7 +69,7 @@ def confidences(
         scores = model.score(asked, [e.choices for e in closed], progress=progress)
         shares = [softmax(row) for row in scores]
         right = [accuracy(e.choices[int(s.argmax())], e) for e, s in zip(closed, shares, strict=True)]
-        found.append(Confidence("choices", np.array([s.max() for s in shares]), np.array(right)))
+        found.append(Confidence(CHOICES, np.array([s.max() for s in shares]), np.array(right)))
     free = [i for i, e in enumerate(examples) if not e.choices]
     known = [i for i in free if said.answers[i].logprobs]
     if len(known) < len(free):
@@ -75,8 +78,8 @@ def confidences(
         whole = np.array([np.exp(sum(said.answers[i].logprobs)) for i in known])
         geometric = np.array([np.exp(np.mean(said.answers[i].logprobs)) for i in known])
         correct, by = _correctness([said.texts[i] for i in known], [examples[i] for i in known], metric)
-        found.append(Confidence("probability of the answer", np.clip(whole, 0, 1), correct))
-        found.append(Confidence("mean token probability", np.clip(geometric, 0, 1), correct))
+        found.append(Confidence(WHOLE, np.clip(whole, 0, 1), correct))
+        found.append(Confidence(MEAN_TOKEN, np.clip(geometric, 0, 1), correct))
         notes.append(f"correctness of generated answers for calibration: {by}")
     return found, notes
 

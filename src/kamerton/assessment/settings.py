@@ -72,8 +72,7 @@ TITLES: dict[str, str] = {
     "length_ratio": "tokens over the references'",
     "ended": "share that ends inside the limit",
     "entropy": "entropy, nats an answer",
-    "mauve": "MAUVE, answers alone",
-    "mauve_question": "MAUVE, answers with questions",
+    "mauve": "MAUVE",
     "reverse": "reverse cross-entropy, nats an answer",
     "reverse_token": "reverse cross-entropy, nats a token",
     "forward": "forward cross-entropy, nats an answer",
@@ -84,7 +83,7 @@ TITLES: dict[str, str] = {
 """Names of figures for people; a figure that is not here has its own name."""
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("As distributions", ("mauve", "mauve_question", "reverse", "reverse_token", "entropy")),
+    ("As distributions", ("mauve", "reverse", "reverse_token", "entropy")),
     ("Wording shared with the references", tuple(f"{k}_{n}" for k in ("precision", "recall") for n in (1, 2, 3))),
     ("Diversity", ("self_bleu", "distinct_1", "distinct_2", "distinct_3", "self_bleu_across", "distinct_1_across",
                    "distinct_2_across", "distinct_3_across")),

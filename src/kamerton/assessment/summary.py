@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kamerton.assessment.probes import MEAN_TOKEN
 from kamerton.comparison.units import Scale, minus
 from kamerton.evaluation.frontier import Gain, verdict
 
@@ -67,7 +68,8 @@ def _warnings(figures: Result, references: Result, model: Result) -> list[str]:
             )
     for one in model["reliability"]:
         found = figures["calibration"].get(f"ece: {one['name']}")
-        if found and found["low"] > one["floor"]:
+        # the mean token's probability is no probability of being right: it is shown and not warned of
+        if one["name"] != MEAN_TOKEN and found and found["low"] > one["floor"]:
             sure = one["confidence"] > one["correct"]
             way = "more sure than it is right" if sure else "right more often than it is sure"
             out.append(

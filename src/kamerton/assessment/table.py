@@ -8,7 +8,7 @@ from typing import Any
 from kamerton.assessment.settings import TITLES
 from kamerton.assessment.summary import number
 
-SAMPLED = ("self_bleu", "self_bleu_across", "distinct_2", "mauve", "mauve_question", "reverse", "length_ratio", "ended")
+SAMPLED = ("self_bleu", "self_bleu_across", "distinct_2", "mauve", "reverse", "length_ratio", "ended")
 PLAIN = {"answers": (), "calibration": ("ece: ",), "phrasings": (), "forgetting": ()}
 """Groups that are printed, and what a name has to begin with where not all of it is."""
 

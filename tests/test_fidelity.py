@@ -29,7 +29,7 @@ from kamerton.inference import Sampling
 from kamerton.methods import get_method, parse_options
 from kamerton.methods.method import Adapted, Run
 from kamerton.prompting.phrasings import PHRASINGS
-from kamerton.tasks.example import Example
+from kamerton.tasks.example import Example, Message
 from kamerton.training import Budget
 from test_cli import Cli, cli
 

@@ -22,9 +22,12 @@ _NAMES = {
     "Comparison": "kamerton.comparison.run",
     "tune": "kamerton.api",
     "evaluate": "kamerton.api",
+    "fidelity": "kamerton.api",
     "load": "kamerton.api",
     "merge": "kamerton.api",
     "Evaluation": "kamerton.api",
+    "Fidelity": "kamerton.assessment.write",
+    "FidelitySettings": "kamerton.assessment.settings",
     "load_base": "kamerton.base",
     "Base": "kamerton.base",
     "load_recipe": "kamerton.recipe",
@@ -41,7 +44,9 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from kamerton.api import Evaluation, compare, evaluate, load, merge, tune
+    from kamerton.api import Evaluation, compare, evaluate, fidelity, load, merge, tune
+    from kamerton.assessment.settings import FidelitySettings
+    from kamerton.assessment.write import Fidelity
     from kamerton.base import Base, load_base
     from kamerton.comparison.run import Comparison
     from kamerton.errors import KamertonError
@@ -53,9 +58,9 @@ if TYPE_CHECKING:
     from kamerton.training import Budget
 
 __all__ = [
-    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "KamertonError", "Message",
-    "Recipe", "Sampling", "Task", "compare", "evaluate", "load", "load_base", "load_recipe", "load_task", "merge",
-    "tune",
+    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "Fidelity", "FidelitySettings",
+    "KamertonError", "Message", "Recipe", "Sampling", "Task", "compare", "evaluate", "fidelity", "load", "load_base",
+    "load_recipe", "load_task", "merge", "tune",
 ]  # fmt: skip
 
 

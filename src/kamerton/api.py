@@ -1,13 +1,17 @@
-"""What Python users call: `compare`, and one method at a time `tune`, `load`, `merge`, `evaluate`."""
+"""What Python users call: `compare`, and one method at a time `tune`, `load`, `merge`, `evaluate`, `fidelity`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kamerton.assessment.run import run_assessment
+from kamerton.assessment.settings import FidelitySettings
+from kamerton.assessment.write import Fidelity
 from kamerton.base import Base, load_base
 from kamerton.comparison.run import Comparison, Watcher, check_task, recipe_base
 from kamerton.comparison.run import compare as run_comparison
@@ -193,7 +197,6 @@ def merge(target: str | Path | Adapted, output: str | Path) -> Merged:
 
 def winner(folder: str | Path) -> Path:
     """The folder of a comparison's winner: the best method's seed with the lowest validation loss."""
-    import json
 
     folder = Path(folder)
     try:
@@ -228,15 +231,9 @@ def evaluate(
         split: test, validation or train.
     """
     recipe = _recipe(recipe, data)
-    asked = recipe.task if task is None else None
-    task = task or load_task(recipe.task)
-    check_task(task, asked)
-    if split not in ("train", "validation", "test"):
-        raise KamertonError(f"no split '{split}'", mend="use test, validation or train")
+    task = _split_of(recipe, task, split)
     adapted = target if isinstance(target, Adapted) else load(target)
     examples: tuple[Example, ...] = getattr(task, split)
-    if not examples:
-        raise KamertonError(f"the {split} split is empty", where=task.name, mend="choose another split")
     sampling = Sampling(**recipe.evaluation.sampling.model_dump(), max_tokens=task.max_answer_tokens)
 
     def progress(done: int, total: int) -> None:
@@ -252,6 +249,85 @@ def evaluate(
         prompt_tokens=sum(said.prompt_tokens) / len(examples),
         generated_tokens=sum(said.generated_tokens) / len(examples), cut=said.cut,
     )  # fmt: skip
+
+
+def fidelity(
+    target: str | Path | Adapted,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    output: str | Path,
+    against: str | Path | Adapted | None = None,
+    settings: FidelitySettings | None = None,
+    data: str | Path | None = None,
+    task: Task | None = None,
+    split: str = "test",
+    report: Report | None = None,
+    command: str = "",
+) -> Fidelity:
+    """Compare the sampled answers of a model with the references, as distributions, and write a page about it.
+
+    Args:
+        target: what `load` takes, or a loaded model.
+        recipe: gives the task, the decoding of single answers, and what forgetting is measured on.
+        output: the folder that is written.
+        against: another model, measured on the same questions and compared pair by pair.
+        settings: what is measured, and how much of it.
+        split: test, validation or train.
+        command: shown on the page, for whoever wants to repeat it.
+
+    Returns:
+        What was measured, and where the page is.
+    """
+    recipe, settings = _recipe(recipe, data), settings or FidelitySettings()
+    settings = replace(settings, max_batch_tokens=recipe.evaluation.max_batch_tokens)
+    task = _split_of(recipe, task, split)
+    folder = Path(output)
+    lock = Store(folder).lock()
+    try:
+        first = target if isinstance(target, Adapted) else load(target)
+        models = {_label(target, first): first}
+        if against is not None:
+            second = against if isinstance(against, Adapted) else _load_beside(against, first.base)
+            name = _label(against, second)
+            models[name if name not in models else f"{name} (2)"] = second
+        return run_assessment(models, recipe, task, split, settings, folder, report or (lambda *_: None), command)
+    finally:
+        lock.release()
+
+
+def _split_of(recipe: Recipe, task: Task | None, split: str) -> Task:
+    """The task, once it is sure that it can be judged and that the split is there."""
+    asked = recipe.task if task is None else None
+    task = task or load_task(recipe.task)
+    check_task(task, asked)
+    if split not in ("train", "validation", "test"):
+        raise KamertonError(f"no split '{split}'", mend="use test, validation or train")
+    if not getattr(task, split):
+        raise KamertonError(f"the {split} split is empty", where=task.name, mend="choose another split")
+    return task
+
+
+def _label(target: str | Path | Adapted, adapted: Adapted) -> str:
+    """A short name of a model for tables: its folder's, or its method's."""
+    return adapted.method if isinstance(target, Adapted) else Path(target).name or str(target)
+
+
+def _load_beside(target: str | Path, base: Base) -> Adapted:
+    """As `load`, on a base that is in memory already where it is the same one."""
+    folder = Path(target)
+    for saved in (folder, folder / "adapter"):
+        if (saved / "kamerton.json").is_file():
+            return load_adapted(saved, base if _made_for(saved, base) else None)
+    return load(target, base=base if str(target) == base.info.name else None)
+
+
+def _made_for(folder: Path, base: Base) -> bool:
+    try:
+        about = json.loads((folder / "kamerton.json").read_text(encoding="utf-8"))
+        saved = (about["base_fingerprint"], about["renderer_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # loading says what is wrong with it
+    return bool(saved == (base.info.fingerprint, base.renderer.fingerprint))
 
 
 def _pick(recipe: Recipe, method: str | None) -> MethodSpec:

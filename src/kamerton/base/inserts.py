@@ -96,9 +96,7 @@ class Placed:
         return out
 
 
-def behind(
-    batch: Any, tail: int
-) -> tuple[Sequence[int], Sequence[Sequence[int]], Sequence[Sequence[int]], Any]:
+def behind(batch: Any, tail: int) -> tuple[Sequence[int], Sequence[Sequence[int]], Sequence[Sequence[int]], Any]:
     """A batch whose rows keep the last `tail` tokens of their prompts to themselves.
 
     Args:

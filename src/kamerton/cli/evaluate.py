@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\n\n"
         "kamerton eval runs/dates-lora examples/dates.yaml\n\n"
         "kamerton eval demo examples/dates.yaml --show 5\n\n"
-        "kamerton eval runs/dates examples/dates.yaml --answers answers.jsonl",
+        "kamerton eval runs/dates examples/dates.yaml --answers answers.jsonl\n\n"
+        "kamerton eval runs/dates-lora examples/dates.yaml --fidelity --judge\n\n"
+        "kamerton eval runs/dates-lora examples/dates.yaml --fidelity --against runs/dates-prompt-tuning",
     )
     def evaluate(
         target: Annotated[str, typer.Argument(help="A tuned folder, a comparison (its winner), or a base.")],
@@ -27,8 +29,32 @@ def register(app: typer.Typer) -> None:
         show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 3,
         answers: Annotated[Path | None, typer.Option(help="Write all answers to this JSON-lines file.")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: task.limit.test=50.")] = None,
+        fidelity: Annotated[
+            bool, typer.Option("--fidelity", help="Compare sampled answers with references, and write a page.")
+        ] = False,
+        frontier: Annotated[str | None, typer.Option(help="Temperatures; 0.5,0.7,1.0 by default.")] = None,
+        samples: Annotated[int | None, typer.Option(help="Samples of each question; 4 by default.")] = None,
+        judge: Annotated[bool, typer.Option("--judge", help="Train judges for the reverse cross-entropy.")] = False,
+        against: Annotated[str | None, typer.Option(help="Another model, compared on the same questions.")] = None,
+        phrasings: Annotated[int | None, typer.Option(help="Phrasings of the instruction; 4 by default.")] = None,
+        bins: Annotated[int | None, typer.Option(help="Bins of the calibration error; 10 by default.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Seed of samples and judges; 0 by default.")] = None,
+        output: Annotated[Path | None, typer.Option(help="Folder; default: runs/<target>-fidelity.")] = None,
     ) -> None:
-        """Ask a model every question of a task and judge its answers."""
+        """Ask a model every question of a task and judge its answers; with --fidelity, its samples too."""
+        given = {
+            "--frontier": frontier, "--samples": samples, "--judge": judge or None, "--against": against,
+            "--phrasings": phrasings, "--bins": bins, "--seed": seed, "--output": output,
+        }  # fmt: skip
+        if fidelity:
+            _fidelity(target, recipe, data, split, set_ or [], given)
+            return
+        for name, setting in given.items():
+            if setting is not None:
+                from kamerton.errors import KamertonError
+
+                raise KamertonError(f"{name} is for --fidelity", mend=f"add --fidelity, or leave {name} out")
+
         from kamerton.recipe import load_recipe
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
@@ -61,3 +87,41 @@ def register(app: typer.Typer) -> None:
             ]
             write_text(answers, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             console.print(f"answers: {answers}", highlight=False, markup=False)
+
+
+def _fidelity(
+    target: str, recipe: Path, data: Path | None, split: str, overrides: list[str], given: dict[str, Any]
+) -> None:
+    """What `--fidelity` does: measure, write, and print what matters most."""
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from kamerton.api import fidelity as run
+    from kamerton.assessment.settings import FidelitySettings, temperatures
+    from kamerton.assessment.table import rows
+    from kamerton.cli.display import OneBar
+    from kamerton.recipe import load_recipe
+
+    chosen: dict[str, Any] = {
+        name: given[f"--{name}"]
+        for name in ("samples", "judge", "phrasings", "bins", "seed")
+        if given[f"--{name}"] is not None
+    }
+    if given["--frontier"] is not None:
+        chosen["temperatures"] = temperatures(given["--frontier"])
+    settings = FidelitySettings(**chosen)
+    folder = given["--output"] or Path("runs") / f"{Path(target).name or 'model'}-fidelity"
+    loaded = load_recipe(recipe, data=data, overrides=overrides)
+    with OneBar() as bar:
+        result = run(
+            target, loaded, output=folder, against=given["--against"], settings=settings, split=split, report=bar,
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        )  # fmt: skip
+    console = Console()
+    for line in rows(result.results):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for text in result.sentences:
+        console.print(f"- {text}", highlight=False, markup=False)
+    console.print(f"page: {result.report}", highlight=False, markup=False, soft_wrap=True)

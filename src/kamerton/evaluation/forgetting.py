@@ -110,16 +110,19 @@ def reference(base: Engine, text: str, prompts: int, *, answer_tokens: int = ANS
 
 def bits_per_byte(engine: Engine, pieces: Sequence[str]) -> float:
     """Code length of a text in bits per byte of UTF-8; each piece starts anew (`Renderer.split`)."""
-    prompts, rest, size = [], [], 0
-    for piece in pieces:
-        given, tokens = engine.renderer.split(piece)
-        if not tokens:
-            continue
-        prompts.append(given)
-        rest.append(tokens)
-        size += len(engine.renderer.decode(tokens).encode())
-    nats = -sum(float(values.sum()) for values in engine.token_log_probs(prompts, rest))
-    return nats / math.log(2) / size
+    bits, size = code_lengths(engine, pieces).sum(0)
+    return float(bits / size)
+
+
+def code_lengths(engine: Engine, pieces: Sequence[str]) -> np.ndarray:
+    """(P, 2): of each piece its code length in bits and its bytes; zeros where nothing of it is predicted."""
+    split = [engine.renderer.split(piece) for piece in pieces]
+    told = [i for i, (_, tokens) in enumerate(split) if tokens]
+    rows = np.zeros((len(pieces), 2))
+    found = engine.token_log_probs([split[i][0] for i in told], [split[i][1] for i in told])
+    for i, values in zip(told, found, strict=True):
+        rows[i] = -float(values.sum()) / math.log(2), len(engine.renderer.decode(split[i][1]).encode())
+    return rows
 
 
 def kl(engine: Engine, conversations: Sequence[Conversation], reference: Reference) -> float:
@@ -130,9 +133,15 @@ def kl(engine: Engine, conversations: Sequence[Conversation], reference: Referen
         conversations: the general prompts as the method asks them (with its shots, where it has any).
         reference: what the base said.
     """
+    nats, tokens = kl_terms(engine, conversations, reference).sum(0)
+    return float(nats / tokens)
+
+
+def kl_terms(engine: Engine, conversations: Sequence[Conversation], reference: Reference) -> np.ndarray:
+    """(prompts, 2): of each answer Σ log p_base − log p_adapted in nats, and its tokens. Args as in `kl`."""
     adapted = _answer_log_probs(engine, conversations, reference.answers)
-    tokens = sum(len(a) for a in reference.answers)
-    return float((np.sum(reference.log_probs) - np.sum(adapted)) / tokens)
+    nats = np.asarray(reference.log_probs) - np.asarray(adapted)
+    return np.stack([nats, [float(len(a)) for a in reference.answers]], axis=1)
 
 
 def _answer_log_probs(

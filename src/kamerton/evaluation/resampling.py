@@ -26,7 +26,8 @@ _CELLS_A_CHUNK = 4_000_000  # numbers held at once while resampling: 32 MB
 class AdditiveMetric(Protocol):
     """What this module needs of a metric: a value from summed per-example statistics (see evaluation/metrics.py)."""
 
-    range: tuple[float, float]
+    @property
+    def range(self) -> tuple[float, float]: ...
 
     def aggregate(self, sums: Array, count: Array | float) -> Array: ...
 

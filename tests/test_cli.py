@@ -310,21 +310,16 @@ def test_compare_then_eval_the_winner(cli: Cli, recipe: Path, tmp_path: Path) ->
     results = json.loads((folder / "results.json").read_text())
     best = next(m for m in results["methods"] if m["label"] == results["verdict"]["rows"][0]["label"])
     assert f"{best['metrics']['exact-match']['value']:.4f}" in out
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    broken = f"methods.1={{lora: {{objective: language-modeling, texts: {empty}, learning_rate: 0.001}}}}"
     status, out, err = cli(
-        "compare",
-        recipe,
-        "--output",
-        folder,
-        "--workers",
-        1,
-        "--set",
-        "budget.steps=60",
-        "--set",
-        "methods.1={lora: {targets: [x]}}",
+        "compare", recipe, "--output", folder, "--workers", 1, "--set", "budget.steps=60", "--set", broken
     )
     assert status == 1, "a comparison with a failed cell"
     assert "1 cells failed; run the same command" in out
-    assert "FAILED: lora.targets" in err
+    assert "FAILED: " in err
+    assert "empty.txt" in err
 
 
 # -- mistakes -------------------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "a phrasing": (
         "limit: {train: 12}", "phrasings:\n        - instruction: Well?\n        - {template: '{txet}'}",
-        r"r\.yaml:6: task\.mixture\.0\.phrasings\.1\.template: no column 'txet'; the file has: text, label",
+        r"r\.yaml:6: task\.mixture\.0\.phrasings\.1\.template: no column 'txet'; did you mean text\? the file has: text, label",
     ),
     "no score from 0 to 1": ("name: two", "name: two\n      metrics: [bleu]", r"bleu is no score from 0 to 1 .*; give two another"),
 }  # fmt: skip

@@ -46,14 +46,16 @@ class Factored(nn.Module):
 
     def of_tokens(self, features: Tensor, tokens: Tensor) -> Tensor:
         """(N, F) features of contexts and (N,) token ids → (N,) scores, with gradient."""
-        return (self.context(features) * self.token(self.embedding[tokens])).sum(-1)
+        with torch.autocast(features.device.type, enabled=False):  # float32, also where the model computes in bfloat16
+            return (self.context(features) * self.token(self.embedding[tokens])).sum(-1)
 
     @torch.no_grad()
     def of_vocabulary(self, features: Tensor) -> Tensor:
         """(N, F) → (N, V) scores of all tokens, without gradient."""
-        if self._tokens is None:
-            self._tokens = self.token(self.embedding)  # (V, r)
-        return self.context(features) @ self._tokens.T
+        with torch.autocast(features.device.type, enabled=False):
+            if self._tokens is None:
+                self._tokens = self.token(self.embedding)  # (V, r)
+            return self.context(features) @ self._tokens.T
 
     def penalty(self, tokens: Tensor) -> Tensor:
         """() mean squared norm of the score's gradient by the context's features (R1 and R2, Mescheder et al. 2018).

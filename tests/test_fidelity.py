@@ -376,6 +376,7 @@ def test_temperatures_are_read() -> None:
 # -- the real model ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demo_model_on_dates(demo: Base, tmp_path: Path) -> None:
     """A real model end to end, judges included; its untouched samples are far from the references and say so."""
     recipe = {

@@ -23,7 +23,7 @@ from kamerton.assessment.settings import FidelitySettings, temperatures
 from kamerton.base import Base
 from kamerton.evaluation import diversity
 from kamerton.evaluation.answering import answer
-from kamerton.evaluation.figures import interval
+from kamerton.evaluation.figures import Mean, interval
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Sampling
 from kamerton.methods import get_method, parse_options
@@ -219,6 +219,15 @@ def test_phrasings_mean_worst_and_spread(small_base: Base) -> None:
     mean, worst, spread = (figure.value for figure in found.figures.values())
     assert (mean, worst, spread) == pytest.approx((np.mean(scores), min(scores), max(scores) - min(scores)))
     assert 0 < found.p <= 1
+
+
+def test_worst_phrasing_goes_with_the_metrics_direction() -> None:
+    """Three phrasings of two questions by hand: means 0.5, 1 and 0."""
+    sums, mean_of = np.array([1.0, 2.0, 0.0]), Mean((0.0, 1.0))
+    for how, higher, wanted in (
+        ("mean", True, 0.5), ("worst", True, 0.0), ("worst", False, 1.0), ("spread", True, 1.0), ("spread", False, 1.0),
+    ):  # fmt: skip
+        assert float(probes.OverPhrasings(mean_of, 3, how, higher).aggregate(sums, 2.0)) == wanted
 
 
 # -- the whole --------------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ from kamerton.methods.method import Adapted, Report
 from kamerton.prompting.phrasings import phrasings
 from kamerton.tasks.example import Example, Task
 
+COARSE = 15
+"""Buckets below which MAUVE tells little: sets that plainly differ share all of them."""
+
 
 def assess(
     models: Mapping[str, Adapted], task: Task, split: str, plan: Sampling, settings: FidelitySettings, folder: Path,
@@ -168,7 +171,8 @@ def _as_distributions(
             s.figures[group(t)]["mauve"] = found[s.label, t]
     if level is not None:
         wanted["mauve"] = level
-    notes.append(f"MAUVE: {buckets} buckets")
+    coarse = f"; so few tell little, {10 * COARSE} questions give {COARSE}" if buckets < COARSE else ""
+    notes.append(f"MAUVE: {buckets} buckets{coarse}")
     if not settings.judge:
         return
     said = [

@@ -15,6 +15,7 @@ PLAIN = {"answers": (), "calibration": ("ece: ",), "phrasings": (), "forgetting"
 
 def rows(result: Mapping[str, Any]) -> Iterator[str]:
     """Lines of name, value and 95% interval."""
+    yield from (note for note in result["notes"] if note.startswith("MAUVE") and "tell little" in note)
     for label, model in result["models"].items():
         yield f"{label}: {result['questions']} questions of {result['split']}"
         figures = model["figures"]

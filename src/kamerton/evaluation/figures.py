@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -116,7 +116,9 @@ def jackknifed(
 
 def interval(figure: Figure, *, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES) -> Estimate:
     """The figure with its interval over new questions, the model and its samples' number held."""
-    return estimate({0: figure.statistics}, figure.metric, resamples=resamples, level=level, seed=seed)
+    found = estimate({0: figure.statistics}, figure.metric, resamples=resamples, level=level, seed=seed)
+    low, high = getattr(figure.metric, "bounds", (-math.inf, math.inf))
+    return replace(found, low=max(low, found.low), high=min(high, found.high))
 
 
 def difference(first: Figure, second: Figure, *, seed: int = 0, resamples: int = RESAMPLES) -> Difference:

@@ -165,7 +165,7 @@ def verdict(gain: Gain, names: tuple[str, str], unit: Mapping[str, Any] | None =
     value, low, high = shown(gain.value, gain.low, gain.high)
     text = f"At equal diversity {first} is {value}{unit_name} [{low}, {high}] against {second}"
     if gain.low > 0:
-        return f"{text}: a gain that no temperature of {second} reaches."
+        return f"{text}: a gain that {second} does not reach by another temperature."
     if gain.high < 0:
         text += f": {second} is better."
     else:
@@ -173,7 +173,7 @@ def verdict(gain: Gain, names: tuple[str, str], unit: Mapping[str, Any] | None =
     if better:
         top = max(better, key=lambda s: s[1])
         text += (
-            f" Its gain at temperature {top[0]:g} ({shown(top[1])[0]}{unit_name}) is one that another temperature of "
-            f"{second} reaches too."
+            f" Its gain at temperature {top[0]:g} ({shown(top[1])[0]}{unit_name}) is no evidence of more: at another "
+            f"temperature {second} is not told apart from it."
         )
     return text

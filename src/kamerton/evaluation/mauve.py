@@ -71,9 +71,14 @@ def mauve(p: Array, q: Array, *, scaling: float = SCALING) -> Array:
 
 @dataclass(frozen=True)
 class Mauve:
-    """MAUVE from summed histograms. S = 2K: the references' buckets, then the samples'."""
+    """MAUVE from summed histograms. S = 2K: the references' buckets, then the samples'.
 
-    range: tuple[float, float] = (0.0, 1.0)
+    `range` is infinite for the statistics: Wilson's interval takes a score's variance for that of a share, which near 1
+    MAUVE's is not (0.9996 would get an interval down to 0.04). `bounds` cut the symmetric interval instead.
+    """
+
+    range: tuple[float, float] = (-np.inf, np.inf)
+    bounds: tuple[float, float] = (0.0, 1.0)
 
     def aggregate(self, sums: Array, count: Array | float) -> Array:  # noqa: ARG002 (contract)
         p, q = np.split(np.asarray(sums, dtype=np.float64), 2, axis=-1)

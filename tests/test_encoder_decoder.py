@@ -208,13 +208,9 @@ def theirs(base: Base, tuned: Tuned, kind: str, rows: Sequence[Rendered]) -> tup
 
 def plain(base: Base, kind: str) -> Any:
     """transformers' own model of the base, in 4 bits for `qlora`."""
-    quantised: dict[str, Any] = {}
-    if kind == "qlora":
-        quantised["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        )  # fmt: skip
-    made = transformers.AutoModelForSeq2SeqLM.from_pretrained(base.info.source, dtype=torch.float32, **quantised)
+    made = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        base.info.source, dtype=torch.float32, **tiny.four_bits(kind)
+    )
     return made.eval()
 
 

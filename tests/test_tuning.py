@@ -82,13 +82,8 @@ def theirs(
     """The same by transformers and peft: a model loaded anew, a padded batch, an attention mask, cross entropy."""
     import peft
 
-    quantised: dict[str, Any] = {}
-    if kind == "qlora":
-        quantised["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
     hf = transformers.AutoModelForCausalLM.from_pretrained(
-        base.info.source, dtype=dtype, attn_implementation=attention, **quantised
+        base.info.source, dtype=dtype, attn_implementation=attention, **tiny.four_bits(kind, dtype)
     ).eval()
     model: Any = hf
     if kind in ("lora", "dora", "qlora"):
@@ -575,13 +570,9 @@ def test_peft_loads_what_was_saved(small_base: Base, kind: str, tmp_path: Path) 
     stir(tuned, 0.1)
     tuned.module.eval()
     tuned.save(tmp_path)
-    quantised: dict[str, Any] = {}
-    if kind == "qlora":
-        quantised["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-        )  # fmt: skip
-    hf = transformers.AutoModelForCausalLM.from_pretrained(small_base.info.source, dtype=torch.float32, **quantised)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        small_base.info.source, dtype=torch.float32, **tiny.four_bits(kind)
+    )
     model = peft.PeftModel.from_pretrained(hf, str(tmp_path)).eval()
     for r in rendered(small_base, 4):
         with torch.no_grad():

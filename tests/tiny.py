@@ -179,6 +179,18 @@ def fit(
     return adapted
 
 
+def four_bits(kind: str, compute: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What transformers is asked for to load a base in 4 bits, where a method has one (`qlora`)."""
+    from transformers import BitsAndBytesConfig
+
+    if kind != "qlora":
+        return {}
+    return {"quantization_config": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random Llama in a folder; tests must not write into it."""

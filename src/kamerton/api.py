@@ -24,7 +24,7 @@ from kamerton.methods.defined import check_defined
 from kamerton.methods.merge import Merged
 from kamerton.methods.merge import merge as merge_weights
 from kamerton.methods.method import Adapted, Report, Run
-from kamerton.recipe import MethodSpec, Recipe, load_recipe
+from kamerton.recipe import MethodSpec, Recipe, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import Example
 from kamerton.training import Budget
@@ -58,12 +58,6 @@ class Evaluation:
     def _repr_markdown_(self) -> str:
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in self.metrics.items())
         return f"| metric | value |\n| --- | --- |\n{rows}"
-
-
-def _recipe(recipe: str | Path | Mapping[str, Any] | Recipe, data: str | Path | None) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
 
 
 def compare(
@@ -138,7 +132,7 @@ def tune(
     Returns:
         The adapted model; `load(output)` reads it back.
     """
-    recipe = _recipe(recipe, data)
+    recipe = as_recipe(recipe, data)
     check_trackers(trackers)
     spec = _pick(recipe, method)
     chosen = get_method(spec.name)
@@ -230,7 +224,7 @@ def evaluate(
         recipe: gives the task and the decoding.
         split: test, validation or train.
     """
-    recipe = _recipe(recipe, data)
+    recipe = as_recipe(recipe, data)
     task = _split_of(recipe, task, split)
     adapted = target if isinstance(target, Adapted) else load(target)
     examples: tuple[Example, ...] = getattr(task, split)
@@ -278,7 +272,7 @@ def fidelity(
     Returns:
         What was measured, and where the page is.
     """
-    recipe, settings = _recipe(recipe, data), settings or FidelitySettings()
+    recipe, settings = as_recipe(recipe, data), settings or FidelitySettings()
     settings = replace(settings, max_batch_tokens=recipe.evaluation.max_batch_tokens)
     task = _split_of(recipe, task, split)
     folder = Path(output)

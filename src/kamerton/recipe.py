@@ -228,6 +228,13 @@ class Recipe(Part):
         return _build(raw, take_recipes(raw, Source()), name)
 
 
+def as_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, data: str | Path | None = None) -> Recipe:
+    """A recipe, or one from its content, or from its file (`load_recipe`; `data` is for that)."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
+
+
 def load_recipe(
     path: str | Path,
     *,

@@ -17,7 +17,8 @@ import torch
 from kamerton.base import Base, CausalModel
 from kamerton.evaluation import clusters, mauve
 from kamerton.evaluation.figures import Figure
-from kamerton.inference.prefix import SharedPrefix, fill
+from kamerton.inference.pooled import mean_states
+from kamerton.inference.prefix import SharedPrefix
 from kamerton.tasks.example import Message
 
 Array = np.ndarray[Any, Any]
@@ -37,23 +38,12 @@ def features(
     answers = [renderer.answer(text) for text in texts]
     if model.max_length is not None:
         answers = [a[: model.max_length // 2] for a in answers]
-    order = sorted(range(len(answers)), key=lambda i: -len(answers[i]))
-    out: list[Array] = [np.empty(0)] * len(answers)
-    done = 0
     with torch.inference_mode(), model.inference():
+        read = model.states
         if isinstance(model, CausalModel):
             prefix = SharedPrefix(model, renderer.prompt((Message("user", ""),)))
-            read = lambda rows: prefix.forward(rows).rows.split([len(row) for row in rows])  # noqa: E731
-        else:
-            read = model.states
-        for batch in fill([len(answers[i]) for i in order], max_tokens):
-            part = [order[i] for i in batch]
-            for i, states in zip(part, read([answers[i] for i in part]), strict=True):
-                out[i] = states.float().mean(0).cpu().numpy()
-            done += len(part)
-            if progress is not None:
-                progress(done, len(answers))
-    return np.stack(out)
+            read = lambda rows: list(prefix.forward(rows).rows.split([len(row) for row in rows]))  # noqa: E731
+        return np.stack(mean_states(answers, read, max_tokens, progress))
 
 
 def mauve_figures(

@@ -158,10 +158,6 @@ class LanguageModel:
         """Positions that whatever is attached takes of every sequence."""
         return len(self.front())
 
-    def sharable(self, shortest: int) -> int:
-        """How many first tokens of prompts may be computed once for all where the shortest prompt has so many."""
-        return shortest - 1
-
     def front(self) -> Front:
         """What stands before every sequence; computed again at every call."""
         if self._front is None:
@@ -284,6 +280,7 @@ class CausalModel(LanguageModel):
         return len(self.front()) + self.inserted
 
     def sharable(self, shortest: int) -> int:
+        """How many first tokens of prompts may be computed once for all where the shortest prompt has so many."""
         return shortest - 1 if self.inserts is None else self.inserts.sharable(shortest)
 
     def prompt_limit(self, answer: int, front: int | None = None) -> int | None:

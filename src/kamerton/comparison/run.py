@@ -30,7 +30,7 @@ from kamerton.inference import Engine, Sampling
 from kamerton.methods import at_its_line, digest, option_files, resolve
 from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.prompted import within
-from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, load_recipe
+from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget
@@ -113,26 +113,9 @@ def compare(
     race: bool | None = None,
     watcher: Watcher | None = None,
 ) -> Comparison:
-    """Run a comparison and write its report.
-
-    Args:
-        recipe: a recipe's path, its content as a mapping, or a `Recipe`.
-        output: the folder; default: the recipe's `output`, else `runs/<name>`.
-        data: a local copy of the task's data (see `load_recipe`).
-        task: examples made in Python, in place of the recipe's task.
-        workers: processes at a time; default: one for each two cores, as memory allows (one for a GPU).
-        race: stop early what is clearly behind on validation questions; default: as the recipe says.
-        watcher: told about progress.
-
-    Returns:
-        The comparison; failed cells are in it, they do not raise.
-
-    Raises:
-        KamertonError: the recipe, task or base is wrong, or another comparison runs in the folder.
-    """
+    """Run a comparison and write its report: `kamerton.compare` without its own progress bars, told to `watcher`."""
     watcher = watcher or Watcher()
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.from_dict(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe, data=data)
+    recipe = as_recipe(recipe, data)
     racing = recipe.race if race is None else (recipe.race or RaceSpec()) if race else None
     methods = resolve(recipe)
     budget = Budget(**recipe.budget.model_dump())

@@ -204,6 +204,30 @@ class Engine:
         self._count(ranker)
         return best
 
+    def choose(
+        self, conversations: Sequence[Conversation], choices: Sequence[Sequence[str]], sampling: Sampling, *,
+        progress: Progress | None = None,
+    ) -> list[Answer]:  # fmt: skip
+        """`rank` as answers: the likeliest choice, `sampling.n` times for each conversation; nothing is sampled."""
+        best = self.rank(conversations, choices, progress=progress)
+        return [
+            Answer(options[i], (), (), "stop", self.prompt_tokens(c))
+            for c, options, i in zip(conversations, choices, best, strict=True)
+            for _ in range(sampling.n)
+        ]
+
+    def prompt_tokens(self, conversation: Conversation) -> int:
+        """Tokens that the model reads for a conversation, soft ones included."""
+        return len(self.renderer.prompt(conversation)) + self.model.soft_tokens
+
+    def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:
+        """Cut a conversation that leaves fewer than `room` positions for an answer, as in training (`Renderer.fit`).
+
+        Returns:
+            The conversation, and whether it was cut.
+        """
+        return self.renderer.fit(conversation, self.model.prompt_limit(room))
+
     def next_log_probs(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Log-probability in nats of every token as the next one.
 

@@ -14,7 +14,7 @@ from kamerton.errors import ModelError, TaskError
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Answer, Sampling
 from kamerton.methods.method import Adapted, Finding, Run
-from kamerton.methods.prompted import State, room_for_answer
+from kamerton.methods.prompted import State, room_for_answer, within
 from kamerton.retrieval.asking import build, example_source, holds, question_of
 from kamerton.retrieval.documents import DocumentError, find
 from kamerton.retrieval.encoder import MINILM, find_encoder
@@ -96,7 +96,7 @@ def document_state(
     else:
         named = [options.documents] if isinstance(options.documents, str) else options.documents or []
         # a budget of examples holds for examples that are shown as for examples that are trained on
-        pool = task.train[: budget.examples] if budget.examples is not None else task.train
+        pool = within(task, budget).train
         index, notes = build(run.folder / OWN, named, pool, encoder=options.encoder or MINILM, watch=run.report)
     entries = _not_empty(index)
     notes.append(f"index of {len(entries)} documents, {len(index)} passages, fingerprint {index.fingerprint[:12]}")

@@ -21,6 +21,7 @@ from kamerton.methods.prompted import (
     prompt_room,
     room_for_answer,
     spending,
+    within,
 )
 from kamerton.prompting.encoders import ENCODERS, Encoder, Vectors, get_encoder
 from kamerton.prompting.orders import global_entropy, local_entropy, orders, probabilities
@@ -110,7 +111,7 @@ class FewShot(PromptingMethod):
         self, base: Base, task: Task, budget: Budget, options: FewShotOptions, run: Run, record: FitRecord
     ) -> State:
         # a budget of examples holds for examples that are shown as for examples that are trained on
-        pool = task.train[: budget.examples] if budget.examples is not None else task.train
+        pool = within(task, budget).train
         if len(pool) < options.shots:
             record.notes.append(f"only {len(pool)} training examples for {options.shots} shots: all are used")
         with spending(record, base.model):

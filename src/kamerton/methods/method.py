@@ -154,14 +154,7 @@ class Adapted:
 
         Nothing is sampled here, so the n answers are the same; methods that think before they choose do sample.
         """
-        asked = [self.prepare(c) for c in conversations]
-        best = self.engine.rank(asked, choices, progress=progress)
-        front = self.engine.model.soft_tokens
-        return [
-            Answer(options[i], (), (), "stop", len(self.renderer.prompt(c)) + front)
-            for c, options, i in zip(asked, choices, best, strict=True)
-            for _ in range(sampling.n)
-        ]
+        return self.engine.choose([self.prepare(c) for c in conversations], choices, sampling, progress=progress)
 
     def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
         """One answer in pieces, as it grows."""
@@ -187,7 +180,7 @@ class Adapted:
         Returns:
             The conversation, and whether it was cut.
         """
-        return self.renderer.fit(conversation, self.engine.model.prompt_limit(room))
+        return self.engine.shorten(conversation, room)
 
     def framed(self, conversation: Conversation) -> Conversation:
         """The conversation with the frames that stand around its question, without shots."""
@@ -195,7 +188,7 @@ class Adapted:
 
     def prompt_tokens(self, conversation: Conversation) -> int:
         """Tokens that the model reads for a conversation, shots and soft tokens included."""
-        return len(self.renderer.prompt(self.prepare(conversation))) + self.engine.model.soft_tokens
+        return self.engine.prompt_tokens(self.prepare(conversation))
 
     def save(self, folder: Path) -> None:
         """Write everything that `kamerton.methods.load_adapted` needs: `kamerton.json` and the trained weights."""

@@ -7,18 +7,18 @@ method returns what it started from and says so.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
-from kamerton.methods import option_files
+from kamerton.methods.keys import fit_key
 from kamerton.methods.method import Finding, FitRecord, Run
 from kamerton.objectives import get_objective
 from kamerton.objectives.adversarial_options import AdversarialOptions
-from kamerton.tasks.example import Task, fingerprint
+from kamerton.tasks.example import Task
 from kamerton.training import Budget, Progress, Result, Settings, fit
 from kamerton.tuning import Options, Tuned
 
@@ -61,11 +61,7 @@ def two_stages(
         text = ", ".join([f"loss {p.loss:.3f}", *parts, f"{p.seconds_left:.0f} s left"])
         run.report(f"{options.objective} training", p.share, text)
 
-    key = fingerprint({
-        "method": method.name, "options": options.model_dump(), "chosen": record.chosen, "seed": run.seed,
-        "base": base.info.fingerprint, "renderer": base.renderer.fingerprint, "budget": asdict(second),
-        "task": task.fingerprint, "stage": 2, **option_files(options.model_dump()),
-    })  # fmt: skip
+    key = fit_key(method.name, base, task, options, second, run.seed, chosen=record.chosen, stage=2)
     result = fit(
         tuned.model, tuned.module, objective, settings, second, run.folder / options.objective, key=key,
         until=min(1.0, rest), measure=False, watch=watch,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,8 +21,8 @@ from pydantic import Field, field_validator, model_validator
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError
-from kamerton.methods import option_files
 from kamerton.methods.defined import check_defined
+from kamerton.methods.keys import fit_key
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run
 from kamerton.methods.search import Halving, Values, draw, label, shown, space_of, survivors
 from kamerton.methods.stages import two_stages
@@ -287,11 +287,7 @@ class _Trial:
 
     def key(self, values: Values | list[Values], horizon: Budget) -> str:
         """Fingerprint of everything that decides the weights; a checkpoint with another key is not resumed."""
-        return fingerprint({
-            "method": self.method.name, "options": self.options.model_dump(), "values": values, "seed": self.run.seed,
-            "base": self.base.info.fingerprint, "renderer": self.base.renderer.fingerprint, "budget": asdict(horizon),
-            "task": self.task.fingerprint, **option_files(self.options.model_dump()),
-        })  # fmt: skip
+        return fit_key(self.method.name, self.base, self.task, self.options, horizon, self.run.seed, values=values)
 
     def rung(self, candidate: int, horizon: Budget, until: float, place: int, count: int, bar: float) -> dict[str, Any]:
         """Train one candidate to the end of a rung: its validation loss (none: it diverged) and all it has spent.

@@ -33,9 +33,10 @@ from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.objectives.judged import Judged, judged_loss
 from kamerton.objectives.rollouts import Rollout, advantages, sample
 from kamerton.rendering import Rendered
-from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs
+from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs, normed
 from kamerton.tasks.example import Task
-from kamerton.training.batches import Batch, cut, make_batch, order
+from kamerton.training.batches import cut, make_batch, order
+from kamerton.training.checkpoint import copied_weights, weights_in_place
 from kamerton.training.objective import Loss
 
 FEWEST = 8
@@ -65,14 +66,14 @@ class Adversarial:
         causal(base.model, "adversarial training")
         if not task.train:
             raise TaskError("there are no training examples", mend="give a train split")
-        self.base, self.task, self.o, self.seed, self.max_tokens = base, task, options, seed, max_tokens
+        self.task, self.o, self.seed, self.max_tokens = task, options, seed, max_tokens
         self.renderer = base.renderer
         self._rendered = [self.renderer.example(e.messages, e.answers[0], limit=limit) for e in task.train]
         if len({r.tokens[r.prompt_length :] for r in self._rendered}) == 1 and len(self._rendered) > 1:
             raise TaskError(
                 "all reference answers are equal, so there is nothing to tell apart", mend="use objective: supervised"
             )
-        self.limit, self.batch_size = limit, min(batch_size, len(self._rendered))
+        self.batch_size = min(batch_size, len(self._rendered))
         self.notes: list[str] = []
         folds = 2 if options.cross_fitting and len(self._rendered) >= FEWEST else 1
         if folds == 1 and options.cross_fitting:
@@ -85,7 +86,7 @@ class Adversarial:
         # halves that do not depend on the order of the file's rows
         self._fold = np.random.default_rng([seed, 17]).permutation(len(self._rendered)) % folds
         self._features = Features(base.model.hf)
-        embedding = base.model.hf.get_input_embeddings().weight.detach()
+        embedding = normed(base.model.hf.get_input_embeddings().weight.detach())  # once for all judges
         torch.manual_seed(seed + 1)
         self.judges = CrossFitted(
             [Factored(self._features.width, embedding, options.rank).to(embedding.device) for _ in range(folds)],
@@ -113,8 +114,7 @@ class Adversarial:
 
     def begin(self, model: CausalModel, module: nn.Module) -> None:
         """The model is at its supervised start: remember it."""
-        self._module = module
-        self._warm = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+        self._module, self._warm = module, copied_weights(module)
         self._features.count_for(model)
 
     # -- state of the stage -------------------------------------------------------------------------------------------
@@ -139,15 +139,13 @@ class Adversarial:
     def _at_start(self) -> Iterator[None]:
         """The model as it was at its supervised start, for as long as this lasts."""
         assert self._module is not None
-        own = {n: p.detach().clone() for n, p in self._module.named_parameters() if p.requires_grad}
         dropping = [m for m in self._module.modules() if isinstance(m, nn.Dropout) and m.training]
         try:
             for module in dropping:
                 module.eval()
-            _write(self._module, self._warm)
-            yield
+            with weights_in_place(self._warm, self._module):
+                yield
         finally:
-            _write(self._module, own)
             for module in dropping:
                 module.train()
 
@@ -207,31 +205,32 @@ class Adversarial:
     # -- the discriminators -------------------------------------------------------------------------------------------
 
     def _teach(self, steps: int, generator: torch.Generator) -> None:
-        if self._pending:
-            for pairs in self._pending:
-                self.judges.train(pairs, steps, generator)
-            self._pending = []
+        for pairs in self._pending:
+            self.judges.train(pairs, steps, generator)
+        self._pending = []
 
     @torch.no_grad()
     def _collect(self, model: CausalModel, references: Sequence[References], generator: torch.Generator) -> None:
         """What the model would say in place of each reference token, for the discriminators."""
         for r in references:
             log_p = model.output(model.target_hidden(r.batch)).float().log_softmax(-1)
-            self._see(r, log_p, self._start_log_probs(model, r.start), generator)
+            real, folds = (torch.as_tensor(x, device=log_p.device) for x in (r.batch.targets, self._fold[r.owners]))
+            self._see(r.features, real, folds, log_p, self._start_log_probs(model, r.start), generator)
 
-    def _see(self, r: References, log_p: Tensor, log_start: Tensor | None, generator: torch.Generator) -> None:
+    def _see(
+        self, features: Tensor, real: Tensor, folds: Tensor, log_p: Tensor, log_start: Tensor | None,
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
         """Draw a token of the model's at each position and put it beside the reference's."""
         noise = torch.rand(len(log_p), generator=generator, dtype=torch.float64).numpy()
         fake = draw(log_p, noise)
-        real = torch.as_tensor(r.batch.targets, device=log_p.device)
-        folds = torch.as_tensor(self._fold[r.owners], device=log_p.device)
 
         def offset(tokens: Tensor) -> Tensor:
             if log_start is None or not self.o.correction:
                 return torch.zeros(len(tokens), device=log_p.device)
             return (log_p - log_start).gather(1, tokens[:, None])[:, 0]
 
-        pairs = Pairs(r.features, real, folds, r.features, fake, folds, offset(real), offset(fake))
+        pairs = Pairs(features, real, folds, features, fake, folds, offset(real), offset(fake))
         self._pending.append(pairs)
         self.judges.watch(pairs)
 
@@ -283,14 +282,11 @@ class Adversarial:
             total = total + (self.o.kl + (self._signal if self.o.correction else 0.0)) * kl
         metrics["entropy"] = float(-(p * log_p).sum().detach())
         if self.o.path != "rollouts":
-            folds = torch.as_tensor(self._fold[r.owners[part]], device=hidden.device)
-            scores = self.judges.vocabulary(r.features[part], folds)
-            reward = (p * scores).sum()
+            folds, features = torch.as_tensor(self._fold[r.owners[part]], device=hidden.device), r.features[part]
+            reward = (p * self.judges.vocabulary(features, folds)).sum()
             metrics["reward"] = float(reward.detach())
             total = total - self._signal * reward
-        own = References(_slice(r.batch, part), r.owners[part], r.features[part], r.start[part])
-        if self.o.path != "rollouts":
-            self._see(own, log_p.detach(), log_start, self._generator)
+            self._see(features, targets, folds, log_p.detach(), log_start, self._generator)
         return total, metrics
 
     @property
@@ -335,7 +331,7 @@ class Adversarial:
             torch.as_tensor(np.concatenate([np.full(_targets(r), self._fold[n]) for n, r in zip(numbers, rows,
                                                                                                 strict=True)])),
             torch.cat(list(features)), torch.as_tensor(fake, device=device),
-            torch.as_tensor(np.concatenate([np.full(len(a.logprobs), self._fold[a.query]) for a in answers])),
+            torch.as_tensor(np.concatenate([np.full(_targets(a.rendered), self._fold[a.query]) for a in answers])),
             self._ratio(model, rows), self._ratio(model, [a.rendered for a in answers]),
         )  # fmt: skip
         self._pending.append(pairs)
@@ -366,16 +362,3 @@ class Adversarial:
 def _targets(row: Rendered) -> int:
     """Tokens of a row that carry loss."""
     return sum(1 for w in row.weights if w)
-
-
-def _slice(batch: Batch, part: slice) -> Batch:
-    """A batch with some of its targets."""
-    return Batch(batch.prefix, batch.rows, batch.prompts, batch.positions[part], batch.targets[part],
-                 batch.weights[part], batch.tokens)  # fmt: skip
-
-
-@torch.no_grad()
-def _write(module: nn.Module, saved: dict[str, Tensor]) -> None:
-    for name, parameter in module.named_parameters():
-        if name in saved:
-            parameter.copy_(saved[name])

@@ -11,18 +11,10 @@ from kamerton.training.batches import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class References:
-    """Reference answers with what the discriminator reads of them.
-
-    Attributes:
-        batch: the rows; `owners`: (N,) the number of each target's example.
-        features: (N, F); `start`: (N, H) hidden states of the supervised start there.
-    """
+class _Rows:
+    """Rows as the training loop counts them."""
 
     batch: Batch
-    owners: np.ndarray
-    features: Tensor
-    start: Tensor
 
     @property
     def count(self) -> float:
@@ -38,18 +30,29 @@ class References:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """Sampled answers: `advantages` (N,) of their tokens; `share` turns their sum into that of the references."""
+class References(_Rows):
+    """Reference answers with what the discriminator reads of them.
 
-    batch: Batch
+    Attributes:
+        batch: the rows; `owners`: (N,) the number of each target's example.
+        features: (N, F); `start`: (N, H) hidden states of the supervised start there.
+    """
+
+    owners: np.ndarray
+    features: Tensor
+    start: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled(_Rows):
+    """Sampled answers: `advantages` (N,) of their tokens; `share` turns their sum into that of the references.
+
+    They count for nothing beside the references, whose number the step's loss is divided by.
+    """
+
     advantages: np.ndarray
     share: float
-    count: float = 0.0
 
     @property
-    def examples(self) -> int:
-        return self.batch.examples
-
-    @property
-    def tokens(self) -> int:
-        return self.batch.tokens
+    def count(self) -> float:
+        return 0.0

@@ -25,15 +25,10 @@ class Rollout:
     Attributes:
         query: the number of its query.
         rendered: prompt and answer, loss on the answer.
-        logprobs: (T,) nats of its tokens when it was sampled, at temperature 1.
-        text: the answer; finished: whether it ended by itself.
     """
 
     query: int
     rendered: Rendered
-    logprobs: np.ndarray
-    text: str
-    finished: bool
 
 
 def sample(
@@ -48,8 +43,7 @@ def sample(
         prompt = renderer.prompt(messages)
         tokens = (*prompt, *answer.tokens)
         weights = (*([0.0] * len(prompt)), *([1.0] * len(answer.tokens)))
-        out.append(Rollout(number, Rendered(tokens, weights), np.asarray(answer.logprobs), answer.text,
-                           answer.finish == "stop"))  # fmt: skip
+        out.append(Rollout(number, Rendered(tokens, weights)))
     return out
 
 

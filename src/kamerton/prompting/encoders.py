@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kamerton.base.load import Base
-from kamerton.inference.prefix import fill
+from kamerton.inference.pooled import mean_states
 from kamerton.prompting.shots import question_text
 from kamerton.retrieval import encoder as retrieval
 from kamerton.retrieval.encoder import load_encoder
@@ -70,12 +70,8 @@ class BaseEncoder:
         found = self._known if keep else {t: self._known[t] for t in texts if t in self._known}
         model, renderer = self._base.model, self._base.renderer
         rows = [(renderer.raw(t) or [renderer.end_id])[: model.max_length] for t in new]
-        order = sorted(range(len(new)), key=lambda i: -len(rows[i]))
         with model.inference() if new else nullcontext(), torch.inference_mode():
-            for batch in fill([len(rows[i]) for i in order], PASS_TOKENS):
-                part = [order[i] for i in batch]
-                for i, states in zip(part, model.states([rows[i] for i in part]), strict=True):
-                    found[new[i]] = states.float().mean(0).cpu().numpy()
+            found.update(zip(new, mean_states(rows, model.states, PASS_TOKENS), strict=True))
         return np.stack([found[t] for t in texts])
 
 

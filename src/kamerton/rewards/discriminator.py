@@ -29,7 +29,7 @@ class Factored(nn.Module):
 
     Args:
         features: width of a context's features.
-        embedding: (V, H) embeddings of the vocabulary; each is brought to mean 0 and variance 1 over its numbers.
+        embedding: (V, H) embeddings of the vocabulary (`normed`); several discriminators share one.
         rank: width of the product.
     """
 
@@ -37,7 +37,7 @@ class Factored(nn.Module):
 
     def __init__(self, features: int, embedding: Tensor, rank: int = 32) -> None:
         super().__init__()
-        self.register_buffer("embedding", F.layer_norm(embedding.float(), embedding.shape[-1:]), persistent=False)
+        self.register_buffer("embedding", embedding, persistent=False)
         self.context = nn.Linear(features, rank, bias=False)
         self.token = nn.Linear(embedding.shape[1], rank, bias=False)
         for layer in (self.context, self.token):
@@ -67,6 +67,11 @@ class Factored(nn.Module):
     def changed(self) -> None:
         """Forget what was computed from the weights."""
         self._tokens = None
+
+
+def normed(embedding: Tensor) -> Tensor:
+    """(V, H) embeddings, each brought to mean 0 and variance 1 over its numbers, in float32."""
+    return F.layer_norm(embedding.float(), embedding.shape[-1:])
 
 
 @dataclass(frozen=True)
@@ -191,16 +196,10 @@ class CrossFitted:
 
     def vocabulary(self, features: Tensor, folds: Tensor) -> Tensor:
         """(N, F) features and (N,) folds → (N, V) scores by those who never saw them."""
-        if self.folds == 1:
-            return self.judges[0].of_vocabulary(features)
-        out = None
+        out = features.new_empty(len(features), len(self.judges[0].embedding))
         for fold in range(self.folds):
             mine = folds == fold
-            if bool(mine.any()):
-                scores = self.judge_of(fold).of_vocabulary(features[mine])
-                out = features.new_empty(len(features), scores.shape[1]) if out is None else out
-                out[mine] = scores
-        assert out is not None
+            out[mine] = self.judge_of(fold).of_vocabulary(features[mine])
         return out
 
     @torch.no_grad()
@@ -208,7 +207,7 @@ class CrossFitted:
         """(N,) scores of tokens by those who never saw their half."""
         out = features.new_zeros(len(features))
         for fold in range(self.folds):
-            mine = folds == fold if self.folds > 1 else torch.ones_like(folds, dtype=torch.bool)
+            mine = folds == fold
             out[mine] = self.judge_of(fold).of_tokens(features[mine], tokens[mine])
         return out
 
@@ -218,7 +217,7 @@ class CrossFitted:
         held_out: list[float] = []
         trained: list[float] = []
         for fold in range(self.folds):
-            half = pairs.half(fold) if self.folds > 1 else pairs
+            half = pairs.half(fold)
             if len(half.real) and len(half.fake):
                 for judge, found in ((self.judge_of(fold), held_out), (self.judges[fold], trained)):
                     found.append(auc(judge.of_tokens(half.features, half.real),
@@ -230,7 +229,7 @@ class CrossFitted:
         """Some steps on new pairs and older answers; returns the mean loss in nats a token (0 where none was made)."""
         total, made = 0.0, 0
         for fold in range(self.folds):
-            new = pairs.half(fold) if self.folds > 1 else pairs
+            new = pairs.half(fold)
             if not len(new.real):
                 continue
             old = self._old[fold]

@@ -6,11 +6,13 @@ they are, and what is validated and kept is their average.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+
+from kamerton.training.checkpoint import copied_weights, put_weights, trained_weights, weights_in_place
 
 
 class Average:
@@ -23,38 +25,27 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float, saved: Mapping[str, Tensor]) -> None:
-        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self._decay, self._steps = decay, 0
-        self._mean = {n: p.detach().clone() for n, p in self._parameters.items()}
+        self._module, self._decay, self._steps = module, decay, 0
+        self._mean = copied_weights(module)
         if "average/steps" in saved:
             self._steps = int(saved["average/steps"].item())
-            self._mean = {n: saved[f"average/{n}"].to(p.device) for n, p in self._parameters.items()}
+            self._mean = {n: saved[f"average/{n}"].to(m.device) for n, m in self._mean.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take a step into the average."""
         self._steps += 1
         decay = min(self._decay, self._steps / (self._steps + 9))
-        for name, parameter in self._parameters.items():
-            self._mean[name].lerp_(parameter.detach(), 1 - decay)
+        for name, value in trained_weights(self._module).items():
+            self._mean[name].lerp_(value, 1 - decay)
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> AbstractContextManager[None]:
         """The average in the module's place, for as long as this lasts."""
-        own = {n: p.detach().clone() for n, p in self._parameters.items()}
-        self.settle()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    parameter.copy_(own[name])
+        return weights_in_place(self._mean, self._module)
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Put the average into the module."""
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self._mean[name])
+        put_weights(self._mean, self._module)
 
     def state(self) -> dict[str, Tensor]:
         """The average, as tensors."""

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
 def load_weights(path: Path, module: nn.Module) -> None:
     """Read trained parameters back into a module of the same shape."""
-    _copy(_read_weights(path, module), module)
+    put_weights(_read_weights(path, module), module)
 
 
 def _read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
@@ -61,9 +62,26 @@ def _read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _copy(saved: Mapping[str, Tensor], module: nn.Module) -> None:
+def put_weights(saved: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Trained parameters by name into a module."""
     for name, value in trained_weights(module).items():
         value.copy_(saved[name])
+
+
+def copied_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters by name, as they are now."""
+    return {name: value.clone() for name, value in trained_weights(module).items()}
+
+
+@contextmanager
+def weights_in_place(other: Mapping[str, Tensor], module: nn.Module) -> Iterator[None]:
+    """A module with other trained parameters, for as long as this lasts."""
+    own = copied_weights(module)
+    put_weights(other, module)
+    try:
+        yield
+    finally:
+        put_weights(own, module)
 
 
 def save_checkpoint(
@@ -146,7 +164,7 @@ def load_checkpoint(
             reason = " ".join(f"{error}".split())
             notes.append(f"checkpoint {path.name} is damaged ({reason}); the one before it was used")
             continue
-        _copy(weights, module)
+        put_weights(weights, module)
         for parameter, values in moments.items():
             optimiser.state[parameter].update(values)
         return state, notes

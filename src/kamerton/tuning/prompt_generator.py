@@ -7,7 +7,6 @@ through the model once; `place: front` puts them before the whole prompt.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,8 @@ from kamerton.base.encoder_decoder import causal
 from kamerton.base.inserts import FRONT, Inserts
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel, Front
+from kamerton.inference.prefix import common_prefix
+from kamerton.inference.sampling import stream_key
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Message, Task
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
@@ -59,9 +60,7 @@ class PromptGenerator:
 
         causal(base.model, "a prompt generator")
         ids = STARTS[options.init](base, task, options.tokens, seed)
-        start = torch.cat(
-            [embeddings_of(base, ids), embeddings_of(base, task_tokens(base, task, options.generated, seed))]
-        )
+        start = embeddings_of(base, torch.cat([ids, task_tokens(base, task, options.generated, seed)]))
         fresh = base.reload()
         torch.manual_seed(seed)
         config = GeneratorConfig(
@@ -86,9 +85,7 @@ class PromptGenerator:
 def prompt_tail(renderer: Renderer) -> list[int]:
     """The token ids that every prompt ends with, behind its last message's text."""
     first, second = (renderer.prompt((Message("user", text),)) for text in ("a b", "c d"))
-    count = 0
-    while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
-        count += 1
+    count = common_prefix([first[::-1], second[::-1]])
     return first[len(first) - max(count, 1) :]
 
 
@@ -118,6 +115,5 @@ def _noise(tuner: Any, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         return None
     if tuner.training:
         return torch.randn(len(prompts), size).to(device)
-    keys = [hashlib.blake2b(np.asarray(p, dtype="<i8").tobytes(), digest_size=8).digest() for p in prompts]
-    rows = [np.random.default_rng(int.from_bytes(key, "little")).standard_normal(size) for key in keys]
+    rows = [np.random.default_rng(stream_key(0, p, 0)).standard_normal(size) for p in prompts]
     return torch.tensor(np.stack(rows), dtype=torch.float32, device=device)

@@ -37,6 +37,13 @@ END = 0.25
 """The chance that a string ends after each letter."""
 
 
+SHAPE = (len(LETTERS) + 1, len(LETTERS))
+SHARPNESS = 0.8
+QUERY_PARTS = np.random.default_rng(5).standard_normal((QUERIES, *SHAPE))
+FACTORS, VALUES = 3, 12
+"""A language the base knows is named by three words of twelve each; each word adds to the log-odds of all letters."""
+
+
 @dataclass(frozen=True)
 class Language:
     """For each query a Markov chain.
@@ -49,11 +56,21 @@ class Language:
     then: np.ndarray
 
     @classmethod
-    def drawn(cls, seed: int, sharpness: float = 0.4) -> Language:
-        """A language at random; the smaller `sharpness`, the fewer letters can follow another."""
-        rng, k = np.random.default_rng(seed), len(LETTERS)
-        return cls(rng.dirichlet([sharpness] * k, QUERIES) * 0.96 + 0.01,
-                   rng.dirichlet([sharpness] * k, (QUERIES, k)) * 0.96 + 0.01)  # fmt: skip
+    def of(cls, parts: np.ndarray) -> Language:
+        """The language whose log-odds are the sum of parts, (N, K + 1, K), and of what each query adds.
+
+        Parts may differ by query, (N, Q, K + 1, K), as they do in no language that the base knows.
+        """
+        odds = np.exp(SHARPNESS * (parts.sum(0) + QUERY_PARTS))
+        chances = odds / odds.sum(-1, keepdims=True) * 0.96 + 0.01
+        return cls(chances[:, 0], chances[:, 1:])
+
+    @classmethod
+    def drawn(cls, seed: int, apart: float = 0.0) -> Language:
+        """A language with parts that no other one has; `apart` is how much of them differs by query."""
+        rng = np.random.default_rng([7, seed])
+        common, own = rng.standard_normal((FACTORS, 1, *SHAPE)), rng.standard_normal((FACTORS, QUERIES, *SHAPE))
+        return cls.of((1 - apart) ** 0.5 * common + apart**0.5 * own)
 
     def probability(self, query: int, string: tuple[int, ...]) -> float:
         """Of a whole string; the longest ones end for certain."""
@@ -77,6 +94,22 @@ def text(string: tuple[int, ...]) -> str:
     return " ".join(LETTERS[i] for i in string)
 
 
+
+
+def named(count: int, seed: int) -> tuple[Example, ...]:
+    """Strings of many languages, each behind the words that name its language."""
+    parts = np.random.default_rng([3, seed]).standard_normal((FACTORS, VALUES, *SHAPE))
+    rng = np.random.default_rng([4, seed])
+    out = []
+    for i in range(count):
+        words, query = rng.integers(VALUES, size=FACTORS), int(rng.integers(QUERIES))
+        language = Language.of(parts[range(FACTORS), words])
+        asked = " ".join([*(f"w{f}{v}" for f, v in enumerate(words)), f"q{query}"])
+        said = text(language.sample(query, rng))
+        out.append(Example(id=f"n{i}", messages=conversation([("user", asked)]), answers=(said,)))
+    return tuple(out)
+
+
 def examples(language: Language, count: int, seed: int) -> tuple[Example, ...]:
     """Queries with a string of their language each."""
     rng = np.random.default_rng(seed)
@@ -98,7 +131,8 @@ def empty_base(folder: Path, seed: int) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = ["<end>", "<go>", *LETTERS, *(f"q{i}" for i in range(QUERIES))]
+    words = ["<end>", "<go>", *LETTERS, *(f"q{i}" for i in range(QUERIES)),
+             *(f"w{f}{v}" for f in range(FACTORS) for v in range(VALUES))]
     tokens = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<end>"))
     tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>", pad_token="<end>", unk_token="<end>")
@@ -122,12 +156,12 @@ def fitted(base: Base, name: str, what: Task, steps: int, folder: Path, seed: in
     return method.fit(base, what, Budget(steps=steps), parse_options(method, options), Run(folder, seed))
 
 
-def pretrained(folder: Path, seed: int, steps: int = 400) -> Base:
-    """A base that knows other languages of the kind."""
+def pretrained(folder: Path, seed: int, steps: int = 3000) -> Base:
+    """A base that knows many languages of the kind by name, so that a soft prompt can name one that it does not know."""
     empty_base(folder / "empty", seed)
     base = load_base(folder / "empty", dtype="float32", device="cpu")
-    others = tuple(e for i in range(4) for e in examples(Language.drawn(1000 + seed * 10 + i), 600, i))
-    adapted = fitted(base, "full", task(others), steps, folder / "fit", seed, learning_rate=3e-3, batch_size=64)
+    adapted = fitted(base, "full", task(named(24_000, seed)), steps, folder / "fit", seed, learning_rate=3e-3,
+                     batch_size=64)  # fmt: skip
     adapted.save(folder / "base")
     base.renderer.tokenizer.save_pretrained(folder / "base")
     return load_base(folder / "base", dtype="float32", device="cpu")
@@ -158,14 +192,14 @@ SIGNALS: dict[str, dict[str, Any]] = {
 
 
 def trial(
-    base: Base, references: int, signal: str, seed: int, *, steps: int, stage: float, parameterisation: str,
+    base: Base, references: int, signal: str, seed: int, *, steps: int, stage: float, parameterisation: str, tokens: int = 4, apart: float = 0.0,
     **options: Any,
 ) -> tuple[float, float]:  # fmt: skip
     """Divergences after `steps` steps, of which the share `stage` by the signal."""
-    truth = Language.drawn(7 + seed)
+    truth = Language.drawn(seed, apart)
     what = task(examples(truth, references, 500 + seed))
     adversarial = {"share": stage, "queries": 8, "group": 4, "rank": 8, **SIGNALS[signal], **options}
-    sizes = {"tokens": 4, "init": "vocabulary"} if parameterisation != "full" else {}
+    sizes = {"tokens": tokens, "init": "vocabulary"} if parameterisation != "full" else {}
     if parameterisation == "prompt-generator":
         sizes |= {"generated": 2, "rank": 8, "key_size": 8}
     with tempfile.TemporaryDirectory() as folder:

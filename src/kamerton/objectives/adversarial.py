@@ -30,7 +30,8 @@ from kamerton.inference.features import Features
 from kamerton.inference.sampling import draw
 from kamerton.objectives.adversarial_batches import References, Sampled
 from kamerton.objectives.adversarial_options import AdversarialOptions
-from kamerton.objectives.judged import Judged, judged_loss
+from kamerton.objectives.judged import Judged, judged, judged_loss
+from kamerton.objectives.looks import Looks, mean_scores
 from kamerton.objectives.rollouts import Rollout, advantages, sample
 from kamerton.rendering import Rendered
 from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs, normed
@@ -94,6 +95,9 @@ class Adversarial:
             replay=options.replay,
             control=Control(low=options.low, high=options.high, steps=options.steps, fixed=not options.controller),
         )  # fmt: skip
+        self.looks = Looks(
+            self.renderer, task, limit=limit, seed=seed, score=self._mean_scores if options.weight else None
+        )
         self._start: dict[int, Tensor] = {}
         self._warm: dict[str, Tensor] = {}
         self._module: nn.Module | None = None
@@ -125,6 +129,7 @@ class Adversarial:
         for i, pairs in enumerate(self._pending):
             out |= {f"pending/{i}/{name}": getattr(pairs, name) for name in Pairs.__dataclass_fields__}
         out["ready"] = torch.tensor([float(self._ready)])
+        out["looks"] = self.looks.state()
         return out
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -134,6 +139,7 @@ class Adversarial:
         names = Pairs.__dataclass_fields__
         self._pending = [Pairs(**{n: state[f"pending/{i}/{n}"] for n in names}) for i in numbers]
         self._ready = bool(state["ready"].item())
+        self.looks.restore(state["looks"])
 
     @contextmanager
     def _at_start(self) -> Iterator[None]:
@@ -245,7 +251,9 @@ class Adversarial:
 
     def loss(self, model: CausalModel, batch: References | Sampled | Judged) -> Loss:
         if isinstance(batch, Judged):
-            return judged_loss(model, self.renderer, self.task, batch)
+            statistics = judged(model, self.renderer, self.task, batch)
+            self.looks.judged(statistics)
+            return judged_loss(statistics, self.task, batch)
         if isinstance(batch, Sampled):
             return self._policy(model, batch)
         hidden = model.target_hidden(batch.batch)
@@ -357,6 +365,14 @@ class Adversarial:
 
     def validation(self) -> Sequence[Judged]:
         return [Judged(tuple(self.task.validation))] if self.task.validation else []
+
+    def look(self, step: int, model: CausalModel) -> None:
+        """Sample answers for the report."""
+        self.looks.take(step, model)
+
+    def _mean_scores(self, rows: Sequence[Rendered], owners: Sequence[int | None]) -> list[float]:
+        folds = [None if n is None else int(self._fold[n]) for n in owners]
+        return mean_scores(self.judges, self._read(rows), rows, folds)
 
 
 def _targets(row: Rendered) -> int:

@@ -56,24 +56,24 @@ def stage_warnings(objective: Any, curve: Sequence[dict[str, float]], kept: int)
 def collapse(references: Shape, start: Shape, now: Shape) -> list[str]:
     """One answer for all questions: n-grams across questions repeat as they do neither in references nor at the start.
 
-    Distinct-2 decides, or distinct-1 where answers are single words, and self-BLEU across questions agrees.
+    Distinct-1 or distinct-2 has fallen, and self-BLEU across questions agrees. Either will do: answers that have become
+    single words have few 2-grams left, and long ones repeat their words anyway.
     """
     shapes = references, start, now
-    name, known = "distinct-2", _all(s.distinct_2 for s in shapes)
-    if not known:
-        name, known = "distinct-1", _all(s.distinct_1 for s in shapes)
     bleu = _all(s.across for s in shapes)
-    if not known or not bleu:
+    if not bleu or (max(bleu[:2]) < BLEU_FULL and bleu[2] < max(bleu[:2]) + BLEU_ABOVE):
         return []
-    before, after = max(bleu[:2]), bleu[2]
-    repeats = before >= BLEU_FULL or after >= before + BLEU_ABOVE
-    if not repeats or known[2] > DISTINCT_REFERENCES * known[0] or known[2] > DISTINCT_START * known[1]:
-        return []
-    return [
-        f"mode collapse: answers to different questions repeat each other (self-BLEU across questions {after:.0f}, "
-        f"references {bleu[0]:.0f}, start {bleu[1]:.0f}; {name} {known[2]:.2f}, references {known[0]:.2f}, start "
-        f"{known[1]:.2f}); raise adversarial.kl or adversarial.anchor, or lower adversarial.weight"
-    ]
+    for name, found in (
+        ("distinct-2", _all(s.distinct_2 for s in shapes)), ("distinct-1", _all(s.distinct_1 for s in shapes)),
+    ):  # fmt: skip
+        if found and found[2] <= min(DISTINCT_REFERENCES * found[0], DISTINCT_START * found[1]):
+            return [
+                "mode collapse: answers to different questions repeat each other (self-BLEU across questions "
+                f"{bleu[2]:.0f}, references {bleu[0]:.0f}, start {bleu[1]:.0f}; {name} {found[2]:.2f}, references "
+                f"{found[0]:.2f}, start {found[1]:.2f}); raise adversarial.kl or adversarial.anchor, or lower "
+                "adversarial.weight"
+            ]
+    return []
 
 
 def length(start: Shape, now: Shape) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
+from kamerton.errors import KamertonError
 from kamerton.methods.keys import fit_key
 from kamerton.methods.method import FitRecord, Run
 from kamerton.methods.stage_findings import stage_findings
@@ -21,7 +22,7 @@ from kamerton.methods.stage_warnings import stage_warnings
 from kamerton.objectives import get_objective
 from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.tasks.example import Task
-from kamerton.training import Budget, Progress, Result, Settings, fit
+from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.tuning import Options, Tuned
 
 if TYPE_CHECKING:
@@ -64,10 +65,14 @@ def two_stages(
         run.report(f"{options.objective} training", p.share, text)
 
     key = fit_key(method.name, base, task, options, second, run.seed, chosen=record.chosen, stage=2)
-    result = fit(
-        tuned.model, tuned.module, objective, settings, second, run.folder / options.objective, key=key,
-        until=min(1.0, rest), measure=False, watch=watch,
-    )  # fmt: skip
+    try:
+        result = fit(
+            tuned.model, tuned.module, objective, settings, second, run.folder / options.objective, key=key,
+            until=min(1.0, rest), measure=False, watch=watch,
+        )  # fmt: skip
+    except Diverged as error:  # either network can be the cause
+        mend = "lower adversarial.rate or adversarial.discriminator_rate, or compute in float32"
+        raise KamertonError(f"{options.objective} training: {error.message}", mend=mend) from error
     record.seconds += result.state.seconds
     record.tokens += result.state.tokens
     record.flops += flops(Work(**result.state.work), tuned.model.hf)

@@ -247,8 +247,8 @@ class CrossFitted:
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         if not bool(torch.isfinite(loss)):
             raise KamertonError(
-                "the discriminator's loss is not a number; the best weights so far are kept",
-                mend="lower discriminator_rate",
+                "the discriminator's loss is not a number; the weights of the last checkpoint are kept",
+                mend="lower adversarial.discriminator_rate",
             )
         whole = loss + self.penalty * (judge.penalty(pairs.real) + judge.penalty(pairs.fake))
         optimiser.zero_grad()

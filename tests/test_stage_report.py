@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from kamerton.base import Base
+from kamerton.base import Base, load_base
 from kamerton.comparison.report.data import Cell
 from kamerton.comparison.report.findings import _shown, joined
 from kamerton.comparison.run import compare
@@ -335,6 +335,18 @@ def test_a_generator_that_is_paid_for_one_word_collapses_and_is_warned_of(small_
     assert reference_shape(objective.looks).length == 1.0
     found = stage_warnings(objective, result.state.curve, -1)
     assert any("mode collapse" in line for line in found), (start, now)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "gan-prompt"])
+def test_a_base_in_bfloat16_is_sampled_as_it_is_trained(small_folder: Path, tmp_path: Path, kind: str) -> None:
+    """Trained weights are float32 beside a base in bfloat16, in sampling as in the loss; at first nothing diverges."""
+    half = load_base(small_folder, dtype="bfloat16", device="cpu")
+    sizes = SMALL if kind == "gan-prompt" else {"learning_rate": 0.01}
+    adapted = tiny.fit(half, kind, tmp_path, budget=Budget(steps=10), objective="adversarial",
+                       adversarial={**STAGE, "path": "both"}, **sizes)  # fmt: skip
+    assert "Samples as training goes on" in [f.title for f in adapted.record.findings]
+    first = next(row for row in adapted.record.curve if "kl" in row)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-4)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

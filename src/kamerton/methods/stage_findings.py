@@ -182,4 +182,4 @@ def _short(text: str) -> str:
 
 
 def _cut_note() -> str:
-    return f"Texts of more than {LONGEST} characters are cut at the sign …."
+    return f"Texts of more than {LONGEST} characters are cut; they end in … then."

@@ -38,7 +38,7 @@ def stage_warnings(objective: Any, curve: Sequence[dict[str, float]], kept: int)
     """One line for each thing that went wrong. `kept`: the step whose weights are kept, below 0 for the last."""
     looks: Looks = objective.looks
     found: list[str] = []
-    if len(looks.taken) > 1:
+    if len(looks.taken) > 1 and looks.taken[0].step == 0:
         first, last = looks.taken[0], looks.taken[-1]
         start, now = shape(looks, first), shape(looks, last)
         found += collapse(reference_shape(looks), start, now) if len(looks.examples) >= FEWEST else []

@@ -68,7 +68,7 @@ class Adversarial:
         if not task.train:
             raise TaskError("there are no training examples", mend="give a train split")
         self.task, self.o, self.seed, self.max_tokens = task, options, seed, max_tokens
-        self.renderer = base.renderer
+        self.renderer, self._device, self._half = base.renderer, base.model.device, base.model.dtype == torch.bfloat16
         self._rendered = [self.renderer.example(e.messages, e.answers[0], limit=limit) for e in task.train]
         if len({r.tokens[r.prompt_length :] for r in self._rendered}) == 1 and len(self._rendered) > 1:
             raise TaskError(
@@ -139,7 +139,8 @@ class Adversarial:
         names = Pairs.__dataclass_fields__
         self._pending = [Pairs(**{n: state[f"pending/{i}/{n}"] for n in names}) for i in numbers]
         self._ready = bool(state["ready"].item())
-        self.looks.restore(state["looks"])
+        if "looks" in state:  # a checkpoint of an older version has none
+            self.looks.restore(state["looks"])
 
     @contextmanager
     def _at_start(self) -> Iterator[None]:
@@ -159,6 +160,17 @@ class Adversarial:
 
     def batches(self, step: int, model: CausalModel) -> Sequence[Any]:
         """Train the discriminators as far as that is due, then references and, where asked for, rollouts."""
+        with self._mixed():
+            return self._batches(step, model)
+
+    def _mixed(self) -> torch.autocast:
+        """What is computed outside the loss is computed as the loss is: in bfloat16 where the base is.
+
+        Without the cache of cast weights: the start's weights come and go inside.
+        """
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._half, cache_enabled=False)
+
+    def _batches(self, step: int, model: CausalModel) -> Sequence[Any]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         if not self._ready and self.o.weight:
             for i in range(self.o.warmup_steps):
@@ -368,7 +380,8 @@ class Adversarial:
 
     def look(self, step: int, model: CausalModel) -> None:
         """Sample answers for the report."""
-        self.looks.take(step, model)
+        with self._mixed():
+            self.looks.take(step, model)
 
     def _mean_scores(self, rows: Sequence[Rendered], owners: Sequence[int | None]) -> list[float]:
         folds = [None if n is None else int(self._fold[n]) for n in owners]

@@ -249,7 +249,7 @@ STAGE: dict[str, Any] = {"warmup_steps": 2, "rank": 4, "validations": 2, "querie
 def test_it_is_saved_and_loaded_and_answers_the_same(small_base: Base, tmp_path: Path, path: str) -> None:
     adapted = tiny.fit(small_base, "gan-prompt", tmp_path / "fit", budget=Budget(steps=10), **SMALL,
                        adversarial={**STAGE, "path": path})  # fmt: skip
-    assert adapted.record.findings[-1].title == "Adversarial stage"
+    assert "Adversarial stage" in [f.title for f in adapted.record.findings]
     assert any("adversarial training" in note for note in adapted.record.notes)
     adapted.save(tmp_path / "saved")
     loaded = load_adapted(tmp_path / "saved", small_base)

@@ -55,8 +55,10 @@ class Finding:
         title: what it is about.
         columns: names of the columns.
         rows: as many values each; text or numbers.
-        curve: draw it: the first column is x, all others are y.
+        curve: draw it: the first column is x, all others are y (None: no point there).
         note: how to read it.
+        levels: of a curve, lines across the plot that do not change (the edges of a band), by name.
+        texts: its cells are texts of some length: the table takes the page's width and keeps their line breaks.
     """
 
     title: str
@@ -64,6 +66,8 @@ class Finding:
     rows: tuple[tuple[Any, ...], ...]
     curve: bool = False
     note: str = ""
+    levels: tuple[tuple[str, float], ...] = ()
+    texts: bool = False
 
 
 @dataclass

@@ -14,12 +14,15 @@ import torch
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
+from kamerton.errors import KamertonError
 from kamerton.methods.keys import fit_key
-from kamerton.methods.method import Finding, FitRecord, Run
+from kamerton.methods.method import FitRecord, Run
+from kamerton.methods.stage_findings import stage_findings
+from kamerton.methods.stage_warnings import stage_warnings
 from kamerton.objectives import get_objective
 from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.tasks.example import Task
-from kamerton.training import Budget, Progress, Result, Settings, fit
+from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.tuning import Options, Tuned
 
 if TYPE_CHECKING:
@@ -62,22 +65,27 @@ def two_stages(
         run.report(f"{options.objective} training", p.share, text)
 
     key = fit_key(method.name, base, task, options, second, run.seed, chosen=record.chosen, stage=2)
-    result = fit(
-        tuned.model, tuned.module, objective, settings, second, run.folder / options.objective, key=key,
-        until=min(1.0, rest), measure=False, watch=watch,
-    )  # fmt: skip
+    try:
+        result = fit(
+            tuned.model, tuned.module, objective, settings, second, run.folder / options.objective, key=key,
+            until=min(1.0, rest), measure=False, watch=watch,
+        )  # fmt: skip
+    except Diverged as error:  # either network can be the cause
+        mend = "lower adversarial.rate or adversarial.discriminator_rate, or compute in float32"
+        raise KamertonError(f"{options.objective} training: {error.message}", mend=mend) from error
     record.seconds += result.state.seconds
     record.tokens += result.state.tokens
     record.flops += flops(Work(**result.state.work), tuned.model.hf)
     record.finished = result.finished
     offset = record.curve[-1] if record.curve else {"step": 0, "tokens": 0, "seconds": 0.0}
-    record.findings += _findings(objective, result)
     for row in result.state.curve:
         later = {k: row[k] + offset[k] for k in ("step", "tokens", "seconds")}
         # what is validated there is not a loss in nats a token, so it is no part of the loss's curve
         record.curve.append({**{k: v for k, v in row.items() if k != "validation_loss"}, **later})
     record.notes += [*objective.notes, *result.notes]
     if result.finished:
+        record.findings += stage_findings(objective, result.state.curve)
+        record.notes += stage_warnings(objective, result.state.curve, result.state.best_step)
         record.notes.append(_verdict(options.objective, kind.warm_start, task, result))
     return tuned, settled, record
 
@@ -94,19 +102,3 @@ def _verdict(objective: str, start: str, task: Task, result: Result) -> str:
         f"{objective} training kept: on validation {metric} is {first - best:.3f} better than at its {start} start "
         f"(step {result.state.best_step})"
     )
-
-
-def _findings(objective: Any, result: Result) -> list[Finding]:
-    """The second stage as curves for the report."""
-    names = [n for n in ("auc", "trained_auc", "trust", "reward", "kl", "entropy", "supervised")
-             if any(n in row for row in result.state.curve)]  # fmt: skip
-    if not names:
-        return []
-    rows = tuple((row["step"], *(row.get(n) for n in names)) for row in result.state.curve)
-    note = (
-        "AUC: the chance that the discriminator, on references it never saw, puts the reference's token above the "
-        "model's; trained AUC: on those it was trained on. Trust: share of the adversarial weight that is used. KL to "
-        "the supervised start, entropy and supervised loss in nats a token."
-    )
-    title = f"{objective.name.capitalize()} stage"
-    return [Finding(title, ("step", *(n.replace("_", " ") for n in names)), rows, curve=True, note=note)]

@@ -30,7 +30,8 @@ from kamerton.inference.features import Features
 from kamerton.inference.sampling import draw
 from kamerton.objectives.adversarial_batches import References, Sampled
 from kamerton.objectives.adversarial_options import AdversarialOptions
-from kamerton.objectives.judged import Judged, judged_loss
+from kamerton.objectives.judged import Judged, judged, judged_loss
+from kamerton.objectives.looks import Looks, mean_scores
 from kamerton.objectives.rollouts import Rollout, advantages, sample
 from kamerton.rendering import Rendered
 from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs, normed
@@ -67,7 +68,7 @@ class Adversarial:
         if not task.train:
             raise TaskError("there are no training examples", mend="give a train split")
         self.task, self.o, self.seed, self.max_tokens = task, options, seed, max_tokens
-        self.renderer = base.renderer
+        self.renderer, self._device, self._half = base.renderer, base.model.device, base.model.dtype == torch.bfloat16
         self._rendered = [self.renderer.example(e.messages, e.answers[0], limit=limit) for e in task.train]
         if len({r.tokens[r.prompt_length :] for r in self._rendered}) == 1 and len(self._rendered) > 1:
             raise TaskError(
@@ -94,6 +95,9 @@ class Adversarial:
             replay=options.replay,
             control=Control(low=options.low, high=options.high, steps=options.steps, fixed=not options.controller),
         )  # fmt: skip
+        self.looks = Looks(
+            self.renderer, task, limit=limit, seed=seed, score=self._mean_scores if options.weight else None
+        )
         self._start: dict[int, Tensor] = {}
         self._warm: dict[str, Tensor] = {}
         self._module: nn.Module | None = None
@@ -125,6 +129,7 @@ class Adversarial:
         for i, pairs in enumerate(self._pending):
             out |= {f"pending/{i}/{name}": getattr(pairs, name) for name in Pairs.__dataclass_fields__}
         out["ready"] = torch.tensor([float(self._ready)])
+        out["looks"] = self.looks.state()
         return out
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -134,6 +139,8 @@ class Adversarial:
         names = Pairs.__dataclass_fields__
         self._pending = [Pairs(**{n: state[f"pending/{i}/{n}"] for n in names}) for i in numbers]
         self._ready = bool(state["ready"].item())
+        if "looks" in state:  # a checkpoint of an older version has none
+            self.looks.restore(state["looks"])
 
     @contextmanager
     def _at_start(self) -> Iterator[None]:
@@ -153,6 +160,17 @@ class Adversarial:
 
     def batches(self, step: int, model: CausalModel) -> Sequence[Any]:
         """Train the discriminators as far as that is due, then references and, where asked for, rollouts."""
+        with self._mixed():
+            return self._batches(step, model)
+
+    def _mixed(self) -> torch.autocast:
+        """What is computed outside the loss is computed as the loss is: in bfloat16 where the base is.
+
+        Without the cache of cast weights: the start's weights come and go inside.
+        """
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._half, cache_enabled=False)
+
+    def _batches(self, step: int, model: CausalModel) -> Sequence[Any]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         if not self._ready and self.o.weight:
             for i in range(self.o.warmup_steps):
@@ -245,7 +263,9 @@ class Adversarial:
 
     def loss(self, model: CausalModel, batch: References | Sampled | Judged) -> Loss:
         if isinstance(batch, Judged):
-            return judged_loss(model, self.renderer, self.task, batch)
+            statistics = judged(model, self.renderer, self.task, batch)
+            self.looks.judged(statistics)
+            return judged_loss(statistics, self.task, batch)
         if isinstance(batch, Sampled):
             return self._policy(model, batch)
         hidden = model.target_hidden(batch.batch)
@@ -357,6 +377,15 @@ class Adversarial:
 
     def validation(self) -> Sequence[Judged]:
         return [Judged(tuple(self.task.validation))] if self.task.validation else []
+
+    def look(self, step: int, model: CausalModel) -> None:
+        """Sample answers for the report."""
+        with self._mixed():
+            self.looks.take(step, model)
+
+    def _mean_scores(self, rows: Sequence[Rendered], owners: Sequence[int | None]) -> list[float]:
+        folds = [None if n is None else int(self._fold[n]) for n in owners]
+        return mean_scores(self.judges, self._read(rows), rows, folds)
 
 
 def _targets(row: Rendered) -> int:

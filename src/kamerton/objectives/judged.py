@@ -36,11 +36,17 @@ class Judged:
         return len(self.held_out)
 
 
-def judged_loss(model: LanguageModel, renderer: Renderer, task: Task, batch: Judged) -> Loss:
-    """The distance of the task's first metric from its best value, times the number of examples."""
+def judged(model: LanguageModel, renderer: Renderer, task: Task, batch: Judged) -> np.ndarray:
+    """(N, S) statistics of a model's greedy answers under the task's first metric."""
     examples, name = batch.held_out, task.metrics[0]
     said = answer(Engine(model, renderer), examples, Sampling(max_tokens=task.max_answer_tokens))
-    value = values(judge(said.texts, examples, [name]), examples)[name]
+    return judge(said.texts, examples, [name])[name]
+
+
+def judged_loss(statistics: np.ndarray, task: Task, batch: Judged) -> Loss:
+    """The distance of the task's first metric from its best value, times the number of examples."""
+    examples, name = batch.held_out, task.metrics[0]
+    value = values({name: statistics}, examples)[name]
     return Loss(torch.tensor(_regret(name, value, examples) * batch.count))
 
 

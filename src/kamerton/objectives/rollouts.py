@@ -25,10 +25,18 @@ class Rollout:
     Attributes:
         query: the number of its query.
         rendered: prompt and answer, loss on the answer.
+        text: of the answer; `ended`: whether it ended by itself, inside the limit.
     """
 
     query: int
     rendered: Rendered
+    text: str
+    ended: bool
+
+    @property
+    def said(self) -> list[int]:
+        """The answer's tokens, its end token included."""
+        return list(self.rendered.tokens[self.rendered.prompt_length :])
 
 
 def sample(
@@ -43,7 +51,7 @@ def sample(
         prompt = renderer.prompt(messages)
         tokens = (*prompt, *answer.tokens)
         weights = (*([0.0] * len(prompt)), *([1.0] * len(answer.tokens)))
-        out.append(Rollout(number, Rendered(tokens, weights)))
+        out.append(Rollout(number, Rendered(tokens, weights), answer.text, answer.finish == "stop"))
     return out
 
 

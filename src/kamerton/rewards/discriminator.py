@@ -62,7 +62,8 @@ class Factored(nn.Module):
 
         The score is linear in the features, so the gradient is Aᵀ B e(v), whatever the context.
         """
-        return (self.token(self.embedding[tokens]) @ self.context.weight).pow(2).sum(-1).mean()
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            return (self.token(self.embedding[tokens]) @ self.context.weight).pow(2).sum(-1).mean()
 
     def changed(self) -> None:
         """Forget what was computed from the weights."""
@@ -247,8 +248,8 @@ class CrossFitted:
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         if not bool(torch.isfinite(loss)):
             raise KamertonError(
-                "the discriminator's loss is not a number; the best weights so far are kept",
-                mend="lower discriminator_rate",
+                "the discriminator's loss is not a number; the weights of the last checkpoint are kept",
+                mend="lower adversarial.discriminator_rate",
             )
         whole = loss + self.penalty * (judge.penalty(pairs.real) + judge.penalty(pairs.fake))
         optimiser.zero_grad()

@@ -27,7 +27,7 @@ from kamerton.errors import BudgetError, KamertonError
 from kamerton.training.average import Average
 from kamerton.training.budget import Budget
 from kamerton.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, trained_weights
-from kamerton.training.objective import Loss, Objective, Stateful
+from kamerton.training.objective import Loss, Objective, Observant, Stateful
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +224,13 @@ def fit(
         nonlocal held_out
         if held_out is None:
             held_out = objective.validation()
-        if not held_out:
-            return
         with average.in_place() if average is not None else nullcontext():
+            if isinstance(objective, Observant):
+                module.eval()
+                objective.look(state.step, model)
+                module.train()
+            if not held_out:
+                return
             value = _validation_loss(wrapped, module, held_out)
             if value < state.best_loss and accelerator.is_main_process:
                 save_weights(best_path, module)

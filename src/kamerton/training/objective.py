@@ -70,3 +70,12 @@ class Stateful(Protocol):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         ...
+
+
+@runtime_checkable
+class Observant(Protocol):
+    """An objective that looks at the model at every validation, also where there is nothing to validate on."""
+
+    def look(self, step: int, model: LanguageModel) -> None:
+        """Look at the model that is about to be validated (the average, where one is kept)."""
+        ...

@@ -45,25 +45,27 @@ def joined(cells: dict[int, Cell]) -> list[Record]:
             continue  # a copy would count one run twice
         for finding in cell.record.get("findings", ()):
             texts = tuple(tuple(None if _number(v) and i else v for i, v in enumerate(row)) for row in finding["rows"])
-            key = (finding["title"], tuple(finding["columns"]), texts, finding["curve"], finding["note"])
+            levels = tuple(name for name, _ in finding.get("levels", ()))
+            key = (finding["title"], tuple(finding["columns"]), texts, finding["curve"], finding["note"], levels)
             by_title.setdefault(key, []).append((seed, finding))
     out = []
     for same in by_title.values():
         first = same[0][1]
         rows = [
-            [
-                _mean([f["rows"][r][i] for _, f in same]) if i and _number(value) else value
-                for i, value in enumerate(row)
-            ]
+            [_mean([f["rows"][r][i] for _, f in same], value) if i else value for i, value in enumerate(row)]
             for r, row in enumerate(first["rows"])
         ]
         seeds = [seed for seed, _ in same]
-        out.append({**first, "rows": rows, "seeds": seeds})
+        flat = [[name, _mean([f["levels"][i][1] for _, f in same], at)]
+                  for i, (name, at) in enumerate(first.get("levels", ()))]  # fmt: skip
+        out.append({**first, "rows": rows, "seeds": seeds, "levels": flat})
     return out
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Sequence[Any], otherwise: Any) -> Any:
+    """The mean of the numbers among what seeds have in one place; without any, what the first seed has there."""
+    numbers = [value for value in values if _number(value)]
+    return sum(numbers) / len(numbers) if numbers else otherwise
 
 
 def _number(value: Any) -> bool:
@@ -76,11 +78,12 @@ def _shown(finding: Record) -> Record:
     drawn = None
     if finding["curve"] and len(finding["rows"]) > 1:
         lines = [
-            (name, [(float(row[0]), float(row[i])) for row in finding["rows"]])
+            (name, [(float(row[0]), float(row[i])) for row in finding["rows"] if row[i] is not None])
             for i, name in enumerate(finding["columns"])
             if i
         ]
-        drawn = Markup(svg.lines(finding["title"], finding["columns"][0], lines))
+        if any(points for _, points in lines):
+            drawn = Markup(svg.lines(finding["title"], finding["columns"][0], lines, finding["levels"]))
     return {
         "title": finding["title"],
         "note": finding["note"],
@@ -91,6 +94,7 @@ def _shown(finding: Record) -> Record:
         ],
         "rows": [[_written(value) for value in row] for row in finding["rows"]],
         "svg": drawn,
+        "texts": finding.get("texts", False),
     }
 
 

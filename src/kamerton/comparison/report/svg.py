@@ -264,6 +264,7 @@ def forest_scale(values: Sequence[float], width: int, factor: float) -> Axis:
 
 
 Line = Sequence[tuple[float, float]]
+MANY = 24  # points of a line; more of them have no circles, which would hide it
 
 
 def curves(
@@ -296,13 +297,18 @@ def curves(
     return picture(width, height, f"Loss of {title} by tokens", parts, "panel")
 
 
-def lines(title: str, x_name: str, series: Sequence[tuple[str, Line]]) -> str:
-    """A plot of a few named lines over one axis; every line's name stands at its end."""
+def lines(title: str, x_name: str, series: Sequence[tuple[str, Line]], levels: Sequence[tuple[str, float]] = ()) -> str:
+    """A plot of a few named lines over one axis; every line's name stands at its end.
+
+    Args:
+        levels: values with a dashed line across the plot, and their names.
+    """
+    series = [(name, line_points) for name, line_points in series if line_points]
     width, height = 420, 240
     left, right, top, bottom = 46.0, width - 110.0, 14.0, height - 40.0
     points = [point for _, line_points in series for point in line_points]
     x = linear([a for a, _ in points], left + 6, right, 5)
-    y = linear([b for _, b in points], bottom, top, 4)
+    y = linear([*(b for _, b in points), *(value for _, value in levels)], bottom, top, 4)
     parts = []
     for value, shown in y.ticks:
         parts += [line(left, y.place(value), right, y.place(value), "grid")]
@@ -310,7 +316,9 @@ def lines(title: str, x_name: str, series: Sequence[tuple[str, Line]]) -> str:
     parts += [text(x.place(v), bottom + 16, shown, cls="tick mid") for v, shown in x.ticks]
     parts += [line(left, bottom, right, bottom, "axis")]
     parts += [text(right, bottom + 34, x_name, cls="axis-name", text_anchor="end")]
-    ends = sorted((y.place(line_points[-1][1]), name) for name, line_points in series if line_points)
+    parts += [line(left, y.place(value), right, y.place(value), "level") for _, value in levels]
+    ends = [(y.place(line_points[-1][1]), name) for name, line_points in series]
+    ends = sorted([*ends, *((y.place(value), name) for name, value in levels)])
     at = -math.inf
     for place, name in ends:
         at = max(place + 4, at + 13)  # names do not cover each other
@@ -319,7 +327,8 @@ def lines(title: str, x_name: str, series: Sequence[tuple[str, Line]]) -> str:
         steps = [(x.place(a), y.place(b)) for a, b in line_points]
         kind = "validation" if i == 0 else "train"
         parts += [tag("path", d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in steps), cls=f"curve {kind}")]
-        parts += [tag("circle", cx=a, cy=b, r=2.4, cls=f"dot {kind}") for a, b in steps]
+        if len(steps) <= MANY:
+            parts += [tag("circle", cx=a, cy=b, r=2.4, cls=f"dot {kind}") for a, b in steps]
     return picture(width, height, title, parts, "panel")
 
 

@@ -27,6 +27,9 @@ class AdversarialOptions(Options):
     correction: bool = Field(
         True, description="judge d − log π/π_ref in place of d, so that d estimates the reward (adversarial IRL)"
     )
+    discriminator: Literal["factored", "attention"] = Field(
+        "factored", description="what it reads of an answer: the position before a token, or all before it by attention"
+    )
     cross_fitting: bool = Field(True, description="two discriminators, each judge of what the other was trained on")
     rank: int = Field(32, gt=0, description="width of the discriminator's product")
     discriminator_rate: float = Field(1e-3, gt=0, description="learning rate of the discriminators")

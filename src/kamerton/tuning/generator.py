@@ -5,8 +5,8 @@ A frozen model's own states of the query (`inference/features.py`) are pooled by
 each soft token, projected to a few numbers, and from there onto the embedding space, in units of the spread of the
 model's embeddings. What comes out is added to static soft tokens; its last matrix is zero at the start, so that at step
 0 the method is prompt tuning (Lester et al. 2021). Soft prompts that depend on the input were proposed by Wu et al.
-2022 (IDPG, arXiv 2204.04497). Keys and values are made in the same way, and the method then starts as prefix tuning
-(Li & Liang 2021).
+2022 (IDPG, arXiv 2204.04497). Keys and values are made in the same way; in front of the prompt they start as prefix
+tuning (Li & Liang 2021).
 
 This module registers the method with peft under the name `prompt_generator`; a program that loads such an adapter with
 peft alone imports this module first. Through peft alone whole sequences can be scored (one forward pass); answers are

@@ -94,8 +94,6 @@ def text(string: tuple[int, ...]) -> str:
     return " ".join(LETTERS[i] for i in string)
 
 
-
-
 def named(count: int, seed: int) -> tuple[Example, ...]:
     """Strings of many languages, each behind the words that name its language."""
     parts = np.random.default_rng([3, seed]).standard_normal((FACTORS, VALUES, *SHAPE))
@@ -131,8 +129,13 @@ def empty_base(folder: Path, seed: int) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = ["<end>", "<go>", *LETTERS, *(f"q{i}" for i in range(QUERIES)),
-             *(f"w{f}{v}" for f in range(FACTORS) for v in range(VALUES))]
+    words = [
+        "<end>",
+        "<go>",
+        *LETTERS,
+        *(f"q{i}" for i in range(QUERIES)),
+        *(f"w{f}{v}" for f in range(FACTORS) for v in range(VALUES)),
+    ]
     tokens = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<end>"))
     tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>", pad_token="<end>", unk_token="<end>")
@@ -157,7 +160,7 @@ def fitted(base: Base, name: str, what: Task, steps: int, folder: Path, seed: in
 
 
 def pretrained(folder: Path, seed: int, steps: int = 3000) -> Base:
-    """A base that knows many languages of the kind by name, so that a soft prompt can name one that it does not know."""
+    """A base that knows many languages by name, so that a soft prompt can name one that it does not know."""
     empty_base(folder / "empty", seed)
     base = load_base(folder / "empty", dtype="float32", device="cpu")
     adapted = fitted(base, "full", task(named(24_000, seed)), steps, folder / "fit", seed, learning_rate=3e-3,
@@ -192,7 +195,8 @@ SIGNALS: dict[str, dict[str, Any]] = {
 
 
 def trial(
-    base: Base, references: int, signal: str, seed: int, *, steps: int, stage: float, parameterisation: str, tokens: int = 4, apart: float = 0.0,
+    base: Base, references: int, signal: str, seed: int, *, steps: int, stage: float, parameterisation: str,
+    tokens: int = 4, apart: float = 0.0,
     **options: Any,
 ) -> tuple[float, float]:  # fmt: skip
     """Divergences after `steps` steps, of which the share `stage` by the signal."""

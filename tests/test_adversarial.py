@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import tiny
 from kamerton.base import Base
 from kamerton.errors import KamertonError
 from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Run
-from kamerton.objectives.adversarial import Adversarial
+from kamerton.objectives.adversarial import DISCRIMINATORS, Adversarial
 from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.objectives.rollouts import advantages, to_go
-from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs, auc
+from kamerton.rewards.attention import KEY_SIZE, Attentive
+from kamerton.rewards.discriminator import Control, CrossFitted, auc
+from kamerton.rewards.factored import Factored
+from kamerton.rewards.pairs import Pairs, Tokens
 from kamerton.training import Budget, fit
 from kamerton.training.loop import Settings
 from kamerton.tuning import get_parameterisation
@@ -41,24 +46,98 @@ def test_auc_is_the_share_of_pairs_in_order(real: list[float], fake: list[float]
     assert auc(torch.tensor(real), torch.tensor(fake)) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def judge(rank: int = 4, seed: int = 0) -> Factored:
+KINDS = (Factored, Attentive)
+ROWS = torch.tensor([0, 0, 0, 0, 1, 2, 2])
+
+
+def judge(rank: int = 4, seed: int = 0, kind: type[Factored] = Factored) -> Factored:
     torch.manual_seed(seed)
-    return Factored(10, torch.randn(20, 6), rank)
+    return kind(10, torch.randn(20, 6), rank)
 
 
-def test_a_whole_vocabulary_is_scored_as_its_tokens_one_by_one() -> None:
-    d, features = judge(), torch.randn(5, 10)
-    whole = d.of_vocabulary(features)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_vocabulary_is_scored_as_its_tokens_one_by_one(kind: type[Factored]) -> None:
+    d = judge(kind=kind)
+    contexts = d.contexts(torch.randn(7, 10), ROWS).detach()
+    whole = d.of_vocabulary(contexts)
     for token in range(20):
-        one = d.of_tokens(features, torch.full((5,), token))
+        one = d.of_tokens(contexts, torch.full((7,), token))
         torch.testing.assert_close(whole[:, token], one.detach())
 
 
 def test_the_penalty_is_the_gradient_by_the_features() -> None:
-    d, features = judge(), torch.randn(7, 10, requires_grad=True)
+    d, features, g = judge(), torch.randn(7, 10, requires_grad=True), torch.Generator()
     tokens = torch.randint(20, (7,))
-    (gradient,) = torch.autograd.grad(d.of_tokens(features, tokens).sum(), features)
-    torch.testing.assert_close(d.penalty(tokens), gradient.pow(2).sum(1).mean())
+    (gradient,) = torch.autograd.grad(d.of_tokens(d.contexts(features, ROWS), tokens).sum(), features)
+    torch.testing.assert_close(d.penalty(features, tokens, ROWS, g), gradient.pow(2).sum(1).mean())
+
+
+def test_the_penalty_of_attention_is_that_gradient_on_average_and_can_be_learned_from() -> None:
+    """Every score's own gradient by all features, one backward pass each, against random signs and one pass."""
+    d, features, g = judge(kind=Attentive), torch.randn(7, 10, requires_grad=True), torch.Generator().manual_seed(0)
+    tokens = torch.randint(20, (7,))
+    scores = d.of_tokens(d.contexts(features, ROWS), tokens)
+    own = [torch.autograd.grad(s, features, retain_graph=True)[0].pow(2).sum() for s in scores]
+    found = torch.stack([d.penalty(features, tokens, ROWS, g).detach() for _ in range(600)])
+    error = float(found.std() / len(found) ** 0.5)
+    assert float(found.mean()) == pytest.approx(float(torch.stack(own).mean()), abs=4 * error)
+    d.penalty(features, tokens, ROWS, g).backward()
+    assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in d.parameters())
+
+
+def test_its_attention_is_that_of_pytorch() -> None:
+    """Row by row through scaled_dot_product_attention; a head's numbers are added up, and the factored part to them."""
+    d, features = judge(kind=Attentive), torch.randn(7, 10)
+    assert isinstance(d, Attentive)
+    expected = []
+    for row in range(3):
+        f = features[row == ROWS]
+        q, k, v = (layer(f).view(len(f), d.heads, -1).transpose(0, 1) for layer in (d.query, d.key, d.value))
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=KEY_SIZE**-0.5)
+        expected.append(f @ d.context.weight.T + attended.sum(0))
+    torch.testing.assert_close(d.contexts(features, ROWS), torch.cat(expected))
+
+
+def test_a_context_holds_nothing_of_what_comes_later_or_of_other_rows() -> None:
+    d, features = judge(kind=Attentive), torch.randn(7, 10)
+    before = d.contexts(features, ROWS)
+    changed = features.clone()
+    changed[2:5] += 1.0
+    same = (d.contexts(changed, ROWS) == before).all(1)
+    assert same.tolist() == [True, True, False, False, False, True, True]
+
+
+# -- pairs and the buffer ---------------------------------------------------------------------------------------------
+
+
+def numbered(lengths: Sequence[int], first: int = 0) -> Tokens:
+    """Rows of these lengths whose tokens count on and tell where they stood: 100 · row + place."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    tokens = [100 * (first + r) + place for r, n in enumerate(lengths) for place in range(n)]
+    count = len(tokens)
+    return Tokens(torch.arange(count * 2.0).view(count, 2), torch.tensor(tokens), torch.zeros(count),
+                  torch.as_tensor(rows), torch.zeros(count))  # fmt: skip
+
+
+def whole_rows(tokens: Tokens) -> list[list[int]]:
+    return [tokens.tokens[tokens.rows == r].tolist() for r in tokens.rows.unique_consecutive()]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 8), st.integers(0, 25), st.integers(0, 99))
+def test_rows_are_drawn_and_dropped_whole(lengths: list[int], count: int, limit: int, seed: int) -> None:
+    tokens, g = numbered(lengths), torch.Generator().manual_seed(seed)
+    known = [list(range(100 * r, 100 * r + n)) for r, n in enumerate(lengths)]
+    drawn = whole_rows(tokens.drawn(count, g))
+    assert len(drawn) == count
+    assert all(row in known for row in drawn)
+    kept = tokens.at_most(limit, g)
+    assert len(kept) == min(limit, sum(lengths))
+    left = whole_rows(kept)
+    assert all(row in known for row in left[:-1])  # the last one may be a beginning
+    assert all(row == known[row[0] // 100][: len(row)] for row in left)
+    joined = tokens.and_then(numbered(lengths, first=50))
+    assert whole_rows(joined) == [*known, *([x + 5000 for x in row] for row in known)]
 
 
 def separable(count: int, seed: int) -> Pairs:
@@ -67,20 +146,41 @@ def separable(count: int, seed: int) -> Pairs:
     features = torch.randn(count, 10, generator=g)
     real = (features[:, 0] > 0).long() + 2 * (features[:, 1] > 0).long()
     fake = torch.randint(4, (count,), generator=g)
-    folds = torch.arange(count) % 2
-    none = torch.zeros(count)
-    return Pairs(features, real, folds, features, fake, folds, none, none)
+    return paired(features, real, fake, torch.arange(count))
+
+
+def paired(features: Tensor, real: Tensor, fake: Tensor, rows: Tensor) -> Pairs:
+    sides = (Tokens(features, tokens, rows % 2, rows, torch.zeros(len(rows))) for tokens in (real, fake))
+    return Pairs(*sides)
 
 
 def chance(count: int, seed: int) -> Pairs:
     """References that nothing tells from the model's tokens."""
     g = torch.Generator().manual_seed(seed)
     pairs = separable(count, seed)
-    return replace(pairs, real=torch.randint(4, (count,), generator=g))
+    return replace(pairs, real=replace(pairs.real, tokens=torch.randint(4, (count,), generator=g)))
 
 
-def pair_of_judges() -> CrossFitted:
-    return CrossFitted([judge(8, 1), judge(8, 2)], learning_rate=1e-2, decay=0.0, penalty=0.0)
+def told_first(count: int, seed: int, length: int = 5) -> Pairs:
+    """Rows whose first position decides every later token, and says so; the model's tokens are chance.
+
+    The later positions are chance, so that none of them tells a reference's token from another.
+    """
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, length, 10, generator=g)
+    features[:, :, 0] = -1.0
+    features[:, 0, 0] = 3.0
+    wanted = (features[:, 0, 1] > 0).long() + 2 * (features[:, 0, 2] > 0).long()
+    real = wanted[:, None].repeat(1, length)
+    fake = torch.randint(4, (count, length), generator=g)
+    real[:, 0] = torch.randint(4, (count,), generator=g)  # what the first position itself shows does not count
+    rows = torch.arange(count).repeat_interleave(length)
+    return paired(features.flatten(0, 1), real.flatten(), fake.flatten(), rows)
+
+
+def pair_of_judges(kind: type[Factored] = Factored, **more: Any) -> CrossFitted:
+    return CrossFitted([judge(8, 1, kind), judge(8, 2, kind)],
+                       **{"learning_rate": 1e-2, "decay": 0.0, "penalty": 0.0, **more})  # fmt: skip
 
 
 def test_what_can_be_told_apart_is_learned() -> None:
@@ -90,6 +190,27 @@ def test_what_can_be_told_apart_is_learned() -> None:
     for step in range(60):
         judges.watch(separable(64, 1000 + step))
     assert judges.control.held_out > 0.75
+
+
+def test_attention_learns_what_no_single_position_shows() -> None:
+    found = {}
+    for kind in KINDS:
+        judges, g = pair_of_judges(kind, penalty=0.001), torch.Generator().manual_seed(0)
+        for step in range(150):
+            judges.train(told_first(32, step), 1, g)
+        for step in range(60):
+            judges.watch(told_first(32, 1000 + step))
+        found[kind] = judges.control.held_out
+    assert found[Factored] == pytest.approx(0.5, abs=0.03)
+    assert found[Attentive] > 0.7  # 0.8 is the most: a position of five is chance, a token of four the same one
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_buffer_only_new_answers_are_seen(kind: type[Factored]) -> None:
+    judges, g = pair_of_judges(kind, replay=0), torch.Generator().manual_seed(0)
+    for step in range(3):
+        judges.train(told_first(8, step), 1, g)
+    assert all(old is not None and not len(old) for old in judges._old)
 
 
 def test_memorised_noise_shows_in_the_trained_auc_and_not_in_the_held_out_one() -> None:
@@ -109,10 +230,11 @@ def test_a_judge_never_learns_from_the_half_that_it_judges() -> None:
     for seed in (5, 6):
         judges, other = pair_of_judges(), separable(40, seed)
         same = separable(40, 4)
-        first = same.folds == 0
-        mixed = replace(
-            same, real=torch.where(first, other.real, same.real), fake=torch.where(first, other.fake, same.fake),
-        )  # fmt: skip
+        first = same.real.folds == 0
+        mixed = Pairs(*(
+            replace(s, tokens=torch.where(first, o.tokens, s.tokens))
+            for s, o in ((same.real, other.real), (same.fake, other.fake))
+        ))  # fmt: skip
         judges.train(mixed, 3, torch.Generator().manual_seed(0))
         ends.append(judges.judge_of(0).context.weight.detach().clone())
     assert (ends[0] == ends[1]).all()
@@ -135,15 +257,17 @@ def test_the_controller_keeps_the_band() -> None:
     assert fixed.trust == 1.0
 
 
-def test_judges_go_on_from_their_state() -> None:
-    one, two, g = pair_of_judges(), pair_of_judges(), torch.Generator()
+@pytest.mark.parametrize("kind", KINDS)
+def test_judges_go_on_from_their_state(kind: type[Factored]) -> None:
+    one, two = (pair_of_judges(kind, penalty=0.1, replay=60) for _ in range(2))
+    g = torch.Generator()
     for step in range(5):
-        one.train(separable(30, step), 2, g.manual_seed(step))
+        one.train(told_first(12, step), 2, g.manual_seed(step))
     two.restore(one.state())
     for step in range(5, 9):
         for judges in (one, two):
-            judges.train(separable(30, step), 2, g.manual_seed(step))
-            judges.watch(separable(30, step))
+            judges.train(told_first(12, step), 2, g.manual_seed(step))
+            judges.watch(told_first(12, step))
     for key, value in one.state().items():
         assert (value == two.state()[key]).all(), key
 
@@ -167,9 +291,11 @@ def test_advantages_are_relative_to_the_group() -> None:
 # -- the objective ----------------------------------------------------------------------------------------------------
 
 
-def started(base: Base, kind: str = "prompt-generator", **options: Any) -> tuple[Adversarial, Any]:
+def started(
+    base: Base, kind: str = "prompt-generator", into: str = "tokens", **options: Any
+) -> tuple[Adversarial, Any]:
     parameterisation = get_parameterisation(kind)
-    sizes = {"tokens": 6, "generated": 3, "rank": 4, "key_size": 4} if kind == "prompt-generator" else {}
+    sizes = {"tokens": 6, "generated": 3, "rank": 4, "key_size": 4, "into": into} if kind == "prompt-generator" else {}
     tuned = parameterisation.attach(base, parameterisation.options(**sizes), tiny.colour_task(), 0)
     objective = Adversarial(
         base, tiny.colour_task(), AdversarialOptions(**{"warmup_steps": 2, "rank": 4, **options}), batch_size=6,
@@ -179,18 +305,26 @@ def started(base: Base, kind: str = "prompt-generator", **options: Any) -> tuple
     return objective, tuned
 
 
-def test_the_signal_on_references_is_the_exact_expectation(small_base: Base) -> None:
-    """By hand: the gradient of −Σ_v π(v) d(v) by the logits is −π (d − Σ π d)."""
-    objective, tuned = started(small_base, anchor=0.0, kl=0.0, correction=False, controller=False)
+@pytest.mark.parametrize("discriminator", DISCRIMINATORS)
+@pytest.mark.parametrize("chunk", [512, 3])
+def test_the_signal_on_references_is_the_exact_expectation(
+    small_base: Base, discriminator: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: the gradient of −Σ_v π(v) d(v) by the logits is −π (d − Σ π d), wherever chunks cut the rows."""
+    monkeypatch.setattr("kamerton.objectives.adversarial.OUTPUT_CHUNK", chunk)
+    objective, tuned = started(small_base, anchor=0.0, kl=0.0, correction=False, controller=False,
+                               discriminator=discriminator)  # fmt: skip
     (batch,) = objective.batches(0, tuned.model)
     hidden = tuned.model.target_hidden(batch.batch).detach()
     logits = tuned.model.output(hidden).float().detach().requires_grad_()
     own = tuned.model.output
-    tuned.model.output = lambda _: logits  # type: ignore[method-assign]
+    calls = iter(logits.split(chunk))
+    tuned.model.output = lambda _: next(calls)  # type: ignore[method-assign]
     objective.loss(tuned.model, batch).total.backward()
     tuned.model.output = own  # type: ignore[method-assign]
     p = logits.detach().softmax(-1)
-    d = objective.judges.vocabulary(batch.features, torch.as_tensor(objective._fold[batch.owners]))
+    folds = torch.as_tensor(objective._fold[batch.owners])
+    d = objective.judges.vocabulary(objective.judges.contexts(batch.features, batch.rows, folds), folds)
     expected = -p * (d - (p * d).sum(-1, keepdim=True))
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, expected, atol=1e-6, rtol=1e-4)
@@ -245,10 +379,16 @@ SMALL: dict[str, Any] = {"tokens": 6, "generated": 3, "rank": 4, "key_size": 4, 
 STAGE: dict[str, Any] = {"warmup_steps": 2, "rank": 4, "validations": 2, "queries": 2, "group": 2}
 
 
-@pytest.mark.parametrize("path", ["references", "rollouts", "both"])
-def test_it_is_saved_and_loaded_and_answers_the_same(small_base: Base, tmp_path: Path, path: str) -> None:
-    adapted = tiny.fit(small_base, "gan-prompt", tmp_path / "fit", budget=Budget(steps=10), **SMALL,
-                       adversarial={**STAGE, "path": path})  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "discriminator", "into"),
+    [("references", "factored", "tokens"), ("rollouts", "factored", "tokens"), ("both", "factored", "tokens"),
+     ("both", "attention", "keys-values")],
+)  # fmt: skip
+def test_it_is_saved_and_loaded_and_answers_the_same(
+    small_base: Base, tmp_path: Path, path: str, discriminator: str, into: str
+) -> None:
+    adapted = tiny.fit(small_base, "gan-prompt", tmp_path / "fit", budget=Budget(steps=10), **SMALL, into=into,
+                       adversarial={**STAGE, "path": path, "discriminator": discriminator})  # fmt: skip
     assert "Adversarial stage" in [f.title for f in adapted.record.findings]
     assert any("adversarial training" in note for note in adapted.record.notes)
     adapted.save(tmp_path / "saved")
@@ -266,13 +406,18 @@ def test_the_objective_works_with_other_parameterisations(small_base: Base, tmp_
     assert any("reward" in row for row in adapted.record.curve)
 
 
-def test_stopped_anywhere_it_goes_on_bit_for_bit(small_base: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("discriminator", "into"), [("factored", "tokens"), ("attention", "keys-values")])
+def test_stopped_anywhere_it_goes_on_bit_for_bit(
+    small_base: Base, tmp_path: Path, discriminator: str, into: str
+) -> None:
     """Both networks, optimisers, the buffer and the average: a stage stopped at every step ends the same."""
     ends = []
     for stops in ((), (1, 2, 3, 4, 5)):
         folder = tmp_path / f"{len(stops)}"
         for stop in (*stops, None):
-            objective, tuned = started(small_base, path="both", queries=2, group=2)
+            objective, tuned = started(
+                small_base, into=into, path="both", queries=2, group=2, discriminator=discriminator
+            )
             settings = Settings(learning_rate=0.01, betas=(0.5, 0.999), validations=2, average=0.8, validate_start=True)
             result = fit(tuned.model, tuned.module, objective, settings, Budget(steps=6), folder, stop_after=stop)
         weights = {n: p.detach().clone() for n, p in tuned.module.named_parameters() if p.requires_grad}

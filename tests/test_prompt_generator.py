@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kamerton.base.model import CausalModel, Front
 from kamerton.inference import Engine, Sampling
 from kamerton.inference.features import Features
 from kamerton.inference.score import Scorer, Tree
+from kamerton.rendering import Rendered
 from kamerton.training.batches import make_batch
 from kamerton.training.checkpoint import trained_weights
 from kamerton.tuning import Tuned, get_parameterisation
@@ -184,8 +185,9 @@ def test_at_the_start_it_is_prompt_tuning(small_base: Base, place: str) -> None:
     assert (moved[0] - moved[1]).abs().max() > 0.01
 
 
-def test_every_number_of_it_learns_and_nothing_else(small_base: Base) -> None:
-    tuned = attach(small_base, noise=2)
+@pytest.mark.parametrize("into", ["tokens", "keys-values"])
+def test_every_number_of_it_learns_and_nothing_else(small_base: Base, into: str) -> None:
+    tuned = attach(small_base, noise=2, into=into)
     stir(tuned)
     before = {n: p.detach().clone() for n, p in tuned.model.hf.named_parameters()}
     rendered = [small_base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:4]]
@@ -196,9 +198,138 @@ def test_every_number_of_it_learns_and_nothing_else(small_base: Base) -> None:
     assert all(p.grad is None and (p == before[n]).all() for n, p in tuned.model.hf.named_parameters())
 
 
+# -- keys and values in every layer -----------------------------------------------------------------------------------
+
+PLACES = ("end", "front")
+
+
+def examples(base: Base) -> list[Rendered]:
+    return [base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:5]]
+
+
+def scores_of_targets(tuned: Tuned, base: Base, share: bool = True) -> Tensor:
+    rendered = examples(base)
+    return tuned.model.target_log_probs(make_batch(rendered, share=share))
+
+
+def by_peft(tuned: Tuned, prompt: Sequence[int], rest: Sequence[int]) -> Tensor:
+    """(rest, V) log-probabilities behind a prompt of transformers' own passes over its own cache."""
+    logits = tuned.peft(input_ids=torch.tensor([[*prompt, *rest]])).logits[0]
+    return logits[len(prompt) - 1 :].log_softmax(-1)
+
+
+def test_with_keys_it_starts_as_prefix_tuning(small_base: Base) -> None:
+    """In front of everything, 6 + 3 pairs are the prefix of 9 that starts from the same numbers: loss and answers."""
+    tuned = attach(small_base, place="front", into="keys-values")
+    kind = get_parameterisation("prefix-tuning")
+    prefix = kind.attach(small_base, kind.options(tokens=9, init="task"), tiny.colour_task(), 0)
+    network = tuned.peft.base_model.network
+    with torch.no_grad():
+        prefix.peft.prompt_encoder["default"].embedding.weight.copy_(network.start)
+        ours, theirs = (scores_of_targets(t, small_base) for t in (tuned, prefix))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    asked = [e.messages for e in tiny.colour_task().test[:6]]
+    choices = [["red", "green", "blue", "black and white", "black and blue"]] * len(asked)
+    engines = [Engine(t.model, small_base.renderer) for t in (tuned, prefix)]
+    said = [[a.tokens for a in e.generate(asked, Sampling(max_tokens=8))] for e in engines]
+    assert said[0] == said[1]
+    for one, two in zip(*(e.score(asked, choices) for e in engines), strict=True):
+        assert one == pytest.approx(two, abs=1e-4)
+    # the static part of the start is what prefix tuning itself starts from
+    own = kind.attach(small_base, kind.options(tokens=6), tiny.colour_task(), 0)
+    weight = own.peft.prompt_encoder["default"].embedding.weight
+    torch.testing.assert_close(network.start[:6], weight, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("share", [True, False])
+def test_with_keys_packs_are_transformers_own_passes(small_base: Base, place: str, share: bool) -> None:
+    """Log-probabilities and gradients of every trained number, rows packed behind what they share or row by row."""
+    compare(small_base, place, share)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["mistral-window", "qwen3", "gemma2", "gpt2"])
+def test_with_keys_other_architectures_are_right_too(tiny_base: Callable[[str], Base], name: str, place: str) -> None:
+    """Sliding windows, soft caps, normalised keys, absolute positions, as many key heads as heads."""
+    compare(tiny_base(name), place, True)
+
+
+def compare(base: Base, place: str, share: bool) -> None:
+    tuned = attach(base, place=place, into="keys-values")
+    stir(tuned)
+    rendered = examples(base)
+    parameters = [p for p in tuned.module.parameters() if p.requires_grad]
+    ours = scores_of_targets(tuned, base, share)
+    gradients = torch.autograd.grad(ours.sum(), parameters, allow_unused=True)
+    rows = [(r.tokens[: r.prompt_length], r.tokens[r.prompt_length :]) for r in rendered]
+    theirs = torch.cat([by_peft(tuned, p, a)[:-1].gather(1, torch.tensor(a)[:, None])[:, 0] for p, a in rows])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    expected = torch.autograd.grad(theirs.sum(), parameters, allow_unused=True)
+    for one, two in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("same", [True, False])
+def test_with_keys_answers_are_those_of_a_plain_loop(small_base: Base, place: str, same: bool) -> None:
+    tuned = attach(small_base, place=place, into="keys-values")
+    stir(tuned)
+    tuned.module.eval()
+    examples = tiny.colour_task().test[:6]
+    asked = [examples[0].messages if same else e.messages for e in examples]
+    engine = Engine(tuned.model, small_base.renderer, max_batch_tokens=120)
+    for messages, answer in zip(asked, engine.generate(asked, Sampling(max_tokens=9)), strict=True):
+        prompt, said = small_base.renderer.prompt(messages), []
+        while len(said) < 9 and (not said or said[-1] not in small_base.renderer.end_ids):
+            with torch.no_grad():
+                said.append(int(by_peft(tuned, prompt, said)[-1].argmax()))
+        assert list(answer.tokens) == said
+    sampling = Sampling(max_tokens=7, temperature=1.0, n=3, seed=4)
+    together = Engine(tuned.model, small_base.renderer).generate(asked, sampling)
+    if not same:
+        alone = [a for m in asked for a in engine.generate([m], sampling)]
+        assert [a.tokens for a in together] == [a.tokens for a in alone]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_with_keys_a_row_is_scored_the_same_beside_others(small_base: Base, place: str) -> None:
+    """Trees of choices behind several prompts against one continuation of one prompt after another."""
+    tuned = attach(small_base, place=place, into="keys-values")
+    stir(tuned)
+    tuned.module.eval()
+    engine = Engine(tuned.model, small_base.renderer)
+    asked = [e.messages for e in tiny.colour_task().test[:4]]
+    choices = ["red", "green", "black and white", "black and blue", "black"]
+    together = engine.score(asked, [choices] * len(asked))
+    for messages, row in zip(asked, together, strict=True):
+        prompt = small_base.renderer.prompt(messages)
+        for text, value in zip(choices, row, strict=True):
+            tokens = small_base.renderer.answer(text)
+            with torch.no_grad():
+                log_p = by_peft(tuned, prompt, tokens)[:-1].gather(1, torch.tensor(tokens)[:, None])
+            assert value == pytest.approx(float(log_p.sum()), abs=1e-4)
+            assert value == pytest.approx(engine.score([messages], [[text]])[0][0], abs=1e-4)
+    assert engine.rank(asked, [choices] * len(asked)) == [row.index(max(row)) for row in together]
+
+
+def test_with_keys_other_queries_get_other_pairs_once_it_moves(small_base: Base) -> None:
+    tuned = attach(small_base, into="keys-values")
+    prompts = [small_base.renderer.prompt(e.messages) for e in tiny.colour_task().test[:2]]
+    assert tuned.model.inserts is not None
+    with torch.no_grad():
+        first = tuned.model.inserts.make(prompts)
+        stir(tuned)
+        moved = tuned.model.inserts.make(prompts)
+    assert len(first) == small_base.model.config.num_hidden_layers
+    assert all((x[0] == x[1]).all() for pair in first for x in pair)
+    assert all((x[0] - x[1]).abs().max() > 1e-3 for pair in moved for x in pair)
+
+
+@pytest.mark.parametrize("into", ["tokens", "keys-values"])
 @pytest.mark.parametrize("place", ["end", "front"])
-def test_peft_loads_it_in_a_new_process(small_base: Base, tmp_path: Path, place: str) -> None:
-    tuned = attach(small_base, place=place)
+def test_peft_loads_it_in_a_new_process(small_base: Base, tmp_path: Path, place: str, into: str) -> None:
+    tuned = attach(small_base, place=place, into=into)
     stir(tuned)
     tuned.save(tmp_path / "adapter")
     loaded = get_parameterisation("prompt-generator").load(small_base, tmp_path / "adapter")

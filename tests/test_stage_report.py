@@ -104,7 +104,9 @@ def test_scores_are_those_of_judges_that_never_saw_the_reference(small_base: Bas
             tokens = torch.tensor(row.tokens[row.prompt_length :])
             judges = objective.judges
             by = judges.judges if held_out else [judges.judge_of(int(objective._fold[owner]))]
-            expected = np.mean([float(d.of_tokens(features, tokens).detach().mean()) for d in by])
+            alone = torch.zeros(len(tokens))
+            with torch.no_grad():
+                expected = np.mean([float(d.of_tokens(d.contexts(features, alone), tokens).mean()) for d in by])
             assert looks.taken[0].reference_scores[i] == pytest.approx(expected, rel=1e-5)
 
 
@@ -325,7 +327,7 @@ def test_a_generator_that_is_paid_for_one_word_collapses_and_is_warned_of(small_
         warmup_steps=0, group=8, queries=4,
     )  # fmt: skip
     liked = small_base.renderer.answer("red")[0]
-    objective.judges.tokens = lambda features, tokens, _: (tokens == liked).float()
+    objective.judges.tokens = lambda features, tokens, fold: (tokens == liked).float()
     plan = Settings(learning_rate=0.005, validations=1, patience=9, validate_start=True)
     result = fit(tuned.model, tuned.module, objective, plan, Budget(steps=40), tmp_path)
     first, last = objective.looks.taken

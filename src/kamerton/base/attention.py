@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from kamerton.base import cascade, fused
+from kamerton.base.inserts import Placed
 
 NAME = "kamerton"
 """The name under which the attention function is registered with transformers."""
@@ -96,6 +97,7 @@ class Layout:
         tree: (B, S, S) booleans: which of its row's new tokens a new token sees (S = the longest row), in place of
             "all that stand before it". Used to score many continuations of one prompt in one pass.
         positions: (T,) positions of the packed tokens.
+        placed: what stands among the rows' tokens, with keys and values of its own.
         record: a list that receives the prefix's keys and values, layer by layer (what `shared` is made of).
     """
 
@@ -107,6 +109,7 @@ class Layout:
     slots: Sequence[int] | None = None
     tree: Tensor | None = None
     record: LayerKeys | None = None
+    placed: Placed | None = None
     _masks: dict[Any, Tensor | None] = field(default_factory=dict)
     _index: tuple[Tensor, Tensor] | None = None
     _slots: Tensor | None = None
@@ -421,6 +424,8 @@ def packed_attention(
             attended = _attend(front_q, front_k[None], front_v[None], added, scaling, softcap, dropout)
         out.append(attended[0].transpose(0, 1))  # (P, H, D)
     if layout.rows:
+        if layout.placed is not None:
+            k, v = layout.placed.given(layer, k, v)
         b, s = layout.rows, layout.longest
         index, inverse = layout.index()
         ragged = len(inverse) != b * s

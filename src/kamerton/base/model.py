@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
 from kamerton.base.frozen import FrozenLayers
-from kamerton.base.inserts import Inserts, Placed, behind
+from kamerton.base.inserts import Inserts, behind
 from kamerton.base.linears import PackedLinears
 from kamerton.base.work import Work
 
@@ -354,7 +354,7 @@ class CausalModel(LanguageModel):
             tree: (B, S, S) booleans, see `Layout.tree`; then `depths` gives each token's position within its row.
             record: receives the prefix's keys and values.
             prompts: all prompt tokens of each row, those of the prefix too, where rows begin with the rest of their
-                prompts; a model that puts soft tokens into rows (`inserts`) makes them of these.
+                prompts; a model that puts something of its own into rows (`inserts`) makes it of these.
 
         Returns:
             Hidden states after the final norm; those of soft tokens inside rows are left out.
@@ -375,10 +375,8 @@ class CausalModel(LanguageModel):
         p = n_soft + len(prefix)
         placed = None
         if self.inserts is not None and prompts is not None and rows:
-            known = shared.tokens if shared is not None else len(prefix)
-            places = [self.inserts.sharable(len(prompt)) - known for prompt in prompts]
-            placed = Placed(lengths, places, self.inserts.count)
-            made, lengths = self.inserts.make(prompts), placed.lengths
+            placed = self.inserts.placed(lengths, prompts, shared.tokens if shared is not None else len(prefix))
+            lengths = placed.lengths
             depths = placed.depths(depths) if depths is not None else None
             tree = placed.tree(tree) if tree is not None else None
         starts = torch.zeros(len(rows), dtype=torch.long)
@@ -401,10 +399,11 @@ class CausalModel(LanguageModel):
             slots=slots,
             tree=tree,
             record=record,
+            placed=placed,
         )
         embeds = self.hf.get_input_embeddings()(ids)
         if placed is not None:
-            embeds = torch.cat([embeds[: len(prefix)], placed.put(embeds[len(prefix) :], made)])
+            embeds = torch.cat([embeds[: len(prefix)], placed.put(embeds[len(prefix) :])])
         if soft is not None:
             embeds = torch.cat([soft.to(embeds.dtype), embeds])
         with self._attention(), self._prepared():

@@ -134,7 +134,12 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
 
 
 def draw(logits: Tensor, noise: NDArray[np.float64]) -> Tensor:
-    """One token a row by inverse CDF: (B, V) filtered logits and (B,) uniform numbers → (B,) token ids.
+    """One token a row: (B, V) filtered logits and (B,) uniform numbers → (B,) token ids."""
+    return draws(logits, noise[:, None])[:, 0]
+
+
+def draws(logits: Tensor, noise: NDArray[np.float64]) -> Tensor:
+    """Tokens of each row by inverse CDF: (B, V) filtered logits and (B, S) uniform numbers → (B, S) token ids.
 
     The vocabulary is summed in blocks first and only the block that holds the number is searched: exact sums in float64
     at the price of one pass over the logits.
@@ -146,16 +151,15 @@ def draw(logits: Tensor, noise: NDArray[np.float64]) -> Tensor:
         p = torch.nn.functional.pad(p, (0, _BLOCK - v % _BLOCK))
     blocks = p.view(b, -1, _BLOCK)
     sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, V / block)
-    target = torch.as_tensor(noise, device=logits.device)[:, None] * sums[:, -1:]
-    block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)  # (B, 1)
+    target = torch.as_tensor(noise, device=logits.device) * sums[:, -1:]  # (B, S)
+    block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_(min=0)), 0.0)
-    chosen = blocks.gather(1, block[:, :, None].expand(b, 1, _BLOCK))[:, 0].double()
-    inside = chosen.cumsum(-1)
-    place = torch.searchsorted(inside, target - before, right=True).clamp_(max=_BLOCK - 1)
-    token = block * _BLOCK + place
+    chosen = blocks.gather(1, block[:, :, None].expand(b, block.shape[1], _BLOCK)).double()  # (B, S, block)
+    rest = (target - before)[:, :, None]
+    place = torch.searchsorted(chosen.cumsum(-1), rest, right=True).clamp_(max=_BLOCK - 1)
     # rounding can point one past the last token with probability; the likeliest token stands in for it
-    dead = chosen.gather(1, place) == 0
-    return torch.where(dead, best, token)[:, 0]
+    dead = chosen.gather(2, place)[:, :, 0] == 0
+    return torch.where(dead, best, block * _BLOCK + place[:, :, 0])
 
 
 def _argmax(logits: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ def two_stages(
         text = ", ".join([f"loss {p.loss:.3f}", *parts, f"{p.seconds_left:.0f} s left"])
         run.report(f"{options.objective} training", p.share, text)
 
-    key = fit_key(method.name, base, task, options, second, run.seed, chosen=record.chosen, stage=2)
+    # `pairs`: how the discriminators' tokens are kept; a checkpoint that keeps them otherwise cannot go on
+    key = fit_key(method.name, base, task, options, second, run.seed, chosen=record.chosen, stage=2, pairs="by row")
     try:
         result = fit(
             tuned.model, tuned.module, objective, settings, second, run.folder / options.objective, key=key,

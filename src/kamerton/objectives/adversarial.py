@@ -7,7 +7,8 @@ without sampling, at about the cost of a supervised step. On *rollouts*, answers
 the KL divergence to the start. With the correction of adversarial inverse reinforcement learning (Fu et al. 2018, arXiv
 1710.11248) what is judged is d − log π/π_ref, so that d estimates log p_data/π_ref.
 
-The discriminator is in `rewards/discriminator.py`. Which checkpoint is kept is decided by the task's metric on answers
+The discriminators are in `rewards/`: `factored.py`, `attention.py`, and how two of them judge each other's part in
+`discriminator.py`. Which checkpoint is kept is decided by the task's metric on answers
 to validation examples, and the supervised start is a candidate.
 """
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,18 +30,23 @@ from kamerton.base.model import OUTPUT_CHUNK, CausalModel
 from kamerton.errors import TaskError
 from kamerton.inference import Sampling
 from kamerton.inference.features import Features
-from kamerton.inference.sampling import draw
+from kamerton.inference.sampling import draws
 from kamerton.objectives.adversarial_batches import References, Sampled
 from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.objectives.judged import Judged, judged, judged_loss
 from kamerton.objectives.looks import Looks, mean_scores
 from kamerton.objectives.rollouts import Rollout, advantages, sample
 from kamerton.rendering import Rendered
-from kamerton.rewards.discriminator import Control, CrossFitted, Factored, Pairs, normed
+from kamerton.rewards.attention import Attentive
+from kamerton.rewards.discriminator import Control, CrossFitted
+from kamerton.rewards.factored import Factored, normed
+from kamerton.rewards.pairs import Pairs, Tokens, tensors, tokens_of
 from kamerton.tasks.example import Task
 from kamerton.training.batches import cut, make_batch, order
 from kamerton.training.checkpoint import copied_weights, weights_in_place
 from kamerton.training.objective import Loss
+
+DISCRIMINATORS: dict[str, type[Factored]] = {"factored": Factored, "attention": Attentive}
 
 FEWEST = 8
 """References below which two discriminators would have too little to learn from; then there is one."""
@@ -89,8 +97,9 @@ class Adversarial:
         self._features = Features(base.model.hf)
         embedding = normed(base.model.hf.get_input_embeddings().weight.detach())  # once for all judges
         torch.manual_seed(seed + 1)
+        kind = DISCRIMINATORS[options.discriminator]
         self.judges = CrossFitted(
-            [Factored(self._features.width, embedding, options.rank).to(embedding.device) for _ in range(folds)],
+            [kind(self._features.width, embedding, options.rank).to(embedding.device) for _ in range(folds)],
             learning_rate=options.discriminator_rate, decay=options.decay, penalty=options.penalty,
             replay=options.replay,
             control=Control(low=options.low, high=options.high, steps=options.steps, fixed=not options.controller),
@@ -127,7 +136,7 @@ class Adversarial:
         """The discriminators, their optimisers and what they are still to see."""
         out = {f"judges/{k}": v for k, v in self.judges.state().items()}
         for i, pairs in enumerate(self._pending):
-            out |= {f"pending/{i}/{name}": getattr(pairs, name) for name in Pairs.__dataclass_fields__}
+            out |= tensors(pairs.real, f"pending/{i}/real") | tensors(pairs.fake, f"pending/{i}/fake")
         out["ready"] = torch.tensor([float(self._ready)])
         out["looks"] = self.looks.state()
         return out
@@ -136,8 +145,8 @@ class Adversarial:
         """Go on from what `state` gave."""
         self.judges.restore({k.removeprefix("judges/"): v for k, v in state.items() if k.startswith("judges/")})
         numbers = sorted({int(k.split("/")[1]) for k in state if k.startswith("pending/")})
-        names = Pairs.__dataclass_fields__
-        self._pending = [Pairs(**{n: state[f"pending/{i}/{n}"] for n in names}) for i in numbers]
+        sides = [(tokens_of(state, f"pending/{i}/real"), tokens_of(state, f"pending/{i}/fake")) for i in numbers]
+        self._pending = [Pairs(real, fake) for real, fake in sides]
         self._ready = bool(state["ready"].item())
         if "looks" in state:  # a checkpoint of an older version has none
             self.looks.restore(state["looks"])
@@ -194,9 +203,11 @@ class Adversarial:
         for group in cut(rows, self.max_tokens):
             numbers = [picked[i] for i in group]
             batch = make_batch([rows[i] for i in group])
-            owners = np.concatenate([np.full(_targets(self._rendered[n]), n) for n in numbers])
-            features = torch.cat(self._read([self._rendered[n] for n in numbers]))
-            out.append(References(batch, owners, features, self._started(numbers, model)))
+            features = self._read([self._rendered[n] for n in numbers])
+            counts = [len(f) for f in features]
+            own = torch.as_tensor(np.repeat(np.arange(len(numbers)), counts), device=features[0].device)
+            owners, start = np.repeat(numbers, counts), self._started(numbers, model)
+            out.append(References(batch, owners, torch.cat(features), own, start))
         return out
 
     def _read(self, rows: Sequence[Rendered]) -> list[Tensor]:
@@ -231,24 +242,38 @@ class Adversarial:
     def _collect(self, model: CausalModel, references: Sequence[References], generator: torch.Generator) -> None:
         """What the model would say in place of each reference token, for the discriminators."""
         for r in references:
-            log_p = model.output(model.target_hidden(r.batch)).float().log_softmax(-1)
-            real, folds = (torch.as_tensor(x, device=log_p.device) for x in (r.batch.targets, self._fold[r.owners]))
-            self._see(r.features, real, folds, log_p, self._start_log_probs(model, r.start), generator)
+            log_start = self._start_log_probs(model, r.start)
+            # before the first step the model is its supervised start, whose states are kept
+            log_p = log_start if log_start is not None else model.output(model.target_hidden(r.batch)).float()
+            real = torch.as_tensor(r.batch.targets, device=log_p.device)
+            self._see(r, [self._substitutes(real, log_p.log_softmax(-1), log_start, generator)])
 
-    def _see(
-        self, features: Tensor, real: Tensor, folds: Tensor, log_p: Tensor, log_start: Tensor | None,
-        generator: torch.Generator,
-    ) -> None:  # fmt: skip
-        """Draw a token of the model's at each position and put it beside the reference's."""
-        noise = torch.rand(len(log_p), generator=generator, dtype=torch.float64).numpy()
-        fake = draw(log_p, noise)
+    def _substitutes(
+        self, real: Tensor, log_p: Tensor, log_start: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, S) tokens drawn from the model in place of references', and offsets: (N, 1) of those and of these."""
+        noise = torch.rand(len(log_p), self.o.substitutes, generator=generator, dtype=torch.float64).numpy()
+        fake = draws(log_p, noise)
 
         def offset(tokens: Tensor) -> Tensor:
             if log_start is None or not self.o.correction:
-                return torch.zeros(len(tokens), device=log_p.device)
-            return (log_p - log_start).gather(1, tokens[:, None])[:, 0]
+                return torch.zeros(tokens.shape, device=log_p.device)
+            return (log_p - log_start).gather(1, tokens)
 
-        pairs = Pairs(features, real, folds, features, fake, folds, offset(real), offset(fake))
+        return fake, offset(real[:, None]), offset(fake)
+
+    def _see(self, r: References, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Put what was drawn at positions of references, part by part, beside the references' own tokens."""
+        fake, of_real, of_fake = (torch.cat(column) for column in zip(*parts, strict=True))
+        real = torch.as_tensor(r.batch.targets, device=fake.device)
+        folds = torch.as_tensor(self._fold[r.owners], device=fake.device)
+        own = Tokens(r.features, real, folds, r.rows, of_real[:, 0])
+        # every draw is an answer of its own behind the same question
+        draws = [replace(own, tokens=fake[:, i], offset=of_fake[:, i]) for i in range(fake.shape[1])]
+        self._told(Pairs(own, reduce(Tokens.and_then, draws)))
+
+    def _told(self, pairs: Pairs) -> None:
+        """Judge pairs now, and learn from them before the next step."""
         self._pending.append(pairs)
         self.judges.watch(pairs)
 
@@ -270,21 +295,31 @@ class Adversarial:
             return self._policy(model, batch)
         hidden = model.target_hidden(batch.batch)
         total, sums = hidden.new_zeros((), dtype=torch.float32), dict[str, float]()
+        contexts, seen = self._contexts(batch), list[tuple[Tensor, Tensor, Tensor]]()
         for i in range(0, len(hidden), OUTPUT_CHUNK):
             part = slice(i, i + OUTPUT_CHUNK)
-            value, metrics = self._positions(model, batch, hidden[part], part)
+            value, metrics = self._positions(model, batch, hidden[part], part, contexts, seen)
             total = total + value
             for name, x in metrics.items():
                 sums[name] = sums.get(name, 0.0) + x
+        if seen:
+            self._see(batch, seen)
         c = self.judges.control
         for name, x in (("auc", c.held_out), ("trained_auc", c.trained), ("trust", c.trust)):
             sums[name] = x * batch.count
         return Loss(total, sums)
 
+    def _contexts(self, r: References) -> Tensor | None:
+        """(N, rank) contexts of references to their judges; None where they have no say. A row is never cut here."""
+        if not self.o.weight or self.o.path == "rollouts":
+            return None
+        return self.judges.contexts(r.features, r.rows, torch.as_tensor(self._fold[r.owners], device=r.features.device))
+
     def _positions(
-        self, model: CausalModel, r: References, hidden: Tensor, part: slice
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The summed loss at some positions of references, and sums to report."""
+        self, model: CausalModel, r: References, hidden: Tensor, part: slice, contexts: Tensor | None,
+        seen: list[tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+        """The summed loss at some positions of references, and sums to report; `seen` gets the model's own tokens."""
         log_p = model.output(hidden).float().log_softmax(-1)  # (N, V)
         targets = torch.as_tensor(r.batch.targets[part], device=hidden.device)
         weights = torch.as_tensor(r.batch.weights[part], device=hidden.device, dtype=log_p.dtype)
@@ -301,12 +336,12 @@ class Adversarial:
             # with the correction d is the reward of a problem that has this divergence in it
             total = total + (self.o.kl + (self._signal if self.o.correction else 0.0)) * kl
         metrics["entropy"] = float(-(p * log_p).sum().detach())
-        if self.o.path != "rollouts":
-            folds, features = torch.as_tensor(self._fold[r.owners[part]], device=hidden.device), r.features[part]
-            reward = (p * self.judges.vocabulary(features, folds)).sum()
+        if contexts is not None:
+            folds = torch.as_tensor(self._fold[r.owners[part]], device=hidden.device)
+            reward = (p * self.judges.vocabulary(contexts[part], folds)).sum()
             metrics["reward"] = float(reward.detach())
             total = total - self._signal * reward
-            self._see(features, targets, folds, log_p.detach(), log_start, self._generator)
+            seen.append(self._substitutes(targets, log_p.detach(), log_start, self._generator))
         return total, metrics
 
     @property
@@ -328,8 +363,7 @@ class Adversarial:
         rewards = []
         for a, f in zip(answers, features, strict=True):
             tokens = torch.as_tensor(a.rendered.tokens[a.rendered.prompt_length :], device=f.device)
-            fold = torch.full((len(tokens),), int(self._fold[a.query]), device=f.device)
-            rewards.append(self.judges.tokens(f, tokens, fold).cpu().numpy())
+            rewards.append(self.judges.tokens(f, tokens, int(self._fold[a.query])).cpu().numpy())
         gains = advantages(rewards, [a.query for a in answers], self.o.discount)
         self._see_answers(model, numbers, answers, features)
         total = sum(map(len, gains))
@@ -343,19 +377,22 @@ class Adversarial:
         self, model: CausalModel, numbers: Sequence[int], answers: Sequence[Rollout], features: Sequence[Tensor]
     ) -> None:
         rows = [self._rendered[n] for n in numbers]
-        real = np.concatenate([r.tokens[r.prompt_length :][: _targets(r)] for r in rows])
-        fake = np.concatenate([a.rendered.tokens[a.rendered.prompt_length :] for a in answers])
-        device = features[0].device
-        pairs = Pairs(
-            torch.cat(self._read(rows)), torch.as_tensor(real, device=device),
-            torch.as_tensor(np.concatenate([np.full(_targets(r), self._fold[n]) for n, r in zip(numbers, rows,
-                                                                                                strict=True)])),
-            torch.cat(list(features)), torch.as_tensor(fake, device=device),
-            torch.as_tensor(np.concatenate([np.full(_targets(a.rendered), self._fold[a.query]) for a in answers])),
-            self._ratio(model, rows), self._ratio(model, [a.rendered for a in answers]),
+        real = self._tokens(model, numbers, rows, self._read(rows))
+        self._told(
+            Pairs(real, self._tokens(model, [a.query for a in answers], [a.rendered for a in answers], features))
+        )
+
+    def _tokens(
+        self, model: CausalModel, owners: Sequence[int], rows: Sequence[Rendered], features: Sequence[Tensor]
+    ) -> Tokens:
+        """The answers' tokens of rows, in their contexts."""
+        device, counts = features[0].device, list(map(_targets, rows))
+        said = [r.tokens[r.prompt_length :][:n] for r, n in zip(rows, counts, strict=True)]
+        return Tokens(
+            torch.cat(list(features)), torch.as_tensor(np.concatenate(said), device=device),
+            torch.as_tensor(np.repeat(self._fold[list(owners)], counts), device=device),
+            torch.as_tensor(np.repeat(np.arange(len(rows)), counts), device=device), self._ratio(model, rows),
         )  # fmt: skip
-        self._pending.append(pairs)
-        self.judges.watch(pairs)
 
     @torch.no_grad()
     def _ratio(self, model: CausalModel, rows: Sequence[Rendered]) -> Tensor:

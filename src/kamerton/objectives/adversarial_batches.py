@@ -35,11 +35,13 @@ class References(_Rows):
 
     Attributes:
         batch: the rows; `owners`: (N,) the number of each target's example.
-        features: (N, F); `start`: (N, H) hidden states of the supervised start there.
+        features: (N, F); `rows`: (N,) the number of each target's row in the batch.
+        start: (N, H) hidden states of the supervised start there.
     """
 
     owners: np.ndarray
     features: Tensor
+    rows: Tensor
     start: Tensor
 
 

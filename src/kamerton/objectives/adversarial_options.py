@@ -27,12 +27,18 @@ class AdversarialOptions(Options):
     correction: bool = Field(
         True, description="judge d − log π/π_ref in place of d, so that d estimates the reward (adversarial IRL)"
     )
+    discriminator: Literal["factored", "attention"] = Field(
+        "factored", description="what it reads of an answer: the position before a token, or all before it by attention"
+    )
     cross_fitting: bool = Field(True, description="two discriminators, each judge of what the other was trained on")
     rank: int = Field(32, gt=0, description="width of the discriminator's product")
     discriminator_rate: float = Field(1e-3, gt=0, description="learning rate of the discriminators")
     decay: float = Field(0.01, ge=0, description="weight decay of the discriminators")
     penalty: float = Field(0.01, ge=0, description="R1 and R2 penalty on the discriminators")
     replay: int = Field(4096, ge=0, description="tokens of older answers that each discriminator keeps")
+    substitutes: int = Field(
+        8, gt=0, description="references: tokens drawn from the model beside each of theirs, for the discriminators"
+    )
     warmup_steps: int = Field(20, ge=0, description="steps of the discriminators alone, at first")
     controller: bool = Field(True, description="keep the held-out AUC in the band; else a fixed ratio of steps")
     low: float = Field(0.6, gt=0.5, lt=1, description="lower edge of the band of the held-out AUC")

@@ -138,7 +138,7 @@ def mean_scores(
     for f, row, fold in zip(features, rows, folds, strict=True):
         tokens = torch.as_tensor(row.tokens[row.prompt_length :][: len(f)], device=f.device)
         by = range(judges.folds) if fold is None else [fold]
-        out.append(float(torch.stack([judges.tokens(f, tokens, torch.full_like(tokens, k)).mean() for k in by]).mean()))
+        out.append(float(torch.stack([judges.tokens(f, tokens, fold=k).mean() for k in by]).mean()))
     return out
 
 

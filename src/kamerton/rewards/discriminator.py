@@ -1,16 +1,9 @@
-"""A discriminator that scores every next token at once, and two of them that judge only what they never saw.
+"""Two discriminators that judge only what they never saw, and how much their word counts.
 
-`Factored` gives a score to a token v in a context c, d(c, v) = ⟨A f(c), B e(v)⟩: f(c) are features of the context under
-a frozen model, e(v) the token's embedding there. It learns to tell the tokens of reference answers from those that the
-model puts in their place (Goodfellow et al. 2014, arXiv 1406.2661, on single tokens as in adversarial imitation: Ho &
-Ermon 2016, arXiv 1606.03476). Being factored, it scores a whole vocabulary for the price of a thin output layer.
-
-On small data a discriminator memorises the references, and its score then says nothing about new answers. `CrossFitted`
-trains one on each half of them, and a reference is judged only by the one that never saw it (cross-fitting,
-Chernozhukov et al. 2018). How well references and answers are told apart there, the held-out AUC, decides how much is
-trained and how much the signal is trusted.
-
-What it leaves out: a discriminator that attends over the whole answer.
+What gives the scores is in `factored.py` and `attention.py`. On small data a discriminator memorises the references,
+and its score then says nothing about new answers. `CrossFitted` trains one on each half of them, and a reference is
+judged only by the one that never saw it (cross-fitting, Chernozhukov et al. 2018). How well references and answers are
+told apart there, the held-out AUC, decides how much is trained and how much the signal is trusted.
 """
 
 from __future__ import annotations
@@ -19,87 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kamerton.errors import KamertonError
-
-
-class Factored(nn.Module):
-    """d(c, v) = ⟨A f(c), B e(v)⟩.
-
-    Args:
-        features: width of a context's features.
-        embedding: (V, H) embeddings of the vocabulary (`normed`); several discriminators share one.
-        rank: width of the product.
-    """
-
-    embedding: Tensor
-
-    def __init__(self, features: int, embedding: Tensor, rank: int = 32) -> None:
-        super().__init__()
-        self.register_buffer("embedding", embedding, persistent=False)
-        self.context = nn.Linear(features, rank, bias=False)
-        self.token = nn.Linear(embedding.shape[1], rank, bias=False)
-        for layer in (self.context, self.token):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5 * rank**-0.25)
-        self._tokens: Tensor | None = None
-
-    def of_tokens(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """(N, F) features of contexts and (N,) token ids → (N,) scores, with gradient."""
-        with torch.autocast(features.device.type, enabled=False):  # float32, also where the model computes in bfloat16
-            return (self.context(features) * self.token(self.embedding[tokens])).sum(-1)
-
-    @torch.no_grad()
-    def of_vocabulary(self, features: Tensor) -> Tensor:
-        """(N, F) → (N, V) scores of all tokens, without gradient."""
-        with torch.autocast(features.device.type, enabled=False):
-            if self._tokens is None:
-                self._tokens = self.token(self.embedding)  # (V, r)
-            return self.context(features) @ self._tokens.T
-
-    def penalty(self, tokens: Tensor) -> Tensor:
-        """() mean squared norm of the score's gradient by the context's features (R1 and R2, Mescheder et al. 2018).
-
-        The score is linear in the features, so the gradient is Aᵀ B e(v), whatever the context.
-        """
-        with torch.autocast(self.embedding.device.type, enabled=False):
-            return (self.token(self.embedding[tokens]) @ self.context.weight).pow(2).sum(-1).mean()
-
-    def changed(self) -> None:
-        """Forget what was computed from the weights."""
-        self._tokens = None
-
-
-def normed(embedding: Tensor) -> Tensor:
-    """(V, H) embeddings, each brought to mean 0 and variance 1 over its numbers, in float32."""
-    return F.layer_norm(embedding.float(), embedding.shape[-1:])
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Tokens of references beside tokens of the model.
-
-    Attributes:
-        features: (N, F) of contexts; of the reference's, and in `fake_features` of the model's own where they differ.
-        real: (N,) tokens of references; `fake`: (M,) tokens of the model.
-        folds: (N,) the half of the references that each belongs to; `fake_folds`: (M,).
-        real_offset, fake_offset: what is taken off the scores before they are judged: log π/π_ref of the token.
-    """
-
-    features: Tensor
-    real: Tensor
-    folds: Tensor
-    fake_features: Tensor
-    fake: Tensor
-    fake_folds: Tensor
-    real_offset: Tensor
-    fake_offset: Tensor
-
-    def half(self, fold: int) -> Pairs:
-        """Those of one half of the references."""
-        a, b = self.folds == fold, self.fake_folds == fold
-        return Pairs(self.features[a], self.real[a], self.folds[a], self.fake_features[b], self.fake[b],
-                     self.fake_folds[b], self.real_offset[a], self.fake_offset[b])  # fmt: skip
+from kamerton.rewards.factored import Factored
+from kamerton.rewards.pairs import Pairs, Tokens, tensors, tokens_of
 
 
 def auc(real: Tensor, fake: Tensor) -> float:
@@ -185,7 +102,7 @@ class CrossFitted:
             torch.optim.AdamW(j.parameters(), lr=self.learning_rate, betas=(0.5, 0.999), weight_decay=self.decay)
             for j in self.judges
         ]
-        self._old: list[Pairs | None] = [None for _ in self.judges]
+        self._old: list[Tokens | None] = [None for _ in self.judges]
 
     @property
     def folds(self) -> int:
@@ -195,22 +112,28 @@ class CrossFitted:
         """The discriminator that never saw this half of the references."""
         return self.judges[(fold + 1) % self.folds]
 
-    def vocabulary(self, features: Tensor, folds: Tensor) -> Tensor:
-        """(N, F) features and (N,) folds → (N, V) scores by those who never saw them."""
-        out = features.new_empty(len(features), len(self.judges[0].embedding))
+    @torch.no_grad()
+    def contexts(self, features: Tensor, rows: Tensor, folds: Tensor) -> Tensor:
+        """(N, F) features of whole rows, (N,) rows and folds → (N, rank) contexts, to those who never saw them."""
+        out = features.new_empty(len(features), self.judges[0].context.out_features)
         for fold in range(self.folds):
             mine = folds == fold
-            out[mine] = self.judge_of(fold).of_vocabulary(features[mine])
+            out[mine] = self.judge_of(fold).contexts(features[mine], rows[mine])
+        return out
+
+    def vocabulary(self, contexts: Tensor, folds: Tensor) -> Tensor:
+        """(N, rank) contexts and (N,) folds → (N, V) scores by those who never saw them."""
+        out = contexts.new_empty(len(contexts), len(self.judges[0].embedding))
+        for fold in range(self.folds):
+            mine = folds == fold
+            out[mine] = self.judge_of(fold).of_vocabulary(contexts[mine])
         return out
 
     @torch.no_grad()
-    def tokens(self, features: Tensor, tokens: Tensor, folds: Tensor) -> Tensor:
-        """(N,) scores of tokens by those who never saw their half."""
-        out = features.new_zeros(len(features))
-        for fold in range(self.folds):
-            mine = folds == fold
-            out[mine] = self.judge_of(fold).of_tokens(features[mine], tokens[mine])
-        return out
+    def tokens(self, features: Tensor, tokens: Tensor, fold: int) -> Tensor:
+        """(N,) scores of the tokens of one answer by the one who never saw its half."""
+        judge = self.judge_of(fold)
+        return judge.of_tokens(judge.contexts(features, torch.zeros(len(tokens), device=features.device)), tokens)
 
     @torch.no_grad()
     def watch(self, pairs: Pairs) -> None:
@@ -221,37 +144,42 @@ class CrossFitted:
             half = pairs.half(fold)
             if len(half.real) and len(half.fake):
                 for judge, found in ((self.judge_of(fold), held_out), (self.judges[fold], trained)):
-                    found.append(auc(judge.of_tokens(half.features, half.real),
-                                     judge.of_tokens(half.fake_features, half.fake)))  # fmt: skip
+                    found.append(auc(_scores(judge, half.real), _scores(judge, half.fake)))
         if held_out:
             self.control.saw(sum(held_out) / len(held_out), sum(trained) / len(trained))
 
     def train(self, pairs: Pairs, steps: int, generator: torch.Generator) -> float:
         """Some steps on new pairs and older answers; returns the mean loss in nats a token (0 where none was made)."""
         total, made = 0.0, 0
-        for fold in range(self.folds):
+        for fold, judge in enumerate(self.judges):
             new = pairs.half(fold)
             if not len(new.real):
                 continue
+            if not judge.whole_rows:
+                new = new.loose()
             old = self._old[fold]
             for _ in range(steps):
-                mixed = new if old is None else _mix(new, old, generator)
-                loss = self._step(fold, mixed)
+                fake = new.fake
+                if old is not None and len(old):
+                    fake = fake.and_then(old.drawn(fake.row_count(), generator))
+                loss = self._step(fold, Pairs(new.real, fake), generator)
                 total, made = total + loss, made + 1
-            self._old[fold] = new if old is None else _remember(old, new, self.replay, generator)
+            whole = new.fake if old is None else old.and_then(new.fake)
+            self._old[fold] = whole if old is None else whole.at_most(self.replay, generator)
         return total / max(made, 1)
 
-    def _step(self, fold: int, pairs: Pairs) -> float:
+    def _step(self, fold: int, pairs: Pairs, generator: torch.Generator) -> float:
         judge, optimiser = self.judges[fold], self._optimisers[fold]
-        real = judge.of_tokens(pairs.features, pairs.real) - pairs.real_offset
-        fake = judge.of_tokens(pairs.fake_features, pairs.fake) - pairs.fake_offset
+        real, fake = (_scores(judge, side) - side.offset for side in (pairs.real, pairs.fake))
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         if not bool(torch.isfinite(loss)):
             raise KamertonError(
                 "the discriminator's loss is not a number; the weights of the last checkpoint are kept",
                 mend="lower adversarial.discriminator_rate",
             )
-        whole = loss + self.penalty * (judge.penalty(pairs.real) + judge.penalty(pairs.fake))
+        whole = loss
+        for side in (pairs.real, pairs.fake) if self.penalty else ():
+            whole = whole + self.penalty * judge.penalty(side.features, side.tokens, side.rows, generator)
         optimiser.zero_grad()
         whole.backward()
         optimiser.step()
@@ -266,8 +194,7 @@ class CrossFitted:
                 out[f"{i}/weight/{name}"] = parameter.detach().clone()
                 for key, value in optimiser.state.get(parameter, {}).items():
                     out[f"{i}/{key}/{name}"] = torch.as_tensor(value).clone()
-            for name in Pairs.__dataclass_fields__ if old is not None else ():
-                out[f"{i}/old/{name}"] = getattr(old, name)
+            out |= tensors(old, f"{i}/old") if old is not None else {}
         c = self.control
         out["control"] = torch.tensor([c.steps, c.held_out, c.trained, c.owed], dtype=torch.float64)
         return out
@@ -282,29 +209,13 @@ class CrossFitted:
                            if f"{i}/{k}/{name}" in state}  # fmt: skip
                 if moments:
                     optimiser.state[parameter] = moments
-            if f"{i}/old/real" in state:
-                self._old[i] = Pairs(**{n: state[f"{i}/old/{n}"] for n in Pairs.__dataclass_fields__})
+            if f"{i}/old/tokens" in state:
+                self._old[i] = tokens_of(state, f"{i}/old")
             judge.changed()
         c = self.control
         c.steps, c.held_out, c.trained, c.owed = state["control"].tolist()
 
 
-def _mix(new: Pairs, old: Pairs, generator: torch.Generator) -> Pairs:
-    """New references and answers with as many answers of earlier steps."""
-    index = torch.randint(len(old.fake), (len(new.fake),), generator=generator)
-    return Pairs(
-        new.features, new.real, new.folds, torch.cat([new.fake_features, old.fake_features[index]]),
-        torch.cat([new.fake, old.fake[index]]), torch.cat([new.fake_folds, old.fake_folds[index]]), new.real_offset,
-        torch.cat([new.fake_offset, old.fake_offset[index]]),
-    )  # fmt: skip
-
-
-def _remember(old: Pairs, new: Pairs, limit: int, generator: torch.Generator) -> Pairs:
-    """The answers of earlier steps with the new ones among them, at most `limit`; which are dropped is chance."""
-    features, fake = torch.cat([old.fake_features, new.fake_features]), torch.cat([old.fake, new.fake])
-    folds, offset = torch.cat([old.fake_folds, new.fake_folds]), torch.cat([old.fake_offset, new.fake_offset])
-    if len(fake) > limit:
-        index = torch.randperm(len(fake), generator=generator)[:limit]
-        features, fake, folds, offset = features[index], fake[index], folds[index], offset[index]
-    none = new.features[:0], new.real[:0], new.folds[:0], new.real_offset[:0]
-    return Pairs(none[0], none[1], none[2], features, fake, folds, none[3], offset)
+def _scores(judge: Factored, tokens: Tokens) -> Tensor:
+    """(N,) a judge's scores of tokens in their contexts."""
+    return judge.of_tokens(judge.contexts(tokens.features, tokens.rows), tokens.tokens)

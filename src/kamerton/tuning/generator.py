@@ -1,10 +1,12 @@
-"""The prompt generator as a tuner of peft's: a small network that turns a query into soft prompt tokens.
+"""The prompt generator as a tuner of peft's: a small network that turns a query into soft prompt tokens, or into keys
+and values of every layer.
 
 A frozen model's own states of the query (`inference/features.py`) are pooled by attention with one learned query for
 each soft token, projected to a few numbers, and from there onto the embedding space, in units of the spread of the
 model's embeddings. What comes out is added to static soft tokens; its last matrix is zero at the start, so that at step
 0 the method is prompt tuning (Lester et al. 2021). Soft prompts that depend on the input were proposed by Wu et al.
-2022 (IDPG, arXiv 2204.04497).
+2022 (IDPG, arXiv 2204.04497). Keys and values are made in the same way; in front of the prompt they start as prefix
+tuning (Li & Liang 2021).
 
 This module registers the method with peft under the name `prompt_generator`; a program that loads such an adapter with
 peft alone imports this module first. Through peft alone whole sequences can be scored (one forward pass); answers are
@@ -22,13 +24,18 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import Tensor, nn
+from transformers import DynamicCache
 
+from kamerton.base.attention import LayerKeys
 from kamerton.errors import ModelError
 from kamerton.inference.features import Features
+from kamerton.tuning.layer_keys import by_layer
 from kamerton.tuning.peft_types import enter
 
 NAME = "prompt_generator"
 _TYPE = enter(NAME)
+KEYS_RATE = 0.4
+"""How fast keys and values move beside embeddings: prefix tuning's learning rates over those of prompt tuning."""
 
 
 @dataclass
@@ -45,6 +52,7 @@ class GeneratorConfig(PeftConfig):
         tail: the token ids that end every prompt, behind its last message; the generated tokens stand before them.
         front: the generated tokens stand before the whole prompt.
         middle: which share of the base's layers lies below the middle one that is read.
+        num_layers, num_key_heads, head_size: of keys and values that are made in place of soft tokens; 0: soft tokens.
     """
 
     num_static: int = field(default=100)
@@ -56,21 +64,29 @@ class GeneratorConfig(PeftConfig):
     tail: list[int] = field(default_factory=list)
     front: bool = field(default=False)
     middle: float = field(default=0.5)
+    num_layers: int = field(default=0)
+    num_key_heads: int = field(default=0)
+    head_size: int = field(default=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = _TYPE
 
+    @property
+    def width(self) -> int:
+        """W, numbers of a soft token: of an embedding, or of the keys and values of all layers."""
+        return 2 * self.num_layers * self.num_key_heads * self.head_size or self.hidden_size
+
 
 class Generator(nn.Module):
-    """Static soft tokens, and soft tokens that depend on a query.
+    """Static soft tokens, and soft tokens that depend on a query; each stands for W numbers.
 
     Args:
         config: sizes.
 
     Attributes:
-        start: (n + m, H) where the soft tokens start; `unit`: () the spread of the base's embeddings.
-        distance: (n + m, H) how far they have moved, in these units.
+        start: (n + m, W) where the soft tokens start; `unit`: (W,) or () the spread of such numbers in the base.
+        distance: (n + m, W) how far they have moved, in these units.
     """
 
     start: Tensor
@@ -78,26 +94,28 @@ class Generator(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        n, m, h, r = config.num_static, config.num_generated, config.hidden_size, config.rank
+        n, m, h, w, r = config.num_static, config.num_generated, config.hidden_size, config.width, config.rank
         self.static, self.generated, self.noise = n, m, config.noise
-        self.register_buffer("start", torch.zeros(n + m, h))
-        self.register_buffer("unit", torch.ones(()))
-        self.distance = nn.Parameter(torch.zeros(n + m, h))
+        self.register_buffer("start", torch.zeros(n + m, w))
+        self.register_buffer("unit", torch.ones(w if config.num_layers else ()))
+        self.distance = nn.Parameter(torch.zeros(n + m, w))
         self.probes = nn.Parameter(torch.randn(m, config.key_size))
         self.keys = nn.Linear(2 * h, config.key_size, bias=False)
         self.values = nn.Linear(2 * h, r)
         self.shift = nn.Parameter(torch.zeros(m, r))
         self.mix = nn.Linear(config.noise, r, bias=False) if config.noise else None
-        self.up = nn.Linear(r, h, bias=False)
+        self.up = nn.Linear(r, w, bias=False)
         nn.init.zeros_(self.up.weight)
         # Adam moves every number by about the learning rate: numbers that many others are summed over move less
-        for part, rate in ((self.keys, 0.02), (self.values, 0.02), (self.mix, 0.02), (self.up, 0.1)):
+        own = KEYS_RATE if config.num_layers else 1.0
+        self.distance.rate = own  # type: ignore[attr-defined]
+        for part, rate in ((self.keys, 0.02), (self.values, 0.02), (self.mix, 0.02), (self.up, 0.1 * own)):
             for parameter in part.parameters() if part is not None else ():
                 parameter.rate = rate  # type: ignore[attr-defined]
         self.probes.rate = self.shift.rate = 0.1  # type: ignore[attr-defined]
 
     def front(self) -> Tensor:
-        """(n, H) static soft tokens."""
+        """(n, W) static soft tokens."""
         n = self.static
         return self.start[:n] + self.unit * self.distance[:n]
 
@@ -109,7 +127,7 @@ class Generator(nn.Module):
             noise: (B, z) random numbers; none: zeros.
 
         Returns:
-            (B, m, H).
+            (B, m, W).
         """
         lengths = torch.tensor([len(f) for f in features], device=self.start.device)
         padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)  # (B, L, 2H)
@@ -180,6 +198,10 @@ class GeneratorModel(BaseTuner):
     def config_in_use(self) -> Any:
         return self.peft_config[self.active_adapters[0]]
 
+    def keys(self, numbers: Tensor) -> LayerKeys:
+        """(…, n, W) soft tokens → per layer the keys and values that they stand for, each (…, H_kv, n, D)."""
+        return by_layer(numbers, self.config_in_use.num_layers, self.config_in_use.num_key_heads)
+
     def reader(self) -> Features:
         """What reads queries for the active generator."""
         share = self.config_in_use.middle
@@ -206,7 +228,9 @@ class GeneratorModel(BaseTuner):
         config, embed = self.config_in_use, self.model.get_input_embeddings()
         rows = [ids[: int(n)].tolist() for ids, n in zip(input_ids, mask.sum(1), strict=True)]
         prompts = [row[: _prompt_end(row, config.tail)] for row in rows]
-        soft = self.network(self.reader()(prompts))  # (B, m, H)
+        soft = self.network(self.reader()(prompts))  # (B, m, W)
+        if config.num_layers:
+            return self._behind_keys(rows, prompts, soft, input_ids.shape[1], labels)
         front, m, parts, kept = self.network.front(), config.num_generated, [], []
         for row, prompt, own in zip(rows, prompts, soft, strict=True):
             place = 0 if config.front else len(prompt) - len(config.tail)
@@ -222,8 +246,33 @@ class GeneratorModel(BaseTuner):
         kwargs.pop("use_cache", None)
         out = self.model(inputs_embeds=embeds, attention_mask=seen.long(), use_cache=False, **kwargs)
         rows_out = [logits[index] for logits, index in zip(out.logits, kept, strict=True)]
-        logits = nn.utils.rnn.pad_sequence(rows_out, batch_first=True)
-        out.logits = nn.functional.pad(logits, (0, 0, 0, input_ids.shape[1] - logits.shape[1]))
+        return self._finished(out, rows_out, input_ids.shape[1], labels)
+
+    def _behind_keys(
+        self, rows: Sequence[list[int]], prompts: Sequence[list[int]], soft: Tensor, length: int, labels: Tensor | None
+    ) -> Any:
+        """`forward` with keys and values: row by row, since what is made stands inside each at another place."""
+        config, device, dtype = self.config_in_use, soft.device, self.model.get_input_embeddings().weight.dtype
+        front, found = self.keys(self.network.front().to(dtype)), []
+        for row, prompt, own in zip(rows, prompts, soft, strict=True):
+            place, cache = 0 if config.front else len(prompt) - len(config.tail), DynamicCache()
+            parts = ((front, row[:place]), (self.keys(own.to(dtype)), row[place:]))
+            logits = []
+            for made, tokens in parts:
+                for layer, (key, value) in enumerate(made):
+                    cache.update(key[None], value[None], layer)
+                if tokens:
+                    ids = torch.tensor([tokens], device=device)
+                    out = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                    logits.append(out.logits[0])
+            found.append(torch.cat(logits))
+        out.past_key_values = None
+        return self._finished(out, found, length, labels)
+
+    def _finished(self, out: Any, rows: Sequence[Tensor], length: int, labels: Tensor | None) -> Any:
+        """A model's output with these logits of each row in it, padded to a length, and the loss."""
+        logits = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        out.logits = nn.functional.pad(logits, (0, 0, 0, length - logits.shape[1]))
         if labels is not None:
             out.loss = self.model.loss_function(out.logits, labels, vocab_size=out.logits.shape[-1])
         return out

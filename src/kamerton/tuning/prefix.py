@@ -16,15 +16,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from kamerton.base.attention import LayerKeys
-from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel, Front
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved
+from kamerton.tuning.layer_keys import activations, by_layer, flat, spread, stacked
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.starts import STARTS, check_start
 
@@ -61,7 +60,8 @@ class Prefix:
     def attach(base: Base, options: PrefixOptions, task: Task, seed: int) -> Tuned:
         from peft import PrefixTuningConfig, get_peft_model
 
-        layers = _activations(base, options, task, seed)
+        name = "vocabulary" if options.init == "random" else options.init  # random numbers take their size from these
+        layers = activations(base, STARTS[name](base, task, options.tokens, seed), "prefix tuning")
         fresh = base.reload()
         torch.manual_seed(seed)
         config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options.tokens)
@@ -72,20 +72,20 @@ class Prefix:
                 f"{fresh.info.architecture} has layers with keys of other shapes, which prefix tuning cannot take",
                 mend="use prompt-tuning",
             )
-        start = torch.stack([torch.stack(pair) for pair in layers]).float()  # (L, 2, H_kv, n, D)
+        start = stacked(layers)  # (L, 2, H_kv, n, D)
         encoder = peft.prompt_encoder["default"]
         with torch.no_grad():
             if options.init != "random":
-                encoder.embedding.weight.copy_(_flat(start))
+                encoder.embedding.weight.copy_(flat(start))
             else:
                 # of the size that real keys and values have
-                encoder.embedding.weight.mul_(_flat(_spread(start)))
+                encoder.embedding.weight.mul_(flat(spread(start)))
         if options.reparameterise != "none":
             first = encoder.embedding.weight
             network = None
             if options.reparameterise == "mlp":
                 network = _mlp(options.tokens, options.hidden, first.shape[1])
-            moved = Moved(first, _flat(_spread(start)), network)
+            moved = Moved(first, flat(spread(start)), network)
             peft.prompt_encoder["default"] = moved.to(first.device)
         return _tuned(fresh, peft)
 
@@ -108,43 +108,13 @@ def _tuned(fresh: Base, peft: Any) -> Tuned:
     def front() -> Front:
         encoder = peft.prompt_encoder["default"]
         if config.inference_mode:
-            flat = encoder.embedding.weight
+            numbers = encoder.embedding.weight
         else:
             places = torch.arange(config.num_virtual_tokens, device=encoder.embedding.weight.device)
             with torch.autocast(places.device.type, enabled=False):  # float32, as it is trained
-                flat = encoder(places)
-        kind = flat.device.type
+                numbers = encoder(places)
+        kind = numbers.device.type
         computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else fresh.model.dtype
-        return Front(keys=_layers(flat.to(computed), config))
+        return Front(keys=by_layer(numbers.to(computed), config.num_layers, config.num_attention_heads))
 
     return Tuned(CausalModel(fresh.model.hf, front), peft, peft)
-
-
-def _activations(base: Base, options: PrefixOptions, task: Task, seed: int) -> LayerKeys:
-    """Keys and values of every layer for the start's text, per layer two (H_kv, n, D)."""
-    name = "vocabulary" if options.init == "random" else options.init  # random numbers take their size from these
-    ids = STARTS[name](base, task, options.tokens, seed)
-    return causal(base.model, "prefix tuning").prefill(ids.tolist()).keys
-
-
-def _spread(start: Tensor) -> Tensor:
-    """(L, 2, H_kv, n, D): the root of the mean square of each layer's keys and of its values.
-
-    The first positions are left out: models park attention there (Xiao et al. 2023), with keys and values unlike all
-    others.
-    """
-    some = start[..., min(2, start.shape[3] - 1) :, :]
-    return some.pow(2).mean((2, 3, 4), keepdim=True).sqrt().expand_as(start)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(L, 2, H_kv, n, D) → (n, L · 2 · H_kv · D), peft's layout."""
-    return x.permute(3, 0, 1, 2, 4).flatten(1)
-
-
-def _layers(flat: Tensor, config: Any) -> LayerKeys:
-    """(n, L · 2 · H_kv · D) → per layer keys and values, each (H_kv, n, D)."""
-    heads = config.num_attention_heads
-    x = flat.view(len(flat), config.num_layers, 2, heads, config.token_dim // heads)
-    x = x.permute(1, 2, 3, 0, 4).contiguous()  # once here, not in every layer's products
-    return [(layer[0], layer[1]) for layer in x]

@@ -1,0 +1,42 @@
+"""Keys and values of every layer as numbers that can be trained: where they start, and in which units they move."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kamerton.base.attention import LayerKeys
+from kamerton.base.encoder_decoder import causal
+from kamerton.base.load import Base
+
+
+def activations(base: Base, ids: Tensor, what: str) -> LayerKeys:
+    """Keys and values that a causal base computes for a text, per layer two (H_kv, n, D)."""
+    return causal(base.model, what).prefill(ids.tolist()).keys
+
+
+def stacked(layers: LayerKeys) -> Tensor:
+    """Per layer two (H_kv, n, D), all of one shape → (L, 2, H_kv, n, D) float32."""
+    return torch.stack([torch.stack(pair) for pair in layers]).float()
+
+
+def spread(start: Tensor) -> Tensor:
+    """(L, 2, H_kv, n, D): the root of the mean square of each layer's keys and of its values.
+
+    The first positions are left out: models park attention there (Xiao et al. 2023), with keys and values unlike all
+    others.
+    """
+    some = start[..., min(2, start.shape[3] - 1) :, :]
+    return some.pow(2).mean((2, 3, 4), keepdim=True).sqrt().expand_as(start)
+
+
+def flat(x: Tensor) -> Tensor:
+    """(L, 2, H_kv, n, D) → (n, L · 2 · H_kv · D), peft's layout."""
+    return x.permute(3, 0, 1, 2, 4).flatten(1)
+
+
+def by_layer(x: Tensor, layers: int, heads: int) -> LayerKeys:
+    """(…, n, L · 2 · H_kv · D) → per layer keys and values, each (…, H_kv, n, D)."""
+    x = x.unflatten(-1, (layers, 2, heads, -1)).movedim((-4, -3), (0, 1)).transpose(-3, -2)
+    x = x.contiguous()  # once here, not in every layer's products
+    return [(layer[0], layer[1]) for layer in x]

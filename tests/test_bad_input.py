@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kamerton.api import tune
 from kamerton.cli.main import run
 from kamerton.comparison.run import Watcher, compare
 from kamerton.errors import KamertonError
@@ -593,6 +594,19 @@ def test_the_command_line_prints_that_line(
     assert re.search(fault.says.replace("{d}", folder), line), line
     assert "Traceback" not in said.err + said.out
     assert not (tmp_path / "out" / "cells").exists()
+
+
+@pytest.mark.parametrize(
+    "fault", [f for f in FAULTS if f.check is begin], ids=lambda fault: fault.name.replace(" ", "-")
+)
+def test_tuning_says_the_same_before_it_begins(fault: Fault, tmp_path: Path, small_folder: Path) -> None:
+    path = plant(fault, tmp_path, small_folder)
+    with pytest.raises(KamertonError) as caught:
+        tune(path, load_recipe(path).methods[-1].label, output=tmp_path / "tuned")
+    line = str(caught.value)
+    assert re.match(fault.place.replace("{d}", re.escape(str(tmp_path))), line), line
+    assert re.search(fault.says.replace("{d}", re.escape(str(tmp_path))), line), line
+    assert not (tmp_path / "tuned").exists()
 
 
 SIGNS = 'ab []{}"\\;,|\t\n\r\0\x85\u2028\u00e9\u0130\u212b\u200b\ufeff\uffff\U0001f355\ud83d\udc00'

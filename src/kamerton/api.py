@@ -16,14 +16,15 @@ from kamerton.base import Base, load_base
 from kamerton.comparison.run import Comparison, Watcher, check_task, recipe_base
 from kamerton.comparison.run import compare as run_comparison
 from kamerton.comparison.store import Store
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, RecipeError
 from kamerton.evaluation.answering import answer, judge, values
 from kamerton.inference import Sampling
-from kamerton.methods import OptionError, get_method, load_adapted, parse_options, with_paths
-from kamerton.methods.defined import check_defined
+from kamerton.methods import OptionError, at_its_line, get_method, load_adapted, parse_options, with_paths
+from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.merge import Merged
 from kamerton.methods.merge import merge as merge_weights
 from kamerton.methods.method import Adapted, Report, Run
+from kamerton.methods.prompted import within
 from kamerton.recipe import MethodSpec, Recipe, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import Example
@@ -135,16 +136,25 @@ def tune(
     recipe = as_recipe(recipe, data)
     check_trackers(trackers)
     spec = _pick(recipe, method)
-    chosen = get_method(spec.name)
     try:
+        chosen = get_method(spec.name)
         parsed = parse_options(chosen, {**with_paths(recipe, spec.options), **(options or {})})
     except OptionError as error:
         raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
+    except RecipeError as error:
+        raise recipe.error(spec.path, error.message, mend=error.mend) from None
     asked = recipe.task if task is None else None
     task = task or load_task(recipe.task)
     check_task(task, asked)
     base = base or recipe_base(recipe)
-    check_defined(base, chosen, parsed)
+    budget = Budget(**recipe.budget.model_dump())
+    try:
+        check_defined(base, chosen, parsed)
+        check_fits(base, within(task, budget), chosen, parsed)
+    except KamertonError as error:
+        if options or spec not in recipe.methods:  # no line of the recipe is to blame
+            raise
+        raise at_its_line(recipe, spec, error) from None
     folder = Path(output)
     lock = Store(folder).lock()
     try:
@@ -152,7 +162,7 @@ def tune(
         run.max_batch_tokens, run.trackers = recipe.evaluation.max_batch_tokens, tuple(trackers)
         if report is not None:
             run.report = report
-        adapted = chosen.fit(base, task, Budget(**recipe.budget.model_dump()), parsed, run)
+        adapted = chosen.fit(base, task, budget, parsed, run)
         adapted.save(folder)
         drop_checkpoints(run.folder)  # what trackers wrote beside them stays
     finally:

@@ -143,7 +143,7 @@ def compare(
                 check_defined(base, method, options)
                 check_fits(base, within(task, budget), method, options)
             except KamertonError as error:
-                raise at_its_line(recipe, place, error) from None
+                raise at_its_line(recipe, recipe.methods[place], error) from None
         sampling = Sampling(**recipe.evaluation.sampling.model_dump())
         settings = {
             **_settings(recipe, base, task, methods, budget), "race": racing.model_dump(mode="json") if racing else None

@@ -15,7 +15,7 @@ from kamerton.errors import KamertonError, ModelError, RecipeError
 if TYPE_CHECKING:
     from kamerton.base import Base
     from kamerton.methods.method import Adapted, Method
-    from kamerton.recipe import Recipe
+    from kamerton.recipe import MethodSpec, Recipe
     from kamerton.tuning.parameterisation import Options
 
 METHODS: dict[str, str] = {
@@ -157,15 +157,14 @@ def resolve(recipe: Recipe) -> list[tuple[str, Method, Options, int]]:
     return out
 
 
-def at_its_line(recipe: Recipe, place: int, error: KamertonError) -> RecipeError:
+def at_its_line(recipe: Recipe, spec: MethodSpec, error: KamertonError) -> RecipeError:
     """An error that a method's check found, at the recipe's line of the option that is to blame, if one is.
 
     Args:
         recipe: the recipe.
-        place: of the method in it.
+        spec: of the method in it.
         error: its `where` is `option`, `method.option`, the path that an option names, or something else.
     """
-    spec = recipe.methods[place]
     path, name, options = spec.path, spec.name, spec.options
     where = error.where or ""
     while True:

@@ -159,7 +159,7 @@ def fitted(base: Base, name: str, what: Task, steps: int, folder: Path, seed: in
     return method.fit(base, what, Budget(steps=steps), parse_options(method, options), Run(folder, seed))
 
 
-def pretrained(folder: Path, seed: int, steps: int = 3000) -> Base:
+def pretrained(folder: Path, seed: int, steps: int = 2000) -> Base:
     """A base that knows many languages by name, so that a soft prompt can name one that it does not know."""
     empty_base(folder / "empty", seed)
     base = load_base(folder / "empty", dtype="float32", device="cpu")

@@ -52,6 +52,10 @@ FEWEST = 8
 """References below which two discriminators would have too little to learn from; then there is one."""
 
 
+WARMUP_BATCHES = 10
+"""Batches of references that the discriminators' warm-up reads."""
+
+
 class Adversarial:
     """The adversarial stage behind a supervised one.
 
@@ -108,6 +112,10 @@ class Adversarial:
             self.renderer, task, limit=limit, seed=seed, score=self._mean_scores if options.weight else None
         )
         self._start: dict[int, Tensor] = {}
+        met = order(0, len(self._rendered), len(self._rendered), seed)
+        width = max(1, min(self.batch_size, max_tokens // max(len(r.tokens) for r in self._rendered)))
+        self._groups = [met[i : i + width] for i in range(0, len(met), width)]
+        self._group = {n: i for i, group in enumerate(self._groups) for n in group}
         self._warm: dict[str, Tensor] = {}
         self._module: nn.Module | None = None
         self._pending: list[Pairs] = []
@@ -183,7 +191,8 @@ class Adversarial:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         if not self._ready and self.o.weight:
             for i in range(self.o.warmup_steps):
-                self._collect(model, self._references(-1 - i, model), generator)
+                # the batches of the first steps, again and again: what is read of them will be needed there
+                self._collect(model, self._references(i % WARMUP_BATCHES, model), generator)
                 self._teach(1, generator)
             self._ready = True
         if self.o.weight and self._pending:
@@ -196,7 +205,6 @@ class Adversarial:
         return [*references, *self._rollouts(step, model, total)]
 
     def _references(self, step: int, model: CausalModel) -> list[References]:
-        step = step if step >= 0 else 10_000_000 - step  # steps of the warm-up read the data in an order of their own
         picked = order(step, self.batch_size, len(self._rendered), self.seed)
         rows = [self._rendered[i] for i in picked]
         out = []
@@ -220,11 +228,13 @@ class Adversarial:
         """(N, H) hidden states of the supervised start at examples' targets, kept between epochs."""
         if not self._needs_start:
             return torch.zeros(sum(_targets(self._rendered[n]) for n in numbers), 0)
-        missing = [n for n in numbers if n not in self._start]
-        if missing:
+        if any(n not in self._start for n in numbers):
             with self._at_start():
-                for n in missing:  # one by one: not a bit depends on which others were asked for
-                    self._start[n] = model.target_hidden(make_batch([self._rendered[n]]))
+                # in groups that never change, as the first pass meets them: not a bit depends on which are asked for
+                for group in dict.fromkeys(self._group[n] for n in numbers if n not in self._start):
+                    rows = [self._rendered[n] for n in self._groups[group]]
+                    hidden = model.target_hidden(make_batch(rows)).split(list(map(_targets, rows)))
+                    self._start |= dict(zip(self._groups[group], hidden, strict=True))
         return torch.cat([self._start[n] for n in numbers])
 
     @property

@@ -32,14 +32,16 @@ class AdversarialOptions(Options):
     )
     cross_fitting: bool = Field(True, description="two discriminators, each judge of what the other was trained on")
     rank: int = Field(32, gt=0, description="width of the discriminator's product")
-    discriminator_rate: float = Field(1e-3, gt=0, description="learning rate of the discriminators")
+    discriminator_rate: float = Field(3e-3, gt=0, description="learning rate of the discriminators")
     decay: float = Field(0.01, ge=0, description="weight decay of the discriminators")
     penalty: float = Field(0.01, ge=0, description="R1 and R2 penalty on the discriminators")
     replay: int = Field(4096, ge=0, description="tokens of older answers that each discriminator keeps")
     substitutes: int = Field(
         8, gt=0, description="references: tokens drawn from the model beside each of theirs, for the discriminators"
     )
-    warmup_steps: int = Field(20, ge=0, description="steps of the discriminators alone, at first")
+    warmup_steps: int = Field(
+        40, ge=0, description="steps of the discriminators alone, at first, on the references of the first ten steps"
+    )
     controller: bool = Field(True, description="keep the held-out AUC in the band; else a fixed ratio of steps")
     low: float = Field(0.6, gt=0.5, lt=1, description="lower edge of the band of the held-out AUC")
     high: float = Field(0.9, gt=0.5, le=1, description="upper edge of the band")

@@ -27,7 +27,7 @@ from kamerton.rendering import Rendered, Renderer
 from kamerton.rewards.discriminator import CrossFitted
 from kamerton.tasks.example import Example, Task
 
-QUERIES = 8
+QUERIES = 16
 """Questions that are sampled at each look, where there are so many."""
 SAMPLES = 2
 """Answers to each: the fewest that show whether answers to one question differ."""

@@ -185,7 +185,7 @@ def divergences(adapted: Adapted, truth: Language) -> tuple[float, float]:
 
 
 SIGNALS: dict[str, dict[str, Any]] = {
-    "supervised": {"weight": 0.0},
+    "supervised": {"weight": 0.0, "path": "references"},
     "references": {"path": "references"},
     "references, no correction": {"path": "references", "correction": False},
     "rollouts": {"path": "rollouts"},
@@ -202,7 +202,7 @@ def trial(
     """Divergences after `steps` steps, of which the share `stage` by the signal."""
     truth = Language.drawn(seed, apart)
     what = task(examples(truth, references, 500 + seed))
-    adversarial = {"share": stage, "queries": 8, "group": 4, "rank": 8, **SIGNALS[signal], **options}
+    adversarial = {"share": stage, "queries": 8, "group": 4, "rank": 8, **options, **SIGNALS[signal]}
     sizes = {"tokens": tokens, "init": "vocabulary"} if parameterisation != "full" else {}
     if parameterisation == "prompt-generator":
         sizes |= {"generated": 2, "rank": 8, "key_size": 8}
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--stage", type=float, default=0.5)
+    parser.add_argument("--apart", type=float, default=1.0, help="how much of the language differs by query, 0 to 1")
     parser.add_argument("--parameterisation", default="prompt-tuning")
     parser.add_argument("--set", nargs="*", default=[], help="options of the stage, as name=JSON")
     parser.add_argument("--json", type=Path)
@@ -240,7 +241,7 @@ def main() -> None:
             for signal in args.signals:
                 found = [
                     trial(base, references, signal, seed, steps=args.steps, stage=args.stage,
-                          parameterisation=args.parameterisation, **(options if signal != "supervised" else {}))
+                          parameterisation=args.parameterisation, apart=args.apart, **options)
                     for seed in range(args.seeds)
                 ]  # fmt: skip
                 control = control or found

@@ -52,8 +52,8 @@ FEWEST = 8
 """References below which two discriminators would have too little to learn from; then there is one."""
 
 
-WARMUP_BATCHES = 10
-"""Batches of references that the discriminators' warm-up reads."""
+WARMUP_PASSES = 4
+"""How often the discriminators' warm-up goes over the references that it reads."""
 
 
 class Adversarial:
@@ -190,9 +190,10 @@ class Adversarial:
     def _batches(self, step: int, model: CausalModel) -> Sequence[Any]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         if not self._ready and self.o.weight:
+            distinct = max(1, self.o.warmup_steps // WARMUP_PASSES)
             for i in range(self.o.warmup_steps):
                 # the batches of the first steps, again and again: what is read of them will be needed there
-                self._collect(model, self._references(i % WARMUP_BATCHES, model), generator)
+                self._collect(model, self._references(i % distinct, model), generator)
                 self._teach(1, generator)
             self._ready = True
         if self.o.weight and self._pending:

@@ -40,7 +40,7 @@ class AdversarialOptions(Options):
         8, gt=0, description="references: tokens drawn from the model beside each of theirs, for the discriminators"
     )
     warmup_steps: int = Field(
-        40, ge=0, description="steps of the discriminators alone, at first, four times over references of the first steps"
+        40, ge=0, description="steps of the discriminators alone, at first; four times over what the first steps read"
     )
     controller: bool = Field(True, description="keep the held-out AUC in the band; else a fixed ratio of steps")
     low: float = Field(0.6, gt=0.5, lt=1, description="lower edge of the band of the held-out AUC")

@@ -20,7 +20,7 @@ from kamerton.base.work import Work, flops
 from kamerton.objectives.supervised import Supervised
 from kamerton.recipe import Recipe
 from kamerton.tasks import load_task
-from kamerton.training.checkpoint import trained_weights
+from kamerton.training.checkpoint import copied_weights
 from kamerton.tuning.full import Full, FullOptions
 
 BATCH = 16
@@ -52,7 +52,7 @@ def run(base: Any, task: Any, freeze: int, epochs: int, *, cached: bool) -> dict
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
         costs.append(flops(Work() + tuned.model.work - work, tuned.model.hf))
-    weights = {n: w.clone() for n, w in trained_weights(tuned.module).items()}
+    weights = copied_weights(tuned.module)
     kept = frozen.bytes if cached and frozen is not None else 0
     return {"walls": walls, "cpus": cpus, "flops": costs, "losses": losses, "weights": weights, "bytes": kept}
 

@@ -85,6 +85,21 @@ def test_the_penalty_of_attention_is_that_gradient_on_average_and_can_be_learned
     assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in d.parameters())
 
 
+@pytest.mark.parametrize("kind", [Factored, Attentive])
+def test_it_is_computed_in_float32_whatever_surrounds_it(kind: type[Factored]) -> None:
+    """Scores and penalty under bfloat16 autocast, as on a bfloat16 base, are those without it, bit for bit."""
+    d, features, tokens = judge(kind=kind), torch.randn(7, 10), torch.randint(20, (7,))
+    found = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            contexts = d.contexts(features, ROWS)
+            penalty = d.penalty(features, tokens, ROWS, torch.Generator().manual_seed(0))
+            found.append((d.of_tokens(contexts, tokens), d.of_vocabulary(contexts), penalty))
+    for plain, inside in zip(*found, strict=True):
+        assert inside.dtype == torch.float32
+        assert torch.equal(plain, inside)
+
+
 def test_its_attention_is_that_of_pytorch() -> None:
     """Row by row through scaled_dot_product_attention; a head's numbers are added up, and the factored part to them."""
     d, features = judge(kind=Attentive), torch.randn(7, 10)

@@ -16,10 +16,10 @@ from kamerton.base import Base, load_base
 from kamerton.comparison.run import Comparison, Watcher, check_task, recipe_base
 from kamerton.comparison.run import compare as run_comparison
 from kamerton.comparison.store import Store
-from kamerton.errors import KamertonError, RecipeError
+from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
 from kamerton.inference import Sampling
-from kamerton.methods import OptionError, at_its_line, get_method, load_adapted, parse_options, with_paths
+from kamerton.methods import at_its_line, get_method, load_adapted, resolve_one
 from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.merge import Merged
 from kamerton.methods.merge import merge as merge_weights
@@ -136,13 +136,7 @@ def tune(
     recipe = as_recipe(recipe, data)
     check_trackers(trackers)
     spec = _pick(recipe, method)
-    try:
-        chosen = get_method(spec.name)
-        parsed = parse_options(chosen, {**with_paths(recipe, spec.options), **(options or {})})
-    except OptionError as error:
-        raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
-    except RecipeError as error:
-        raise recipe.error(spec.path, error.message, mend=error.mend) from None
+    chosen, parsed = resolve_one(recipe, spec, options)
     asked = recipe.task if task is None else None
     task = task or load_task(recipe.task)
     check_task(task, asked)

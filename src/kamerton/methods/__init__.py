@@ -144,17 +144,18 @@ class OptionError(RecipeError):
 
 def resolve(recipe: Recipe) -> list[tuple[str, Method, Options, int]]:
     """The methods of a recipe as (label, method, options, place in the recipe), every mistake at its line."""
-    out = []
-    for i, spec in enumerate(recipe.methods):
-        try:
-            method = get_method(spec.name)
-            options = parse_options(method, with_paths(recipe, spec.options))
-        except OptionError as error:
-            raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
-        except RecipeError as error:
-            raise recipe.error(spec.path, error.message, mend=error.mend) from None
-        out.append((spec.label, method, options, i))
-    return out
+    return [(spec.label, *resolve_one(recipe, spec), i) for i, spec in enumerate(recipe.methods)]
+
+
+def resolve_one(recipe: Recipe, spec: MethodSpec, replaced: Mapping[str, Any] | None = None) -> tuple[Method, Options]:
+    """One method of a recipe with its options, some of them replaced."""
+    try:
+        method = get_method(spec.name)
+        return method, parse_options(method, {**with_paths(recipe, spec.options), **(replaced or {})})
+    except OptionError as error:
+        raise recipe.error((*spec.path, error.option), error.message, mend=error.mend) from None
+    except RecipeError as error:
+        raise recipe.error(spec.path, error.message, mend=error.mend) from None
 
 
 def at_its_line(recipe: Recipe, spec: MethodSpec, error: KamertonError) -> RecipeError:

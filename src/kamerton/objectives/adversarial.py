@@ -255,9 +255,11 @@ class Adversarial:
         for r in references:
             log_start = self._start_log_probs(model, r.start)
             # before the first step the model is its supervised start, whose states are kept
-            log_p = log_start if log_start is not None else model.output(model.target_hidden(r.batch)).float()
+            log_p = log_start
+            if log_p is None:
+                log_p = model.output(model.target_hidden(r.batch)).float().log_softmax(-1)
             real = torch.as_tensor(r.batch.targets, device=log_p.device)
-            self._see(r, [self._substitutes(real, log_p.log_softmax(-1), log_start, generator)])
+            self._see(r, [self._substitutes(real, log_p, log_start, generator)])
 
     def _substitutes(
         self, real: Tensor, log_p: Tensor, log_start: Tensor | None, generator: torch.Generator

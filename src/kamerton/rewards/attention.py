@@ -71,7 +71,7 @@ class Attentive(Factored):
         backward pass for all of them.
         """
         signs = torch.randint(2, (len(tokens),), generator=generator).to(features) * 2 - 1
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):  # the backward pass too
             leaf = features.detach().requires_grad_()
             scores = self.of_tokens(self.contexts(leaf, rows), tokens)
             (gradient,) = torch.autograd.grad((signs * scores).sum(), leaf, create_graph=True)

@@ -64,7 +64,8 @@ class Factored(nn.Module):
 
         The score is linear in the features, so the gradient is Aᵀ B e(v), whatever the context.
         """
-        return (self.token(self.embedding[tokens]) @ self.context.weight).pow(2).sum(-1).mean()
+        with torch.autocast(features.device.type, enabled=False):
+            return (self.token(self.embedding[tokens]) @ self.context.weight).pow(2).sum(-1).mean()
 
     def changed(self) -> None:
         """Forget what was computed from the weights."""

@@ -30,6 +30,12 @@ def spread(start: Tensor) -> Tensor:
     return some.pow(2).mean((2, 3, 4), keepdim=True).sqrt().expand_as(start)
 
 
+def as_computed(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in the type that a model of this type computes in here: autocast's, where that is on."""
+    kind = numbers.device.type
+    return numbers.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype)
+
+
 def flat(x: Tensor) -> Tensor:
     """(L, 2, H_kv, n, D) → (n, L · 2 · H_kv · D), peft's layout."""
     return x.permute(3, 0, 1, 2, 4).flatten(1)

@@ -23,7 +23,7 @@ from kamerton.base.model import CausalModel, Front
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved
-from kamerton.tuning.layer_keys import activations, by_layer, flat, spread, stacked
+from kamerton.tuning.layer_keys import activations, as_computed, by_layer, flat, spread, stacked
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.starts import STARTS, check_start
 
@@ -113,8 +113,7 @@ def _tuned(fresh: Base, peft: Any) -> Tuned:
             places = torch.arange(config.num_virtual_tokens, device=encoder.embedding.weight.device)
             with torch.autocast(places.device.type, enabled=False):  # float32, as it is trained
                 numbers = encoder(places)
-        kind = numbers.device.type
-        computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else fresh.model.dtype
-        return Front(keys=by_layer(numbers.to(computed), config.num_layers, config.num_attention_heads))
+        numbers = as_computed(numbers, fresh.model.dtype)
+        return Front(keys=by_layer(numbers, config.num_layers, config.num_attention_heads))
 
     return Tuned(CausalModel(fresh.model.hf, front), peft, peft)

@@ -29,7 +29,7 @@ from kamerton.inference.prefix import common_prefix
 from kamerton.inference.sampling import stream_key
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Message, Task
-from kamerton.tuning.layer_keys import activations, flat, stacked
+from kamerton.tuning.layer_keys import activations, as_computed, flat, stacked
 from kamerton.tuning.layer_keys import spread as spread_of_keys
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.prompt import embeddings_of, spread
@@ -139,9 +139,7 @@ def _tuned(fresh: Base, peft: Any) -> Tuned:
         return Front(keys=keys(numbers)) if config.num_layers else Front(embeddings=numbers)
 
     def keys(numbers: Tensor) -> LayerKeys:
-        kind = numbers.device.type
-        computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else fresh.model.dtype
-        return tuner.keys(numbers.to(computed))
+        return tuner.keys(as_computed(numbers, fresh.model.dtype))
 
     def make(prompts: Sequence[Sequence[int]]) -> Tensor | LayerKeys:
         features = tuner.reader()(prompts, alone=tuner.training)

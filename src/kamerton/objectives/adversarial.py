@@ -245,8 +245,9 @@ class Adversarial:
     # -- the discriminators -------------------------------------------------------------------------------------------
 
     def _teach(self, steps: int, generator: torch.Generator) -> None:
-        for pairs in self._pending:
-            self.judges.train(pairs, steps, generator)
+        with torch.autocast(self._device.type, enabled=False):  # their backward pass in float32 too
+            for pairs in self._pending:
+                self.judges.train(pairs, steps, generator)
         self._pending = []
 
     @torch.no_grad()

@@ -326,43 +326,49 @@ def test_with_keys_other_queries_get_other_pairs_once_it_moves(small_base: Base)
     assert all((x[0] - x[1]).abs().max() > 1e-3 for pair in moved for x in pair)
 
 
-@pytest.mark.parametrize("into", ["tokens", "keys-values"])
-@pytest.mark.parametrize("place", ["end", "front"])
-def test_peft_loads_it_in_a_new_process(small_base: Base, tmp_path: Path, place: str, into: str) -> None:
-    tuned = attach(small_base, place=place, into=into)
-    stir(tuned)
-    tuned.save(tmp_path / "adapter")
-    loaded = get_parameterisation("prompt-generator").load(small_base, tmp_path / "adapter")
-    torch.testing.assert_close(losses(loaded, small_base), losses(tuned, small_base), atol=0, rtol=0)
+def test_peft_loads_it_in_a_new_process(small_base: Base, tmp_path: Path) -> None:
+    """Both places and both kinds, one process for all of them."""
     rendered = [small_base.renderer.example(e.messages, e.answers[0]) for e in tiny.colour_task().train[:4]]
-    rows = [list(r.tokens) for r in rendered]
-    (tmp_path / "rows.txt").write_text(repr(rows))
+    (tmp_path / "rows.txt").write_text(repr([list(r.tokens) for r in rendered]))
+    kinds = {f"{place} {into}": (place, into) for place in ("end", "front") for into in ("tokens", "keys-values")}
+    ours = {}
+    for name, (place, into) in kinds.items():
+        tuned = attach(small_base, place=place, into=into)
+        stir(tuned)
+        tuned.save(tmp_path / name)
+        loaded = get_parameterisation("prompt-generator").load(small_base, tmp_path / name)
+        ours[name] = losses(tuned, small_base)
+        torch.testing.assert_close(losses(loaded, small_base), ours[name], atol=0, rtol=0)
     program = f"""
 import torch, ast
+from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 import kamerton.tuning.generator
-base = AutoModelForCausalLM.from_pretrained({str(small_base.request["name"])!r}, dtype=torch.float32)
-model = PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).eval()
-rows = ast.literal_eval(open({str(tmp_path / "rows.txt")!r}).read())
+folder = Path({str(tmp_path)!r})
+rows = ast.literal_eval((folder / "rows.txt").read_text())
 longest = max(map(len, rows))
 ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
 mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
-with torch.no_grad():
-    log_p = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
-with model.disable_adapter(), torch.no_grad():
-    off = model(input_ids=ids, attention_mask=mask).logits
-    assert torch.allclose(off, base(input_ids=ids, attention_mask=mask).logits)
-torch.save(log_p, {str(tmp_path / "out.pt")!r})
+for name in {list(kinds)!r}:
+    base = AutoModelForCausalLM.from_pretrained({str(small_base.request["name"])!r}, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, folder / name).eval()
+    with torch.no_grad():
+        log_p = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+    with model.disable_adapter(), torch.no_grad():
+        off = model(input_ids=ids, attention_mask=mask).logits
+        assert torch.allclose(off, base(input_ids=ids, attention_mask=mask).logits)
+    torch.save(log_p, folder / f"{{name}}.pt")
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-    theirs = torch.load(tmp_path / "out.pt")
-    expected = []
-    for i, r in enumerate(rendered):
-        n = r.prompt_length
-        expected.append(theirs[i, n - 1 : len(r.tokens) - 1].gather(1, torch.tensor(r.tokens[n:])[:, None])[:, 0])
-    # a batch's rows are sorted nowhere here: make_batch keeps their order
-    torch.testing.assert_close(losses(tuned, small_base), torch.cat(expected), atol=1e-5, rtol=1e-5)
+    for name in kinds:
+        theirs = torch.load(tmp_path / f"{name}.pt")
+        expected = []
+        for i, r in enumerate(rendered):
+            n = r.prompt_length
+            expected.append(theirs[i, n - 1 : len(r.tokens) - 1].gather(1, torch.tensor(r.tokens[n:])[:, None])[:, 0])
+        # a batch's rows are sorted nowhere here: make_batch keeps their order
+        torch.testing.assert_close(ours[name], torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_noise_belongs_to_a_prompt_when_asked_and_is_new_in_training(small_base: Base) -> None:

@@ -53,6 +53,10 @@ class ModelError(KamertonError):
     """A base, adapter or checkpoint that cannot be loaded."""
 
 
+class RewardError(KamertonError):
+    """A reward that gives no number for an answer."""
+
+
 class BudgetError(KamertonError):
     """A budget under which a method cannot be trained."""
 

@@ -26,7 +26,7 @@ from kamerton.base import Base
 from kamerton.errors import TaskError
 from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Adapted, Report, Run
-from kamerton.tasks.example import Example, Task, fingerprint
+from kamerton.tasks.example import Example, Task, fingerprint, record_of
 from kamerton.training import Budget
 from kamerton.training.files import write_json
 
@@ -107,7 +107,7 @@ def _judge(
     base: Base, task: Task, learn: Sequence[Example], folder: Path, options: JudgeOptions, run: Run, name: str
 ) -> Adapted:
     key = fingerprint({
-        "examples": [asdict(e) for e in learn], "options": asdict(options), "seed": run.seed,
+        "examples": [record_of(e) for e in learn], "options": asdict(options), "seed": run.seed,
         "base": base.info.fingerprint, "renderer": base.renderer.fingerprint,
     })  # fmt: skip
     mark = folder / "judge.json"

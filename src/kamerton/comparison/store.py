@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kamerton.errors import KamertonError
-from kamerton.tasks.example import Task, example_from
+from kamerton.tasks.example import Task, example_from, record_of
 from kamerton.training.files import read_jsonl, write_json, write_jsonl
 
 SPLITS = ("train", "validation", "test")
@@ -146,7 +146,7 @@ class Store:
     def write_task(self, task: Task) -> None:
         """Keep the examples, so that a resumed comparison and its report need nothing else."""
         for split in SPLITS:
-            write_jsonl(self.folder / f"{split}.jsonl", [asdict(e) for e in getattr(task, split)])
+            write_jsonl(self.folder / f"{split}.jsonl", [record_of(e) for e in getattr(task, split)])
         about = {k: getattr(task, k) for k in ("name", "metrics", "max_answer_tokens", "notes", "source")}
         write_json(self.folder / "task.json", about)
 

@@ -1,32 +1,74 @@
-"""Two stages in one fit: a supervised start, and an objective that goes on from it (adversarial training).
+"""Two stages in one fit: a supervised start, and an objective that goes on from it (adversarial, preferences, rewards).
 
 An objective that names another one as its `warm_start` is trained behind it, on the same parameters and inside the same
-budget. The start is a candidate for the best checkpoint: where the second stage brings nothing on validation, the
-method returns what it started from and says so.
+budget (`share: 1` leaves the start out: it begins at the base). The start is a candidate for the best checkpoint: where
+the second stage brings nothing on validation, the method returns what it started from and says so.
+
+What is asked of such an objective beside training/objective.py: `begin(model, module)`, called when the model is at its
+start; `notes`; and where it has them `extra` (a network that is trained with the model and not kept, a value head),
+`layout` (a word for how its state is laid out in checkpoints) and `diverged` (words for further options to lower).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from torch import nn
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError
 from kamerton.methods.keys import fit_key
-from kamerton.methods.method import FitRecord, Run
-from kamerton.methods.stage_findings import stage_findings
-from kamerton.methods.stage_warnings import stage_warnings
+from kamerton.methods.method import Finding, FitRecord, Run
+from kamerton.methods.search import space_of
 from kamerton.objectives import get_objective
-from kamerton.objectives.adversarial_options import AdversarialOptions
+from kamerton.objectives.stage_options import StageOptions
 from kamerton.tasks.example import Task
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.tuning import Options, Tuned
 
 if TYPE_CHECKING:
     from kamerton.methods.trained import TrainedMethod
+
+Curve = Sequence[dict[str, float]]
+
+DIAGNOSTICS: dict[str, tuple[str, str]] = {
+    "adversarial": (
+        "kamerton.methods.stage_findings:stage_findings", "kamerton.methods.stage_warnings:stage_warnings",
+    ),
+}  # fmt: skip
+"""By objective: what the report shows of its stage, and what it warns of."""
+
+
+def diagnostics(
+    objective: str,
+) -> tuple[Callable[[Any, Curve], list[Finding]], Callable[[Any, Curve, int], list[str]]]:
+    """The two functions of an objective: (objective, curve) → findings, (objective, curve, step kept) → warnings."""
+    findings, warnings = (
+        getattr(import_module(module), function)
+        for module, _, function in (place.partition(":") for place in DIAGNOSTICS[objective])
+    )
+    return findings, warnings
+
+
+def stage_field(objective: str) -> str:
+    """The option of a trained method that holds the options of an objective's stage."""
+    return objective.replace("-", "_")
+
+
+def stage_of(options: Any) -> StageOptions:
+    """The options of the stage of a method's objective, their defaults where none are given."""
+    name = stage_field(options.objective)
+    given = getattr(options, name)
+    if given is not None:
+        return given
+    kind = type(options).model_fields[name].annotation
+    (own,) = (part for part in get_args(kind) if part is not type(None))
+    return own.model_validate({})
 
 
 def two_stages(
@@ -37,42 +79,51 @@ def two_stages(
     Returns:
         What was tuned, the options that fit it, and a record of both stages.
     """
-    kind, stage = get_objective(options.objective), options.adversarial or AdversarialOptions.model_validate({})
-    first, second = budget.scaled(1 - stage.share), budget.scaled(stage.share)
-    start = options.model_copy(update={"objective": kind.warm_start, "adversarial": None})
-    # a pause inside the first stage is a share of the whole
-    share = min(1.0, run.until / (1 - stage.share))
-    tuned, settled, record = method._train(base, task, first, start, replace(run, until=share))
-    settled = settled.model_copy(update={"objective": options.objective, "adversarial": options.adversarial})
-    rest = (run.until - (1 - stage.share)) / stage.share
+    kind, stage = get_objective(options.objective), stage_of(options)
+    name = stage_field(options.objective)
+    start_share, second = 1 - stage.share, budget.scaled(stage.share)
+    if start_share > 0:
+        start = options.model_copy(update={"objective": kind.warm_start, name: None})
+        # a pause inside the first stage is a share of the whole
+        share = min(1.0, run.until / start_share)
+        tuned, settled, record = method._train(base, task, budget.scaled(start_share), start, replace(run, until=share))
+        settled = settled.model_copy(update={"objective": options.objective, name: getattr(options, name)})
+    else:
+        tuned, settled = method.parameterisation.attach(base, options, task, run.seed), options
+        record = FitRecord(learning_rate=options.learning_rate or space_of(method)["learning_rate"][0])
+    rest = (run.until - start_share) / stage.share
     if not record.finished or rest <= 0:
         record.finished = False
-        record.expected_flops = max(record.expected_flops, record.flops) / (1 - stage.share)
+        record.expected_flops = max(record.expected_flops, record.flops) / start_share
         return tuned, settled, record
     objective = kind.build(base, task, options, limit=method._limit(base, settled), seed=run.seed)
     objective.begin(tuned.model, tuned.module)
+    extra = getattr(objective, "extra", None)
+    module = tuned.module if extra is None else nn.ModuleDict({"model": tuned.module, "extra": extra})
     settings = Settings(
-        learning_rate=(record.learning_rate or 1e-3) * stage.rate, betas=(0.5, 0.999), warmup=options.warmup,
+        learning_rate=(record.learning_rate or 1e-3) * stage.rate, betas=stage.betas, warmup=options.warmup,
         weight_decay=options.weight_decay, clip=options.clip, validations=stage.validations,
         patience=stage.validations + 1, average=stage.average, validate_start=True,
         bfloat16=base.model.dtype == torch.bfloat16, trackers=run.trackers, seed=run.seed,
     )  # fmt: skip
 
     def watch(p: Progress) -> None:
-        shown = (("AUC", "auc"), ("KL", "kl"), ("entropy", "entropy"), ("reward", "reward"))
+        shown = (("AUC", "auc"), ("KL", "kl"), ("entropy", "entropy"), ("reward", "reward"), ("accuracy", "accuracy"))
         parts = [f"{name} {p.metrics[key]:.2f}" for name, key in shown if key in p.metrics]
         text = ", ".join([f"loss {p.loss:.3f}", *parts, f"{p.seconds_left:.0f} s left"])
         run.report(f"{options.objective} training", p.share, text)
 
-    # `pairs`: how the discriminators' tokens are kept; a checkpoint that keeps them otherwise cannot go on
-    key = fit_key(method.name, base, task, options, second, run.seed, chosen=record.chosen, stage=2, pairs="by row")
+    # `layout`: of what the objective keeps in checkpoints; one that keeps it otherwise cannot go on
+    layout = getattr(kind, "layout", "")
+    key = fit_key(method.name, base, task, options, second, run.seed, chosen=record.chosen, stage=2, layout=layout)
     try:
         result = fit(
-            tuned.model, tuned.module, objective, settings, second, run.folder / options.objective, key=key,
+            tuned.model, module, objective, settings, second, run.folder / options.objective, key=key,
             until=min(1.0, rest), measure=False, watch=watch,
         )  # fmt: skip
     except Diverged as error:  # either network can be the cause
-        mend = "lower adversarial.rate or adversarial.discriminator_rate, or compute in float32"
+        own = getattr(kind, "diverged", "")
+        mend = f"lower {name}.rate{own}, or compute in float32"
         raise KamertonError(f"{options.objective} training: {error.message}", mend=mend) from error
     record.seconds += result.state.seconds
     record.tokens += result.state.tokens
@@ -85,8 +136,9 @@ def two_stages(
         record.curve.append({**{k: v for k, v in row.items() if k != "validation_loss"}, **later})
     record.notes += [*objective.notes, *result.notes]
     if result.finished:
-        record.findings += stage_findings(objective, result.state.curve)
-        record.notes += stage_warnings(objective, result.state.curve, result.state.best_step)
+        findings, warnings = diagnostics(options.objective)
+        record.findings += findings(objective, result.state.curve)
+        record.notes += warnings(objective, result.state.curve, result.state.best_step)
         record.notes.append(_verdict(options.objective, kind.warm_start, task, result))
     return tuned, settled, record
 

@@ -28,6 +28,10 @@ from kamerton.methods.search import Halving, Values, draw, label, shown, space_o
 from kamerton.methods.stages import two_stages
 from kamerton.objectives import OBJECTIVES, get_objective
 from kamerton.objectives.adversarial_options import AdversarialOptions
+from kamerton.objectives.dpo_options import DpoOptions
+from kamerton.objectives.grpo_options import GrpoOptions
+from kamerton.objectives.ppo_options import PpoOptions
+from kamerton.objectives.rejection_options import RejectionOptions
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.training.files import write_json
@@ -57,6 +61,13 @@ class TrainingOptions(Options):
     search_share: float = Field(0.3, gt=0, lt=1, description="share of the budget for choosing hyperparameters")
     adversarial: AdversarialOptions | None = Field(
         None, description="adversarial: options of that stage; none: their defaults"
+    )
+    dpo: DpoOptions | None = Field(None, description="likewise")
+    grpo: GrpoOptions | None = Field(None, description="likewise")
+    ppo: PpoOptions | None = Field(None, description="likewise")
+    rejection_sampling: RejectionOptions | None = Field(None, description="likewise")
+    reward: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = Field(
+        None, description="grpo, ppo, rejection-sampling: what says how good an answer is, or several that are summed"
     )
     candidates: int | None = Field(
         None, gt=0, description="settings of the search space that are tried; none: its learning rates only"

@@ -71,6 +71,8 @@ class Adversarial:
 
     name = "adversarial"
     warm_start: ClassVar[str] = "supervised"
+    layout: ClassVar[str] = "pairs by row"
+    diverged: ClassVar[str] = " or adversarial.discriminator_rate"
 
     def __init__(
         self, base: Base, task: Task, options: AdversarialOptions, *, batch_size: int, max_tokens: int,

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from kamerton.tuning.parameterisation import Options
+from kamerton.objectives.stage_options import StageOptions
 
 
-class AdversarialOptions(Options):
+class AdversarialOptions(StageOptions):
     """How an adversarial stage goes on from a supervised one."""
+
+    betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
 
     path: Literal["references", "rollouts", "both"] = Field(
         "references",
         description="where the signal comes from: reference answers without sampling, sampled answers, both",
     )
-    share: float = Field(0.4, gt=0, lt=1, description="share of the budget for it; the rest is the supervised start")
+    share: float = Field(0.4, gt=0, le=1, description="share of the budget for it; the rest is the supervised start")
     weight: float = Field(1.0, ge=0, description="of the adversarial signal; 0: go on with supervised training alone")
     anchor: float = Field(1.0, ge=0, description="weight of the supervised loss beside it")
     kl: float = Field(0.1, ge=0, description="weight of the KL divergence to the supervised start, in nats a token")
-    rate: float = Field(0.5, gt=0, description="peak learning rate as a share of the supervised start's")
     average: float = Field(
         0.9, ge=0, lt=1, description="of the exponential average that is evaluated and kept; 0: none"
     )
@@ -50,4 +51,3 @@ class AdversarialOptions(Options):
     queries: int = Field(4, gt=0, description="rollouts: queries in a step")
     discount: float = Field(0.8, ge=0, le=1, description="rollouts: of the reward-to-go, per token")
     temperature: float = Field(1.0, gt=0, description="rollouts: at which answers are sampled")
-    validations: int = Field(4, gt=0, description="times that sampled answers are judged on validation examples")

@@ -29,6 +29,14 @@ Conversation = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Graded:
+    """An answer that was judged: the higher its score among answers to the same question, the better."""
+
+    answer: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One question with its accepted answers.
 
@@ -39,6 +47,8 @@ class Example:
         choices: a closed set: answers are ranked; empty: answers are generated.
         reasoning: a worked solution, for chain-of-thought methods.
         group: what kind of example this is (a format, a label, a source), for reports; "" where there is none.
+        graded: answers that people or programs judged, best first; empty where none were.
+        margin: by how much the first of two judged answers is better, where the data say so.
     """
 
     id: str
@@ -47,6 +57,8 @@ class Example:
     choices: tuple[str, ...] = ()
     reasoning: str | None = None
     group: str = ""
+    graded: tuple[Graded, ...] = ()
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +88,30 @@ class Task:
         """SHA-256 over everything that can change a result: all examples of all splits, and the metrics."""
         return fingerprint(
             {
-                "train": [asdict(e) for e in self.train],
-                "validation": [asdict(e) for e in self.validation],
-                "test": [asdict(e) for e in self.test],
+                "train": [record_of(e) for e in self.train],
+                "validation": [record_of(e) for e in self.validation],
+                "test": [record_of(e) for e in self.test],
                 "metrics": self.metrics,
                 "max_answer_tokens": self.max_answer_tokens,
             }
         )
 
 
+def record_of(example: Example) -> dict[str, Any]:
+    """An example as plain values, without the fields of judged answers where it has none."""
+    record = asdict(example)
+    if not example.graded:
+        del record["graded"]
+    if example.margin is None:
+        del record["margin"]
+    return record
+
+
 def example_from(record: Mapping[str, Any]) -> Example:
-    """An example from what `dataclasses.asdict` and JSON made of it."""
+    """An example from what `record_of` (or `dataclasses.asdict`) and JSON made of it."""
     return Example(**{
         **record, "messages": tuple(Message(**m) for m in record["messages"]), "answers": tuple(record["answers"]),
-        "choices": tuple(record["choices"]),
+        "choices": tuple(record["choices"]), "graded": tuple(Graded(**g) for g in record.get("graded", ())),
     })  # fmt: skip
 
 

@@ -1,0 +1,25 @@
+"""Options of the objective `grpo`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kamerton.objectives.rollout_options import RolloutOptions
+
+
+class GrpoOptions(RolloutOptions):
+    """Group-relative policy optimisation and its documented variants."""
+
+    group: int = Field(8, gt=1, description="answers to each question")
+    epochs: int = Field(1, gt=0, description="optimiser steps on each batch of answers")
+    clip: float = Field(0.2, gt=0, description="how far below 1 the ratio of probabilities counts")
+    clip_high: float | None = Field(None, gt=0, description="how far above 1 (DAPO's clip-higher); default: as below")
+    kl: float = Field(0.04, ge=0, description="weight of the KL divergence to the start, in nats a token; 0: none")
+    length: Literal["answer", "token", "constant"] = Field(
+        "answer", description="losses are means over each answer (GRPO), over all tokens (DAPO), or sums by a constant "
+        "length (Dr. GRPO)",
+    )  # fmt: skip
+    deviation: bool = Field(True, description="divide advantages by the standard deviation of the group's rewards")
+    dynamic: bool = Field(False, description="sample on until enough groups have unequal rewards (DAPO)")

@@ -74,6 +74,7 @@ def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
             raise TaskError("there are no training examples", where=task.name, mend="give a train split")
         method._limit(base, options)
         _ask(method.parameterisation, base, task, options)
+        _ask(get_objective(options.objective), base, task, options)
     _ask(method, base, task, options)
 
 

@@ -5,8 +5,9 @@ budget (`share: 1` leaves the start out: it begins at the base). The start is a 
 the second stage brings nothing on validation, the method returns what it started from and says so.
 
 What is asked of such an objective beside training/objective.py: `begin(model, module)`, called when the model is at its
-start; `notes`; and where it has them `extra` (a network that is trained with the model and not kept, a value head),
-`layout` (a word for how its state is laid out in checkpoints) and `diverged` (words for further options to lower).
+start; `notes`; and where it has them `extra` (a network that is trained with the model and not kept, a value head, with
+its own peak `learning_rate` if it has one), `layout` (a word for how its state is laid out in checkpoints), `diverged`
+(words for further options to lower) and `judged_by` (what decides on validation, the task's first metric otherwise).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ DIAGNOSTICS: dict[str, tuple[str, str]] = {
     "adversarial": (
         "kamerton.methods.stage_findings:stage_findings", "kamerton.methods.stage_warnings:stage_warnings",
     ),
+    "grpo": ("kamerton.methods.policy_findings:policy_findings", "kamerton.methods.policy_findings:policy_warnings"),
+    "ppo": ("kamerton.methods.policy_findings:policy_findings", "kamerton.methods.policy_findings:policy_warnings"),
 }  # fmt: skip
 """By objective: what the report shows of its stage, and what it warns of."""
 
@@ -107,6 +110,9 @@ def two_stages(
         bfloat16=base.model.dtype == torch.bfloat16, trackers=run.trackers, seed=run.seed,
     )  # fmt: skip
 
+    for parameter in extra.parameters() if hasattr(extra, "learning_rate") else ():
+        parameter.rate = extra.learning_rate / settings.learning_rate
+
     def watch(p: Progress) -> None:
         shown = (("AUC", "auc"), ("KL", "kl"), ("entropy", "entropy"), ("reward", "reward"), ("accuracy", "accuracy"))
         parts = [f"{name} {p.metrics[key]:.2f}" for name, key in shown if key in p.metrics]
@@ -139,16 +145,16 @@ def two_stages(
         findings, warnings = diagnostics(options.objective)
         record.findings += findings(objective, result.state.curve)
         record.notes += warnings(objective, result.state.curve, result.state.best_step)
-        record.notes.append(_verdict(options.objective, kind.warm_start, task, result))
+        record.notes.append(_verdict(options.objective, kind.warm_start, task, result, objective))
     return tuned, settled, record
 
 
-def _verdict(objective: str, start: str, task: Task, result: Result) -> str:
+def _verdict(objective: str, start: str, task: Task, result: Result, trained: Any) -> str:
     """Which of the two stages is kept, in words."""
     first, best = result.state.start_loss, result.validation_loss
     if first is None or not task.validation:
         return f"no validation examples: the end of {objective} training was taken"
-    metric = task.metrics[0]
+    metric = getattr(trained, "judged_by", task.metrics[0])
     if result.state.best_step <= 0:
         return f"{objective} training brought nothing on validation ({metric}): the {start} start was kept"
     return (

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from kamerton.objectives.rollout_options import RolloutOptions
+from kamerton.objectives.policy_options import PolicyOptions
 
 
-class GrpoOptions(RolloutOptions):
+class GrpoOptions(PolicyOptions):
     """Group-relative policy optimisation and its documented variants."""
 
     group: int = Field(8, gt=1, description="answers to each question")
@@ -22,4 +22,5 @@ class GrpoOptions(RolloutOptions):
         "length (Dr. GRPO)",
     )  # fmt: skip
     deviation: bool = Field(True, description="divide advantages by the standard deviation of the group's rewards")
-    dynamic: bool = Field(False, description="sample on until enough groups have unequal rewards (DAPO)")
+    dynamic: bool = Field(False, description="leave groups with equal rewards out and sample on (DAPO)")
+    tries: int = Field(4, gt=0, description="dynamic: times that questions are sampled for a batch, at most")

@@ -16,7 +16,7 @@ from kamerton.evaluation.answering import values
 from kamerton.evaluation.figures import Figure, difference
 from kamerton.evaluation.metrics import get_metric
 from kamerton.methods.method import Finding
-from kamerton.methods.stage_findings import _samples, _thinned, _when
+from kamerton.methods.stage_findings import sampled, thinned, when
 from kamerton.objectives.looks import Looks
 
 Curve = Sequence[dict[str, float]]
@@ -72,9 +72,9 @@ def policy_findings(objective: Any, curve: Curve) -> list[Finding]:
         present = [m for m in lines if any(m in row for row in curve)]
         if present:
             columns = ("step", *(lines[m] for m in present))
-            out.append(Finding(f"{title}: {name}", columns, tuple(_thinned(curve, present)), True, note))
+            out.append(Finding(f"{title}: {name}", columns, tuple(thinned(curve, present)), True, note))
     looks: Looks = objective.looks
-    return [*out, *_samples(looks), *_rewards(looks, objective.reward.name)]
+    return [*out, *sampled(looks), *_rewards(looks, objective.reward.name)]
 
 
 def _rewards(looks: Looks, reward: str) -> list[Finding]:
@@ -83,7 +83,7 @@ def _rewards(looks: Looks, reward: str) -> list[Finding]:
     for look in looks.taken:
         mean = float(np.mean(look.scores)) if look.scores else None
         value = values({metric: np.array(look.statistics)}, looks.task.validation)[metric] if look.statistics else None
-        rows.append((_when(look), mean, value))
+        rows.append((when(look), mean, value))
     note = (
         f"Mean reward of samples at T = 1 of {len(looks.examples)} questions, and the metric of greedy answers to the "
         "validation questions."
@@ -99,7 +99,7 @@ def policy_warnings(objective: Any, curve: Curve, kept: int) -> list[str]:
         first, last = (_means(part) for part in (curve[:size], curve[-size:]))
         found += hacking(objective, first, last, curve)
         found += collapse(objective, first, last)
-        if last.get("equal", 0.0) > EQUAL:
+        if last.get("equal", 0.0) > EQUAL and not good(objective, last):
             found.append(
                 f"{last['equal']:.0%} of the groups have equal rewards at the end, and nothing is learned from them; "
                 f"set {objective.name}.dynamic, a larger {objective.name}.group, or questions that are neither sure "
@@ -134,10 +134,7 @@ def hacking(objective: Any, first: dict[str, float], last: dict[str, float], cur
 
 def collapse(objective: Any, first: dict[str, float], last: dict[str, float]) -> list[str]:
     """The policy has become certain before its answers are good."""
-    low, best = objective.reward.range
-    if np.isfinite(low) and np.isfinite(best) and last["reward"] >= low + NEARLY_ALL * (best - low):
-        return []
-    if last["entropy"] > SETTLED or last["entropy"] > FELL * first["entropy"]:
+    if good(objective, last) or last["entropy"] > SETTLED or last["entropy"] > FELL * first["entropy"]:
         return []
     clip = " or set grpo.clip_high above grpo.clip," if objective.name == "grpo" else ""
     return [
@@ -145,6 +142,12 @@ def collapse(objective: Any, first: dict[str, float], last: dict[str, float]) ->
         f"reward of {last['reward']:.3g}: nothing new is tried; raise {objective.name}.kl,{clip} or lower "
         f"{objective.name}.rate"
     ]
+
+
+def good(objective: Any, last: dict[str, float]) -> bool:
+    """Whether there is hardly anything left to be learned."""
+    low, best = objective.reward.range
+    return bool(np.isfinite(low) and np.isfinite(best) and last["reward"] >= low + NEARLY_ALL * (best - low))
 
 
 def against_metric(objective: Any) -> list[str]:

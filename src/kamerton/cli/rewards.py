@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """List the rewards: what says how good an answer is; or one reward's options and defaults."""
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         from kamerton.errors import RecipeError
@@ -43,5 +44,5 @@ def register(app: typer.Typer) -> None:
         for option, field in kind.options.model_fields.items():
             default = "needed" if field.is_required() else str(field.default)
             shown = default if len(default) <= 40 else f"{default[:40]} …"
-            table.add_row(option, shown, (field.description or "").replace("[", "\\["))
+            table.add_row(option, shown, escape(field.description or ""))
         console.print(table)

@@ -218,7 +218,7 @@ class Judge:
     def _silent(self, done: str, example: Example) -> RewardError:
         number, what = self._counts[done], "answers" if done == "graded" else "pairs"
         prompt = "grade_prompt" if done == "graded" else "compare_prompt"
-        message = f"{self._who} is off its format for all {number} {what} {done}, the first to example {example.id}"
+        message = f"{self._who} is off its format each time ({number} {what} {done}, the first to example {example.id})"
         return RewardError(message, where=f"reward {self.name}", mend=f"name another model, or another {prompt}")
 
     # -- probabilities ------------------------------------------------------------------------------------------------

@@ -108,9 +108,9 @@ def checked(name: str, examples: Sequence[Example], answers: Sequence[str], valu
     except (TypeError, ValueError):
         raise RewardError("gives no numbers", where=where, mend="give one number for each answer") from None
     if found.shape != (len(answers),) or len(examples) != len(answers):
-        size = " × ".join(map(str, found.shape)) or "1, not a list"
+        size = " × ".join(map(str, found.shape))
         first = f", the first to example {examples[0].id}" if examples else ""
-        message = f"gives {size} values for {len(answers)} answers{first}"
+        message = f"gives {f'{size} values' if size else 'no list'} for {len(answers)} answers{first}"
         raise RewardError(message, where=where, mend="give one number for each answer")
     wrong = np.flatnonzero(~np.isfinite(found))
     if len(wrong):

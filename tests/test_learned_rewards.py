@@ -29,7 +29,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # -- reward models ----------------------------------------------------------------------------------------------------
 
 
-def save_classifier(folder: Path, *, labels: int = 1, pad: int | None = 0, template: str | None = tiny.TEMPLATE) -> Path:
+def save_classifier(
+    folder: Path, *, labels: int = 1, pad: int | None = 0, template: str | None = tiny.TEMPLATE
+) -> Path:
     """A random Llama with a classification head, written by transformers alone."""
     import transformers
 
@@ -75,7 +77,9 @@ def test_reward_models_score_as_transformers_does(small_base: Base, tmp_path: Pa
 
 @pytest.mark.parametrize("pad", [0, 7, None])
 def test_a_score_does_not_depend_on_the_batch(small_base: Base, tmp_path: Path, pad: int | None) -> None:
-    model = build_reward({"reward-model": str(save_classifier(tmp_path / "rm", pad=pad))}, small_base, tiny.colour_task())
+    model = build_reward(
+        {"reward-model": str(save_classifier(tmp_path / "rm", pad=pad))}, small_base, tiny.colour_task()
+    )
     whole = model(EXAMPLES, ANSWERS)
     alone = [float(model([e], [a])[0]) for e, a in zip(EXAMPLES, ANSWERS, strict=True)]
     np.testing.assert_allclose(whole, alone, atol=1e-5)
@@ -88,17 +92,17 @@ def test_a_score_does_not_depend_on_the_batch(small_base: Base, tmp_path: Path, 
 def test_conversations_that_are_too_long_are_cut_and_counted(small_base: Base, tmp_path: Path) -> None:
     model = build_reward({"reward-model": str(save_classifier(tmp_path / "rm"))}, small_base, tiny.colour_task())
     long = Example("long", conversation([("system", "Say."), ("user", "stone " * 300)]), ("red",))
+    assert model([long, EXAMPLES[0]], ["red", "red"]).shape == (2,)
+    assert notes_of(model) == ["reward reward-model: 1 of 2 conversations were cut to 128 tokens"]
+    again = build_reward({"reward-model": str(tmp_path / "rm")}, small_base, tiny.colour_task())
+    again.restore(model.state())
+    assert notes_of(again) == notes_of(model)
     rows = [model.tokens(long.messages, "red"), model.tokens(EXAMPLES[0].messages, "blue " * 300)]
     assert [len(row) for row in rows] == [pytest.approx(128, abs=4), 128]
     assert all(len(row) <= 128 for row in rows)
     kept = model._tokenizer.decode(rows[0])
     assert "<|system|>Say." in kept
     assert kept.endswith("<|assistant|>red<|end|>\n")
-    assert model([long, EXAMPLES[0]], ["red", "red"]).shape == (2,)
-    assert notes_of(model) == ["reward reward-model: 3 of 2 conversations were cut to 128 tokens"]  # two were cut above
-    again = build_reward({"reward-model": str(tmp_path / "rm")}, small_base, tiny.colour_task())
-    again.restore(model.state())
-    assert notes_of(again) == notes_of(model)
 
 
 def test_without_a_template_the_bases_renderer_writes_if_the_tokenizer_is_the_same(
@@ -113,8 +117,8 @@ def test_without_a_template_the_bases_renderer_writes_if_the_tokenizer_is_the_sa
     vocabulary["added_tokens"].append({**vocabulary["added_tokens"][-1], "id": 401, "content": "<|other|>"})
     file.write_text(json.dumps(vocabulary))
     for step in ("check", "build"):
+        kind = get_reward("reward-model")
         with pytest.raises(ModelError) as caught:
-            kind = get_reward("reward-model")
             getattr(kind, step)(small_base, task, kind.options(model=str(folder)))  # type: ignore[call-arg]
         assert str(caught.value) == (
             f"{folder}: it has another tokenizer than small and no chat template to write a conversation by; set "
@@ -129,7 +133,9 @@ def test_what_is_no_reward_model_is_one_line(small_base: Base, small_folder: Pat
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     headless = shutil.copytree(small_folder, tmp_path / "headless")
     config = json.loads((headless / "config.json").read_text())
-    (headless / "config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}))
+    (headless / "config.json").write_text(
+        json.dumps({**config, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}})
+    )
     code = shutil.copytree(tmp_path / "rm", tmp_path / "code")
     config = json.loads((code / "config.json").read_text())
     auto = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
@@ -145,7 +151,9 @@ def test_what_is_no_reward_model_is_one_line(small_base: Base, small_folder: Pat
         with pytest.raises(ModelError) as caught:
             kind.build(small_base, task, kind.options(model=str(folder)))  # type: ignore[call-arg]
         assert str(caught.value) == f"{folder}: {line}"
-    with pytest.raises(ModelError, match=r"code: the reward model cannot be loaded \(ValueError: .*\); check its files"):
+    with pytest.raises(
+        ModelError, match=r"code: the reward model cannot be loaded \(ValueError: .*\); check its files"
+    ):
         kind.check(small_base, task, kind.options(model=str(code)))  # type: ignore[call-arg]
 
 
@@ -305,8 +313,28 @@ def test_the_base_is_its_own_judge_or_another_model_is(small_base: Base, tmp_pat
     assert other(EXAMPLES[:2], ["red", "blue"]) == pytest.approx([8 / 9, 8 / 9], abs=0.02)
     own = build_reward("judge", small_base, task)
     assert own._engine.model is small_base.model
-    with pytest.raises(KamertonError, match=r"small is off its format each time \(2 answers graded, the first to example colour-0\)"):
+    with pytest.raises(
+        KamertonError, match=r"small is off its format each time \(2 answers graded, the first to example colour-0\)"
+    ):
         own(EXAMPLES[:2], ["red", "blue"])
+
+
+def test_an_encoder_decoder_can_be_a_judge(tmp_path: Path) -> None:
+    """What it would say behind "Grade: ", by transformers' own forward pass."""
+    import transformers
+
+    folder = tiny.save_encoder_decoder(tmp_path / "t5")
+    one = judge(folder, lowest=2, highest=3)
+    conversations = [to_grade("{question}{answer}", QUESTIONS[0], "red", RUBRIC, 2, 3)]
+    mass, cut = one._masses(conversations, "Grade: ", ["2", "3"])
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    renderer = one._engine.renderer
+    with torch.no_grad():
+        start = torch.tensor([[0, *renderer.answer("Grade: ", end=False)]])
+        logits = hf(input_ids=torch.tensor([renderer.prompt(conversations[0])]), decoder_input_ids=start).logits[0, -1]
+    p = logits.double().softmax(-1)[[renderer.answer(d, end=False)[0] for d in "23"]]
+    np.testing.assert_allclose(mass, [p.numpy()], rtol=1e-4)
+    assert cut == 0
 
 
 def test_prompts_are_filled_in_one_pass() -> None:
@@ -399,7 +427,8 @@ def test_a_discriminator_inside_a_sum_learns_and_resumes(small_base: Base) -> No
 def test_a_sum_of_scores_and_a_reference_judged_by_who_never_saw_it(small_base: Base) -> None:
     task = tiny.colour_task()
     mean, total = (
-        build_reward({"discriminator": {"aggregate": a, "controller": False}}, small_base, task) for a in ("mean", "sum")
+        build_reward({"discriminator": {"aggregate": a, "controller": False}}, small_base, task)
+        for a in ("mean", "sum")
     )
     answers = ["red", "the river", "a green stone on the market"]
     tokens = [len(small_base.renderer.answer(answer)) for answer in answers]

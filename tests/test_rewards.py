@@ -133,7 +133,9 @@ def test_numeric(answer: str, reference: str, options: dict[str, Any], expected:
 
 
 NUMBERS = st.decimals(-(10**9), 10**9, places=2).map(float)
-WRITTEN = st.sampled_from(["{:.2f}", "{:,.2f}", "It is ${:,.2f}.", r"\boxed{{{:.2f}}}", "= {:.2f} m", "{:.6e}…", "**{:,.2f}**"])
+WRITTEN = st.sampled_from(
+    ["{:.2f}", "{:,.2f}", "It is ${:,.2f}.", r"\boxed{{{:.2f}}}", "= {:.2f} m", "{:.6e}…", "**{:,.2f}**"]
+)
 
 
 @given(NUMBERS, WRITTEN, WRITTEN, st.sampled_from(["", "3 + 4 = 7, so ", "<think>1</think>"]))
@@ -299,6 +301,13 @@ def test_json_schema(answer: str, options: dict[str, Any], expected: float, tmp_
     assert one("json-schema", answer, "b", document=str(file), **options) == expected
 
 
+def test_json_that_is_nested_deeply_stops_nothing() -> None:
+    pytest.importorskip("jsonschema", reason="the extra json-schema is not installed")
+    deep = {"type": "array", "items": {"$ref": "#"}}
+    assert one("json-schema", "[[[]]]", "b", document=deep) == 1
+    assert one("json-schema", "[" * 900 + "]" * 900, "b", document=deep, parsed=0.5) == 0
+
+
 def test_json_schema_fetches_nothing_and_says_what_is_wrong(tmp_path: Path) -> None:
     pytest.importorskip("jsonschema", reason="the extra json-schema is not installed")
     broken = tmp_path / "broken.json"
@@ -368,7 +377,9 @@ def test_metrics_of_the_task_are_rewards(small_base: Base, tmp_path: Path) -> No
     numeric = Task("n", (example("100"),), (), (), ("numeric",))
     assert build_reward("numeric:0.1", small_base, numeric)(numeric.train, ["109"]).tolist() == [1]
     assert build_reward(None, small_base, numeric)(numeric.train, ["109"]).tolist() == [0]
-    (tmp_path / "own.py").write_text("def error(answer, example):\n    return len(answer)\nerror.higher_is_better = False\n")
+    (tmp_path / "own.py").write_text(
+        "def error(answer, example):\n    return len(answer)\nerror.higher_is_better = False\n"
+    )
     own = Task("n", (example("100"),), (), (), (f"{tmp_path}/own.py:error",))
     less = build_reward(None, small_base, own)
     assert less(own.train, ["abc"]).tolist() == [-3]
@@ -388,7 +399,7 @@ def test_a_metric_that_is_no_mean_is_refused(small_base: Base) -> None:
 
 # -- functions --------------------------------------------------------------------------------------------------------
 
-FUNCTIONS = '''
+FUNCTIONS = """
 import math
 
 def brief(question, answer, references):
@@ -407,6 +418,9 @@ def text(question, answer, references):
 def nothing(question, answer, references):
     pass
 
+def huge(question, answer, references):
+    return 10 ** 400
+
 def single(questions, answers, references):
     return 1.0
 
@@ -419,7 +433,7 @@ def boom(questions, answers, references):
 def bounded(question, answer, references):
     return 1 / len(answer) - 1
 bounded.range = (-2, 0)
-'''
+"""
 X, Y = example("a", id="x"), example("a", id="y")
 
 
@@ -447,12 +461,15 @@ def test_functions_get_plain_data(functions: str, small_base: Base) -> None:
         ("nan", False, "example x: returns nan (float); return one finite number, or set on_error: skip"),
         ("text", False, "example x: returns 'good' (str); return one finite number, or set on_error: skip"),
         ("nothing", False, "example x: returns None (NoneType); return one finite number, or set on_error: skip"),
+        ("huge", False, f"example x: returns 1{'0' * 59} … (int); return one finite number, or set on_error: skip"),
         ("single", True, "example x: returns 1.0 (float); return a list with a number for each answer"),
         ("short", True, "example x: returns 1 values for 2 answers; return a list with a number for each answer"),
         ("boom", True, "example x: raises RuntimeError: out of luck; mend the function, or set on_error: skip"),
     ],
 )  # fmt: skip
-def test_functions_that_are_wrong_name_reward_and_example(functions: str, function: str, batch: bool, line: str) -> None:
+def test_functions_that_are_wrong_name_reward_and_example(
+    functions: str, function: str, batch: bool, line: str
+) -> None:
     own = reward("function", function=f"{functions}:{function}", batch=batch)
     with pytest.raises(RewardError) as caught:
         own([X, Y], ["b", ""])
@@ -616,7 +633,11 @@ def test_paths_start_from_the_recipe_and_files_are_part_of_a_result(small_folder
     ("reward_", "objective", "line"),
     [
         ("nummeric", "supervised", "11: methods.0.lora.reward: unknown reward 'nummeric'; did you mean numeric?"),
-        ("exact", "supervised", "11: methods.0.lora.reward: it is not read by objective supervised; set objective: grpo"),
+        (
+            "exact",
+            "supervised",
+            "11: methods.0.lora.reward: it is not read by objective supervised; set objective: grpo",
+        ),
     ],
 )
 def test_the_recipes_line_is_named(reward_: str, objective: str, line: str, small_folder: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ once with a list of each, and returns a list of numbers. It may carry an attribu
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -123,8 +125,10 @@ class FunctionReward:
     def _number(self, example: Example, returned: Any) -> float:
         if isinstance(returned, np.ndarray | Tensor) and returned.ndim == 0:
             returned = returned.item()
-        if isinstance(returned, numbers.Real | np.bool_) and np.isfinite(float(returned)):
-            return float(returned)
+        if isinstance(returned, numbers.Real | np.bool_):
+            with suppress(OverflowError):  # a whole number beyond the largest float
+                if math.isfinite(float(returned)):
+                    return float(returned)
         return self._failed(example, f"returns {_shown(returned)}", None)
 
     @property

@@ -69,6 +69,8 @@ class JsonSchema(Verifier):
             return 0.0
         try:
             return 1.0 if self._validator.is_valid(value) else self.o.parsed
+        except RecursionError:  # JSON that is nested too deeply to be checked
+            return 0.0
         except Unresolvable as error:
             what = f"the schema refers to {error.ref!r}, which is not in it"
             raise self.refusal(example, what, "put that part under $defs of the schema") from None

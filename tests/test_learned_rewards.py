@@ -89,6 +89,18 @@ def test_a_score_does_not_depend_on_the_batch(small_base: Base, tmp_path: Path, 
     assert model([], []).shape == (0,)
 
 
+def test_a_model_without_padding_reads_the_last_token_whatever_it_is(small_base: Base, tmp_path: Path) -> None:
+    import transformers
+
+    folder = save_classifier(tmp_path / "rm", pad=None)
+    model = build_reward({"reward-model": str(folder)}, small_base, tiny.colour_task())
+    hf = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = [[5, 6, 0], [7], [8, 9, 3, 1], [4, 0, 0, 2]]
+    with torch.no_grad():
+        alone = [float(hf(input_ids=torch.tensor([row])).logits[0, 0]) for row in rows]
+    np.testing.assert_allclose(model.scores(rows), alone, atol=1e-5)
+
+
 def test_conversations_that_are_too_long_are_cut_and_counted(small_base: Base, tmp_path: Path) -> None:
     model = build_reward({"reward-model": str(save_classifier(tmp_path / "rm"))}, small_base, tiny.colour_task())
     long = Example("long", conversation([("system", "Say."), ("user", "stone " * 300)]), ("red",))

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, RecipeError
 from kamerton.methods.defined import check_defined
 from kamerton.methods.keys import fit_key
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run
@@ -32,6 +32,7 @@ from kamerton.objectives.dpo_options import DpoOptions
 from kamerton.objectives.grpo_options import GrpoOptions
 from kamerton.objectives.ppo_options import PpoOptions
 from kamerton.objectives.rejection_options import RejectionOptions
+from kamerton.rewards.parse import canonical
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.training.files import write_json
@@ -82,6 +83,15 @@ class TrainingOptions(Options):
         if name not in OBJECTIVES:
             raise ValueError(f"unknown objective '{name}'; use one of: {', '.join(OBJECTIVES)}")
         return name
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _known_reward(cls, spec: Any) -> Any:
+        """The reward with all of its options, so that a saved model does not depend on later defaults."""
+        try:
+            return None if spec is None else canonical(spec)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _texts_are_read(self) -> Self:

@@ -14,8 +14,8 @@ Rows of scores and thumbs with the same prompt are one example, because a score 
 lists stay as they are: what won one pair may be worse than what lost another.
 
 A record that breaks its form (a key is missing, a score is no number) is an error at its line. One that is whole and
-teaches nothing (equal answers, an empty answer, no common start) is left out: big sets have a few, and nobody can mend a
-set on the hub. How many and where is a note.
+teaches nothing (equal answers, an empty answer, no common start) is left out: big sets have a few, and nobody can mend
+a set on the hub. How many and where is a note.
 """
 
 from __future__ import annotations
@@ -151,10 +151,7 @@ class Judgements:
             scores, margin = [1.0, 0.0], self._margin(row)
             accepted = answers[:1]
         else:
-            turns, margin = asked(row), None
-            if turns and turns[-1].role == "assistant":
-                mend = "end it with the user's turn"
-                raise TaskError("the prompt ends with the assistant's turn", where=row.place, mend=mend)
+            turns, margin = _prompt(row, asked), None
             answers, scores = getattr(self, f"_{self.form}")(row)
             accepted = []
         if self.form in ("pairs", "ranked") and len(set(answers)) < len(answers):
@@ -182,14 +179,14 @@ class Judgements:
         if not isinstance(sides[0], list):
             texts = [text_of(side, row, name) for side, name in zip(sides, ("chosen", "rejected"), strict=True)]
             if explicit:
-                return asked(row), [self._answer(text) for text in texts]
+                return _prompt(row, asked), [self._answer(text) for text in texts]
             return self._common_text(texts, row, system)
         made = [[message_of(turn, row) for turn in side] for side in sides]
         if all(turn.role == "assistant" for turns in made for turn in turns):
             if not explicit:
                 mend = "name the prompt's column: columns: {prompt: …}, or begin both with the user's turn"
                 raise TaskError("chosen and rejected have no user's turn", where=row.place, mend=mend)
-            return asked(row), [self._answer(_joined(turns)) for turns in made]
+            return _prompt(row, asked), [self._answer(_joined(turns)) for turns in made]
         return self._common_turns(made, row, asked, system)
 
     def _common_text(
@@ -333,6 +330,14 @@ def common_start(first: str, second: str) -> int:
     while end and first[end - 1].isalnum() and any(text[end : end + 1].isalnum() for text in (first, second)):
         end -= 1
     return end
+
+
+def _prompt(row: Row, asked: Callable[[Row], list[Message]]) -> list[Message]:
+    turns = asked(row)
+    if turns and turns[-1].role == "assistant":
+        mend = "end it with the user's turn"
+        raise TaskError("the prompt ends with the assistant's turn", where=row.place, mend=mend)
+    return turns
 
 
 def _last_turn(turns: Sequence[Message]) -> tuple[list[Message], str | None]:

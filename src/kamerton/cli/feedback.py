@@ -46,6 +46,7 @@ def export(
     from kamerton.api import load
     from kamerton.cli.display import OneBar
     from kamerton.errors import KamertonError
+    from kamerton.feedback import check_export
     from kamerton.feedback import export as run
     from kamerton.inference import Sampling
     from kamerton.tasks import load_task
@@ -57,8 +58,11 @@ def export(
     plan = Sampling(
         max_tokens=task.max_answer_tokens, temperature=temperature, top_p=top_p, n=answers, seed=seed
     )  # fmt: skip
+    examples = getattr(task, split)[:count]
+    check_export(examples, plan)
+    adapted = load(target)
     with OneBar() as bar:
-        done = run(load(target), getattr(task, split)[:count], output, plan, report=bar)
+        done = run(adapted, examples, output, plan, report=bar)
     console = Console()
 
     def say(text: str) -> None:
@@ -89,7 +93,7 @@ def import_(
 
     The same question with the same answers: the newer label wins. A broken line is an error, and nothing is written.
     """
-    from kamerton.feedback.merge import merge
+    from kamerton.feedback import merge
 
     done = merge(files, into)
     labels = f"{done.new} new, {done.changed} changed, {done.same} as they were"

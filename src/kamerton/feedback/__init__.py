@@ -6,7 +6,7 @@ that were there. A recipe reads the merged file (shape `preference`).
 
 from __future__ import annotations
 
-from kamerton.feedback.export import Exported, export
-from kamerton.feedback.merge import Merged, merge
+from kamerton.feedback.exporting import Exported, check_export, export
+from kamerton.feedback.merging import Merged, merge
 
-__all__ = ["Exported", "Merged", "export", "merge"]
+__all__ = ["Exported", "Merged", "check_export", "export", "merge"]

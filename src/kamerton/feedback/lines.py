@@ -24,10 +24,9 @@ from kamerton.tasks.turns import message_of
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a file: its object, its text as it stands there, its place."""
+    """One line of a file: its object and its place."""
 
     record: dict[str, Any]
-    text: str
     place: str
 
 
@@ -67,8 +66,8 @@ def read_lines(path: Path) -> list[Line]:
     for index, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         place = f"{name}:{index}"
         try:
-            text = raw.decode("utf-8").strip()
-            if not text:
+            text = raw.decode("utf-8")
+            if not text.strip():
                 continue
             record = json.loads(text)
         except UnicodeDecodeError:
@@ -81,7 +80,7 @@ def read_lines(path: Path) -> list[Line]:
         if not isinstance(record, dict):
             mend = 'write each line as {"prompt": …, "answers": …}'
             raise TaskError("is not an object", where=place, mend=mend)
-        lines.append(Line(record, text, place))
+        lines.append(Line(record, place))
     return lines
 
 

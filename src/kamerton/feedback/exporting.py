@@ -64,17 +64,11 @@ def export(
         report: told about progress.
 
     Raises:
-        KamertonError: the settings cannot give different answers, every question has choices, or the file is of another
-            model, other settings or other questions, broken, or changed meanwhile.
+        KamertonError: as `check_export`; or the file is of another model, other settings or other questions, broken, or
+            changed meanwhile.
     """
-    if sampling.n < 2:
-        raise KamertonError(f"{sampling.n} answers to a question cannot be compared", mend="ask for 2 or more")
-    if sampling.temperature == 0:
-        raise KamertonError("temperature 0 gives the same answer each time", mend="take one such as 0.8 or 1.0")
+    check_export(examples, sampling)
     free = [e for e in examples if not e.choices]
-    if not free:
-        mend = "set choices: false in the task, so that answers are generated"
-        raise KamertonError("every question has choices, so there is nothing to judge", mend=mend)
     path, source = Path(output), _source(adapted, sampling)
     text, lines = _there(path)
     taken = _taken(lines, source, {e.id: e for e in free})
@@ -100,6 +94,21 @@ def export(
             text += added
             write_text(path, text)
     return Exported(written, len(lines), labelled, fewer, alike, len(examples) - len(free), cuts)
+
+
+def check_export(examples: Sequence[Example], sampling: Sampling) -> None:
+    """Refuse what would give nothing to judge, before a model is loaded.
+
+    Raises:
+        KamertonError: the settings cannot give different answers, or every question has choices.
+    """
+    if sampling.n < 2:
+        raise KamertonError(f"{sampling.n} answers to a question cannot be compared", mend="ask for 2 or more")
+    if sampling.temperature == 0:
+        raise KamertonError("temperature 0 gives the same answer each time", mend="take one such as 0.8 or 1.0")
+    if all(e.choices for e in examples):
+        mend = "set choices: false in the task, so that answers are generated"
+        raise KamertonError("every question has choices, so there is nothing to judge", mend=mend)
 
 
 def _different(adapted: Adapted, examples: Sequence[Example], sampling: Sampling) -> tuple[list[list[str]], int]:

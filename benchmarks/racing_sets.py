@@ -92,7 +92,8 @@ def main() -> None:
         race, full = winners(found["race"]), winners(found["full"])
         lines.append(
             f"| {name} | {len(found['full']['verdict']['rows'])} | {', '.join(full)} | "
-            f"{', '.join(stopped) or 'none'} | {flops['spent'] / flops['full']:.0%} | {'yes' if race == full else ', '.join(race)} |"
+            f"{', '.join(stopped) or 'none'} | {flops['spent'] / flops['full']:.0%} | "
+            f"{'yes' if race == full else ', '.join(race)} |"
         )
     print("| set | methods | winners of the full comparison | stopped by the race | cost | same winners |")
     print("| --- | ---: | --- | --- | ---: | --- |")

@@ -23,7 +23,7 @@ from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.methods.defined import check_defined
 from kamerton.methods.keys import fit_key
-from kamerton.methods.method import Adapted, Finding, FitRecord, Run
+from kamerton.methods.method import Adapted, Finding, FitRecord, Run, with_answers
 from kamerton.methods.search import Halving, Values, draw, label, shown, space_of, survivors
 from kamerton.methods.stages import two_stages
 from kamerton.objectives import OBJECTIVES, get_objective
@@ -132,6 +132,8 @@ class TrainedMethod:
         check_defined(base, self, options)
         budget = DEFAULT_BUDGET if budget.unlimited else budget
         objective = get_objective(options.objective)
+        # one that needs no reference (rollouts and a reward, pairs) says so
+        task, left_out = (task, []) if getattr(objective, "unanswered", False) else with_answers(task)
         if getattr(objective, "warm_start", None) is None:
             trained = self._train(base, task, budget, options, run)
         else:
@@ -140,7 +142,7 @@ class TrainedMethod:
         record.trainable_parameters = tuned.trainable_parameters
         tuned.module.requires_grad_(False)
         self.finish(base, tuned)
-        record.notes += tuned.notes
+        record.notes += [*left_out, *tuned.notes]
         return self._adapted(base, tuned, settled, record, run.max_batch_tokens)
 
     def _train(

@@ -310,6 +310,26 @@ def test_conversations_of_hh_rlhf(tmp_path: Path) -> None:
     ]
 
 
+def test_a_reader_of_records_reads_hub_sets_and_every_format(tmp_path: Path) -> None:
+    """As on the hub (a folder in its layout), as Parquet and as JSON lines: the same examples."""
+    import datasets
+
+    def text(n: int, end: str) -> str:
+        return f"\n\nHuman: question {n}\n\nAssistant: {end}"
+
+    rows = [{"chosen": text(n, "good"), "rejected": text(n, "bad")} for n in range(20)]
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "set" / "train.parquet"))
+    write(tmp_path / "a.jsonl", rows)
+    found = [
+        load_task(spec(data=data, reader="hh-rlhf"))
+        for data in ({"hub": str(tmp_path / "set")}, str(tmp_path / "set" / "train.parquet"), str(tmp_path / "a.jsonl"))
+    ]
+    assert {e.graded for task in found for e in task.train} == {PAIR}
+    assert len({tuple(e.messages for e in task.train) for task in found}) == 1
+    assert len(found[0].train) == 16
+
+
 def test_the_real_hh_rlhf() -> None:
     folder = DATA / "hh-rlhf"
     if not folder.is_dir():

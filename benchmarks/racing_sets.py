@@ -91,8 +91,9 @@ def main() -> None:
         stopped = [f"{s['label']} ({s['share']:.0%} of seed {s['seed']})" for s in found["race"]["race"]["stopped"]]
         race, full = winners(found["race"]), winners(found["full"])
         lines.append(
-            f"| {name} | {len(found['full']['verdict']['rows'])} | {', '.join(full)} | {', '.join(stopped) or 'none'} | "
-            f"{flops['spent'] / flops['full']:.0%} | {'yes' if race == full else ', '.join(race)} |"
+            f"| {name} | {len(found['full']['verdict']['rows'])} | {', '.join(full)} | "
+            f"{', '.join(stopped) or 'none'} | {flops['spent'] / flops['full']:.0%} | "
+            f"{'yes' if race == full else ', '.join(race)} |"
         )
     print("| set | methods | winners of the full comparison | stopped by the race | cost | same winners |")
     print("| --- | ---: | --- | --- | ---: | --- |")

@@ -471,3 +471,19 @@ def test_bad_input_is_one_line(small_base: Base, tmp_path: Path) -> None:
     options = parse_options(method, {**SMALL, "adversarial": {**STAGE, "discriminator_rate": 1e30}})
     with pytest.raises(KamertonError, match="discriminator's loss is not a number"):
         method.fit(small_base, task, Budget(steps=10), options, Run(tmp_path / "c"))
+
+
+def test_the_ratio_is_in_the_order_of_the_answers_whatever_a_pass_holds(small_base: Base) -> None:
+    """Passes are filled by length; each answer's log π/π_ref must come back to its place."""
+    objective, tuned = started(small_base)
+    rows = sorted(objective._rendered[:6], key=lambda r: -len(r.tokens))
+    with torch.no_grad():
+        for p in tuned.module.parameters():
+            if p.requires_grad:
+                p += 0.3
+    at_once = objective._ratio(tuned.model, rows)
+    alone = torch.cat([objective._ratio(tuned.model, [row]) for row in rows])
+    objective.max_tokens = max(len(r.tokens) for r in rows) + 1  # one row a pass, or two short ones
+    torch.testing.assert_close(at_once, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(objective._ratio(tuned.model, rows), alone, atol=1e-4, rtol=1e-4)
+    assert alone.abs().max() > 0.01

@@ -71,6 +71,8 @@ def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("methods",),
         ("recipe", "check"),
         *(("index", name) for name in ("add", "update", "remove", "list", "search")),
+        ("feedback", "export"),
+        ("feedback", "import"),
     ],
 )
 def test_help_has_examples(cli: Cli, command: tuple[str, ...]) -> None:
@@ -85,7 +87,7 @@ def test_every_command_is_listed(cli: Cli) -> None:
     out = cli("--help")[1]
     assert all(
         re.search(rf"\b{name}\b", out)
-        for name in ("compare", "tune", "eval", "chat", "merge", "methods", "recipe", "index")
+        for name in ("compare", "tune", "eval", "chat", "merge", "methods", "recipe", "index", "feedback")
     )
     assert "--install-completion" in out
 

@@ -36,6 +36,8 @@ from kamerton.recipe import (
     TaskSpec,
 )
 from kamerton.recipe_task import Phrasing
+from kamerton.rewards import REWARDS, build_reward, get_reward
+from kamerton.rewards.parse import check_reward, parse_reward
 from kamerton.training import Budget
 from readme_commands import blocks, commands
 
@@ -94,6 +96,34 @@ def test_method_pages_name_all_options_with_their_defaults(name: str) -> None:
         for entry in yaml.safe_load(block)["methods"]:
             named, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
             parse_options(get_method(named), {k: v for k, v in options.items() if k != "label"})
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_rewards_page_names_all_options_with_their_defaults(name: str) -> None:
+    sections = {s.partition("\n")[0]: s for s in re.split(r"^## ", read("docs/rewards.md"), flags=re.MULTILINE)}
+    section, options = sections[name], get_reward(name).options.model_fields
+    told = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", section, re.MULTILINE))
+    assert told == {o: "needed" if field.is_required() else str(field.default) for o, field in options.items()}
+    examples = re.findall(r"^```yaml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert examples
+    for block in examples:
+        assert name in [part.name for part in parse_reward(yaml.safe_load(block)["reward"])]
+
+
+def test_rewards_page_shows_what_recipes_can_say_and_how_a_function_is_written(tmp_path: Path) -> None:
+    page = read("docs/rewards.md")
+    assert re.findall(r"^\| \[([\w-]+)\]\(#\1\) \|", page, re.MULTILINE) == list(REWARDS)
+    for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        parse_options(get_method("lora"), {"objective": "supervised", **yaml.safe_load(block)})
+    (code,) = [code for language, code in blocks(page) if language == "python"]
+    (tmp_path / "rewards.py").write_text(code)
+    (spec,) = [b for b in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if "on_error" in b]
+    options = yaml.safe_load(spec.replace("rewards.py:", f"{tmp_path}/rewards.py:"))["reward"]["function"]
+    kind = get_reward("function")
+    own = kind(kind.options(**options))  # type: ignore[call-arg]
+    (example,) = tiny.colours(1, 0)
+    assert own([example], [example.answers[0]]) == pytest.approx([1 - 0.001 * len(example.answers[0])])
+    assert own.range == (-1, 1)
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.ru.md"])
@@ -168,7 +198,7 @@ def test_command_page_names_every_command_option_and_example() -> None:
     sections = {s.partition("\n")[0]: s for s in re.split(r"^## ", read("docs/cli.md"), flags=re.MULTILINE)}
     group = typer.main.get_command(app)
     found = dict(group.commands)  # type: ignore[attr-defined]
-    for part in ("recipe", "index"):
+    for part in ("recipe", "index", "feedback"):
         found |= {f"{part} {name}": command for name, command in found.pop(part).commands.items()}
     for name, command in found.items():
         assert f"| `kamerton {name} " in sections["# Commands"], name
@@ -291,6 +321,19 @@ def test_the_parameterisation_of_contributing_works(
     assert again.score(asked, said) != method.fit(
         small_base, task, Budget(steps=1), parse_options(method, {"learning_rate": 1e-9}), Run(tmp_path / "none")
     ).score(asked, said)
+
+
+def test_the_reward_of_contributing_works(
+    written: Callable[[str], ModuleType], small_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("rewards/sorted_words.py")
+    line = re.search(r'^"(sorted-words)": "(\S+)",$', read("CONTRIBUTING.md"), re.MULTILINE)
+    assert line is not None
+    monkeypatch.setitem(REWARDS, line.group(1), line.group(2))
+    task = tiny.colour_task()
+    check_reward({"sorted-words": 3}, small_base, task)
+    own = build_reward({"sorted-words": 3}, small_base, task)
+    assert own(task.train[:3], ["a b c", "a c b", "a b"]).tolist() == [1, 0, 0]
 
 
 def test_the_metric_of_contributing_works() -> None:

@@ -27,7 +27,7 @@ from kamerton.methods.method import Adapted, Report, Run
 from kamerton.methods.prompted import within
 from kamerton.recipe import MethodSpec, Recipe, as_recipe
 from kamerton.tasks import Task, load_task
-from kamerton.tasks.example import Example
+from kamerton.tasks.example import Example, answered
 from kamerton.training import Budget
 from kamerton.training.checkpoint import drop_checkpoints
 from kamerton.training.loop import check_trackers
@@ -302,7 +302,8 @@ def _split_of(recipe: Recipe, task: Task | None, split: str) -> Task:
         raise KamertonError(f"no split '{split}'", mend="use test, validation or train")
     if not getattr(task, split):
         raise KamertonError(f"the {split} split is empty", where=task.name, mend="choose another split")
-    return task
+    # a training question whose judged answers are all bad has nothing to hold an answer to
+    return replace(task, train=answered(task.train)) if split == "train" else task
 
 
 def _label(target: str | Path | Adapted, adapted: Adapted) -> str:

@@ -95,8 +95,8 @@ class Layout(Part):
 
     Attributes:
         format: of the files; `auto` goes by the suffix, and `.gz` may follow it. `lines` needs `pattern`.
-        reader: a layout by name (`squad`, `squad-answerable`, `snips`, `bio`), or a function `file.py:function` (path →
-            dictionaries).
+        reader: a layout by name (`squad`, `squad-answerable`, `snips`, `bio`, `hh-rlhf`), or a function
+            `file.py:function` (path → dictionaries).
         field: where the records are nested in a JSON file, dotted.
         columns: Kamerton's field → the file's column, its 0-based number where `header` is false, or a `Column`.
         header: whether the first row of a table names its columns.
@@ -196,7 +196,7 @@ class TaskSpec(Layout):
     name: Name | None = None
     embedded: Name | None = None
     data: DataSpec | None = None
-    shape: Literal["instruction", "prompt", "messages", "label", "question", "choice"] | None = None
+    shape: Literal["instruction", "prompt", "messages", "label", "question", "choice", "preference"] | None = None
     template: str | None = None
     instruction: str | None = None
     instruct_in: Literal["system", "user"] = "system"

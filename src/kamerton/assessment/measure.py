@@ -38,7 +38,7 @@ from kamerton.inference import Engine, Sampling
 from kamerton.methods import get_method
 from kamerton.methods.method import Adapted, Report
 from kamerton.prompting.phrasings import phrasings
-from kamerton.tasks.example import Example, Task
+from kamerton.tasks.example import Example, Task, answered
 
 COARSE = 15
 """Buckets below which MAUVE tells little: sets that plainly differ share all of them."""
@@ -161,7 +161,7 @@ def _as_distributions(
     base = subjects[0].model.base
     texts = [references(e) for e in free]
     drawn = {(s.label, t): samples for s in subjects for t, samples in s.samples.items()}
-    others = [e.answers[0] for e in task.train if not e.choices][: len(free)] if split != "train" else []
+    others = [e.answers[0] for e in answered(task.train) if not e.choices][: len(free)] if split != "train" else []
     found, level, buckets = mauve_figures(
         base, texts, {key: samples.texts for key, samples in drawn.items()}, others,
         max_tokens=settings.max_batch_tokens, seed=settings.seed, progress=_watch(report, "features of answers"),

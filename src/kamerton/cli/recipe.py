@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from kamerton.tasks.example import Example
 
 SHOWN = 5
 """Choices of an example that are printed."""
@@ -43,6 +46,8 @@ def check(
     from kamerton.comparison.run import at_base, base_options, check_task
     from kamerton.methods import resolve
     from kamerton.tasks import load_task
+    from kamerton.tasks.example import SPLITS
+    from kamerton.tasks.preferences import pairs_of
     from kamerton.training import Budget
 
     asked = base_options(loaded)
@@ -59,6 +64,9 @@ def check(
     say(f"{recipe}: good")
     say(f"base      {loaded.base.model}")
     say(f"task      {task.name}: {len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test")
+    if any(example.graded for example in task.train):
+        counts = [(name, sum(len(pairs_of(e)) for e in getattr(task, name))) for name in SPLITS]
+        say(f"pairs     {', '.join(f'{count:,} {name}' for name, count in counts)}")
     say(f"metrics   {', '.join(task.metrics)}")
     say(f"methods   {', '.join(label for label, *_ in methods)}")
     say(f"seeds     {', '.join(map(str, loaded.seeds))}")
@@ -69,7 +77,17 @@ def check(
         say("")
         for message in example.messages:
             say(f"{message.role:9} {message.content}")
-        say(f"{'answer':9} {example.answers[0]}")
+        for answer in example.answers[:1] if not example.graded else ():
+            say(f"{'answer':9} {answer}")
+        for name, answer in _judged(example):
+            say(f"{name:9} {answer}")
         if example.choices:
             more = ", …" if len(example.choices) > SHOWN else ""
             say(f"{'choices':9} {len(example.choices)}: {', '.join(example.choices[:SHOWN])}{more}")
+
+
+def _judged(example: Example) -> list[tuple[str, str]]:
+    """The judged answers, best first: a pair as chosen and rejected, others with their scores."""
+    if len(example.graded) == 2 and example.graded[0].score > example.graded[1].score:
+        return list(zip(("chosen", "rejected"), (one.answer for one in example.graded), strict=True))
+    return [(f"{one.score:g}", one.answer) for one in example.graded]

@@ -203,6 +203,11 @@ class FunctionMetric:
         low, high = getattr(self._function, "range", (0.0, 1.0))
         self.range = (float(low), float(high))
 
+    @property
+    def has_aggregate(self) -> bool:
+        """Whether its value is something else than a mean over examples."""
+        return hasattr(self._function, "aggregate")
+
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
         """(N, S): what the function returns for each answer."""
         rows: list[np.ndarray] = []
@@ -218,7 +223,7 @@ class FunctionMetric:
                 message = f"returns {row.tolist()!r} for example {example.id}"
                 raise TaskError(message, where=self.name, mend="return one number, or always as many finite ones")
             rows.append(row)
-        if rows and rows[0].size > 1 and not hasattr(self._function, "aggregate"):
+        if rows and rows[0].size > 1 and not self.has_aggregate:
             mend = "give it an attribute: function.aggregate = lambda sums, count: …"
             raise TaskError("returns a list and has no aggregate", where=self.name, mend=mend)
         return np.stack(rows) if rows else np.zeros((0, 1))

@@ -96,9 +96,13 @@ def _is_path(name: str, value: Any) -> bool:
 
 def with_paths(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's options of a method with their paths resolved, those of methods inside too."""
+    from kamerton.rewards.parse import with_reward_paths
+
     out: dict[str, Any] = {}
     for name, value in options.items():
-        if _is_path(name, value) and isinstance(value, str):
+        if name == "reward":
+            value = with_reward_paths(value, recipe.resolve)
+        elif _is_path(name, value) and isinstance(value, str):
             value = str(recipe.resolve(value))
         elif name in PATHS and isinstance(value, list | tuple):
             value = [str(recipe.resolve(one)) if isinstance(one, str) else one for one in value]
@@ -110,9 +114,13 @@ def with_paths(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def option_files(options: Mapping[str, Any]) -> dict[str, str]:
     """The content of files that options name, as SHA-256 by path: whoever changes a file asks for another result."""
+    from kamerton.rewards.parse import reward_files
+
     out: dict[str, str] = {}
     for name, value in options.items():
-        if _is_path(name, value):
+        if name == "reward":
+            out |= {str(path): digest(path) for path in reward_files(value)}
+        elif _is_path(name, value):
             named = [value] if isinstance(value, str) else value or ()
             out |= {one: digest(Path(one)) for one in named if Path(one).exists()}
         elif isinstance(value, Mapping):

@@ -18,11 +18,15 @@ from kamerton.errors import RecipeError, TaskError
 from kamerton.methods import METHODS, get_method
 from kamerton.objectives import get_objective
 from kamerton.objectives.texts import read_texts
+from kamerton.rewards.parse import check_reward
 from kamerton.tasks.example import Task
 from kamerton.tuning import get_parameterisation
 
 IN_FLOAT32 = ("full",)
 """Methods that train a copy of the weights in float32, whatever the base's data type is."""
+
+REWARDED = ("grpo", "ppo", "rejection-sampling")
+"""Objectives that learn from rewards."""
 
 
 def check_defined(base: Base, method: Any, options: Any) -> None:
@@ -72,6 +76,11 @@ def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
             read_texts(options.texts)  # says so
         if options.texts is None and not task.train:
             raise TaskError("there are no training examples", where=task.name, mend="give a train split")
+        if options.objective in REWARDED:
+            check_reward(options.reward, base, task)
+        elif options.reward is not None:
+            message, mend = f"it is not read by objective {options.objective}", f"set objective: {REWARDED[0]}"
+            raise RecipeError(message, where="reward", mend=mend)
         method._limit(base, options)
         _ask(method.parameterisation, base, task, options)
         _ask(get_objective(options.objective), base, task, options)

@@ -20,7 +20,7 @@ from kamerton.retrieval.documents import DocumentError, find
 from kamerton.retrieval.encoder import MINILM, find_encoder
 from kamerton.retrieval.hits import Hit
 from kamerton.retrieval.index import Entry, PassageIndex
-from kamerton.tasks.example import Example, Task
+from kamerton.tasks.example import Example, Task, answered
 from kamerton.training import Budget
 from kamerton.tuning.parameterisation import Options
 
@@ -96,7 +96,7 @@ def document_state(
     else:
         named = [options.documents] if isinstance(options.documents, str) else options.documents or []
         # a budget of examples holds for examples that are shown as for examples that are trained on
-        pool = within(task, budget).train
+        pool = answered(within(task, budget).train)
         index, notes = build(run.folder / OWN, named, pool, encoder=options.encoder or MINILM, watch=run.report)
     entries = _not_empty(index)
     notes.append(f"index of {len(entries)} documents, {len(index)} passages, fingerprint {index.fingerprint[:12]}")

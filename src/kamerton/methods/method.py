@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -11,7 +11,7 @@ from kamerton.base.load import Base
 from kamerton.base.model import LanguageModel
 from kamerton.inference import Answer, Engine, Sampling
 from kamerton.rendering import Renderer
-from kamerton.tasks.example import Conversation, Example, Task
+from kamerton.tasks.example import Conversation, Example, Task, answered
 from kamerton.training import Budget
 from kamerton.training.files import write_json
 from kamerton.tuning.parameterisation import Options, Tuned
@@ -304,6 +304,16 @@ class Method(Protocol):
     def load(self, base: Base, folder: Path, about: dict[str, Any]) -> Adapted:
         """Read what `Adapted.save` wrote."""
         ...
+
+
+def with_answers(task: Task) -> tuple[Task, list[str]]:
+    """The task without the training questions that have no reference answer, and a note where there are any."""
+    train = answered(task.train)
+    left = len(task.train) - len(train)
+    if not left:
+        return task, []
+    note = f"{left:,} of {len(task.train):,} training questions were left out: none of their answers is a good one"
+    return replace(task, train=train), [note]
 
 
 def record_dict(record: FitRecord) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from kamerton.base.work import flops
 from kamerton.errors import RecipeError
 from kamerton.evaluation.forgetting import ANSWER
 from kamerton.methods import get_method, load_adapted, parse_options
-from kamerton.methods.method import Adapted, FitRecord, Method, Run, Wrapped
+from kamerton.methods.method import Adapted, FitRecord, Method, Run, Wrapped, with_answers
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget
@@ -199,8 +199,9 @@ class PromptingMethod:
     def fit(self, base: Base, task: Task, budget: Budget, options: Any, run: Run) -> Adapted:
         """Choose, fit the method inside on what it will be asked, choose again, wrap."""
         method, inner_options = method_inside(options)
+        task, left_out = with_answers(task)
         self.check(base, within(task, budget), options)
-        record = FitRecord()
+        record = FitRecord(notes=left_out)
         state = self.before(base, task, budget, options, run, record)
         asked = self.inside_task(base, task, options, state)
         inner = method.fit(base, asked, budget, inner_options, replace(run, folder=run.folder / "over"))

@@ -20,10 +20,10 @@ from pydantic import Field, field_validator, model_validator
 
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, RecipeError
 from kamerton.methods.defined import check_defined
 from kamerton.methods.keys import fit_key
-from kamerton.methods.method import Adapted, Finding, FitRecord, Run
+from kamerton.methods.method import Adapted, Finding, FitRecord, Run, with_answers
 from kamerton.methods.search import Halving, Values, draw, label, shown, space_of, survivors
 from kamerton.methods.stages import two_stages
 from kamerton.objectives import OBJECTIVES, get_objective
@@ -32,6 +32,7 @@ from kamerton.objectives.dpo_options import DpoOptions
 from kamerton.objectives.grpo_options import GrpoOptions
 from kamerton.objectives.ppo_options import PpoOptions
 from kamerton.objectives.rejection_options import RejectionOptions
+from kamerton.rewards.parse import canonical
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.training.files import write_json
@@ -83,6 +84,15 @@ class TrainingOptions(Options):
             raise ValueError(f"unknown objective '{name}'; use one of: {', '.join(OBJECTIVES)}")
         return name
 
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _known_reward(cls, spec: Any) -> Any:
+        """The reward with all of its options, so that a saved model does not depend on later defaults."""
+        try:
+            return None if spec is None else canonical(spec)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+
     @model_validator(mode="after")
     def _texts_are_read(self) -> Self:
         if self.texts is not None and self.objective != "language-modeling":
@@ -122,6 +132,8 @@ class TrainedMethod:
         check_defined(base, self, options)
         budget = DEFAULT_BUDGET if budget.unlimited else budget
         objective = get_objective(options.objective)
+        # one that needs no reference (rollouts and a reward, pairs) says so
+        task, left_out = (task, []) if getattr(objective, "unanswered", False) else with_answers(task)
         if getattr(objective, "warm_start", None) is None:
             trained = self._train(base, task, budget, options, run)
         else:
@@ -130,7 +142,7 @@ class TrainedMethod:
         record.trainable_parameters = tuned.trainable_parameters
         tuned.module.requires_grad_(False)
         self.finish(base, tuned)
-        record.notes += tuned.notes
+        record.notes += [*left_out, *tuned.notes]
         return self._adapted(base, tuned, settled, record, run.max_batch_tokens)
 
     def _train(

@@ -415,10 +415,15 @@ class Adversarial:
         """(N,) log π/π_ref of the answers' tokens, row after row; zeros without the correction."""
         if not self.o.correction:
             return torch.zeros(sum(map(_targets, rows)), device=model.device)
-        batch = make_batch(rows)
-        now = model.target_log_probs(batch)
+        groups = cut(rows, self.max_tokens)
+        batches = [make_batch([rows[i] for i in group]) for group in groups]
+        ratios = [model.target_log_probs(batch) for batch in batches]
         with self._at_start():
-            return now - model.target_log_probs(batch)
+            ratios = [now - model.target_log_probs(batch) for now, batch in zip(ratios, batches, strict=True)]
+        of_row: dict[int, Tensor] = {}
+        for group, ratio in zip(groups, ratios, strict=True):
+            of_row |= dict(zip(group, ratio.split([_targets(rows[i]) for i in group]), strict=True))
+        return torch.cat([of_row[i] for i in range(len(rows))])
 
     def _policy(self, model: CausalModel, batch: Sampled) -> Loss:
         """−Σ A_t log π(a_t), in the units of the references' sum."""

@@ -12,7 +12,7 @@ from kamerton.base.load import Base
 from kamerton.errors import TaskError
 from kamerton.objectives.next_token import NextToken
 from kamerton.rendering import Renderer
-from kamerton.tasks.example import Example, Task
+from kamerton.tasks.example import Example, Task, answered
 
 
 class Supervised(NextToken):
@@ -20,13 +20,13 @@ class Supervised(NextToken):
 
     Args:
         renderer: turns examples into tokens and loss weights.
-        train: examples to learn from.
+        train: examples to learn from; those whose judged answers are all bad are left out and counted in `notes`.
         validation: examples that choose the best checkpoint; may be empty.
         limit: longest example in tokens; what is longer is cut by the renderer's rules and counted in `notes`.
         rest: of `NextToken`.
 
     Raises:
-        TaskError: no training examples, or one whose answer carries no loss.
+        TaskError: no training examples, none with an answer, or one whose answer carries no loss.
     """
 
     name = "supervised"
@@ -44,8 +44,12 @@ class Supervised(NextToken):
         if not train:
             mend = "give a train split, or use a method that needs none"
             raise TaskError("there are no training examples", mend=mend)
+        given, train = len(train), answered(train)
+        if not train:
+            mend = "add questions that have a good answer"
+            raise TaskError(f"none of the {given} training questions has an answer to learn", mend=mend)
         rendered = [renderer.example(e.messages, e.answers[0], limit=limit) for e in train]
-        held_out = [renderer.example(e.messages, e.answers[0], limit=limit) for e in validation]
+        held_out = [renderer.example(e.messages, e.answers[0], limit=limit) for e in answered(validation)]
         empty = [e.id for e, r in zip(train, rendered, strict=True) if not any(r.weights)]
         if empty:
             raise TaskError(
@@ -53,6 +57,10 @@ class Supervised(NextToken):
                 mend="check the answer column",
             )
         super().__init__(rendered, held_out, **rest)
+        if len(train) < given:
+            self.notes.append(
+                f"{given - len(train)} of {given} training questions were left out: none of their answers is a good one"
+            )
         for name, rows in (("training", rendered), ("validation", held_out)):
             cut = sum(r.cut for r in rows)
             if cut:

@@ -86,7 +86,7 @@ def read_rows(spec: TaskSpec) -> tuple[dict[str, list[Row]], list[str]]:
 
 def _from_data(spec: TaskSpec) -> Task:
     from kamerton.tasks.shapes import METRICS, Phrased
-    from kamerton.tasks.splits import Splits, clean, cut, limit, merge_answers, unique_ids
+    from kamerton.tasks.splits import Splits, clean, cut, keep_answered, limit, merge_answers, unique_ids
 
     data = spec.data
     assert data is not None  # TaskSpec has one of embedded and data
@@ -98,12 +98,15 @@ def _from_data(spec: TaskSpec) -> Task:
 
     shaper = Phrased(spec, [row for part in rows.values() for row in part])
     splits: Splits = {}
+    notes = mends
     for name in SPLITS:
         if name in rows:
-            splits[name] = [shaper.example(row) for row in rows[name]]
-    notes = mends + cut(spec, splits)
+            splits[name], found = shaper.examples(rows[name], name)
+            notes += found
+    notes += cut(spec, splits)
     if spec.merge_answers:
         notes += merge_answers(splits)
+    notes += keep_answered(splits)
     notes += clean(splits)
     notes += limit(splits, spec.limit, spec.seed)
     unique_ids(splits)

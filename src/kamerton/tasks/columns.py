@@ -32,6 +32,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "choices": ("choices", "options"),
     "reasoning": ("reasoning",),
     "system": ("system",),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "margin": ("margin",),
+    "ranked": ("ranked",),
+    "graded": ("graded",),
+    "score": ("score", "rating"),
 }
 _NEVER_GUESSED = ("id", "group")
 _BIO = ("tokens", "tags", "intent")

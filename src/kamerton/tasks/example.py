@@ -43,7 +43,8 @@ class Example:
     Attributes:
         id: unique within its task, stable between runs.
         messages: the conversation up to the model's turn.
-        answers: accepted answers; the first one is trained on.
+        answers: accepted answers; the first one is trained on. Empty only in train, for a question whose judged answers
+            are all bad.
         choices: a closed set: answers are ranked; empty: answers are generated.
         reasoning: a worked solution, for chain-of-thought methods.
         group: what kind of example this is (a format, a label, a source), for reports; "" where there is none.
@@ -118,6 +119,11 @@ def example_from(record: Mapping[str, Any]) -> Example:
 def fingerprint(value: object) -> str:
     """SHA-256 (hex, 64 characters) of a value that JSON can hold, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def answered(examples: Iterable[Example]) -> tuple[Example, ...]:
+    """The examples that have a reference answer."""
+    return tuple(example for example in examples if example.answers)
 
 
 def conversation(turns: Iterable[tuple[Role, str]]) -> Conversation:

@@ -7,6 +7,7 @@ a list where a slot occurs twice. Flat, because every field then counts the same
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -88,6 +89,40 @@ def bio_record(spec: TaskSpec, values: dict[str, Any], place: str) -> dict[str, 
     return {"prompt": " ".join(tokens), "completion": slot_json(str(values[names["intent"]]), slots)}
 
 
+def hh_record(spec: TaskSpec, values: dict[str, Any], place: str) -> dict[str, Any]:
+    """Anthropic's hh-rlhf (Bai et al. 2022, arXiv 2204.05862): the texts of `chosen` and `rejected` as turns.
+
+    A few conversations have two turns of one side in a row; they are one turn.
+    """
+    changed = dict(values)
+    for key in ("chosen", "rejected"):
+        name = spec.columns[key].source[0] if key in spec.columns else key
+        text = values.get(name)
+        if text is None:
+            continue  # whoever reads the records says what is missing
+        parts = _HH_TURN.split(f"\n\n{text.lstrip()}") if isinstance(text, str) else []
+        if len(parts) < 3 or parts[0]:
+            message = rf"{name} is not a conversation of \n\nHuman: … \n\nAssistant: … turns"
+            raise TaskError(message, where=place, mend="mend the record, or leave reader: hh-rlhf out")
+        turns: list[dict[str, str]] = []
+        for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
+            role = "user" if speaker == "Human" else "assistant"
+            if turns and turns[-1]["role"] == role:
+                turns[-1]["content"] = f"{turns[-1]['content']}\n\n{said.strip()}".strip()
+            else:
+                turns.append({"role": role, "content": said.strip()})
+        changed[name] = turns
+    return changed
+
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
 LAYOUTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "squad": squad, "squad-answerable": squad_answerable, "snips": snips,
 }  # fmt: skip
+"""Layouts of a whole file: its text → records."""
+
+RECORDS: dict[str, Callable[[TaskSpec, dict[str, Any], str], dict[str, Any]]] = {
+    "bio": bio_record, "hh-rlhf": hh_record,
+}  # fmt: skip
+"""Layouts of single records, in files of any format and on the hub: (task, record, place) → record."""

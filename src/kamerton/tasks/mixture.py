@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from kamerton.recipe import TaskSpec
 from kamerton.tasks.example import Example, SplitName, Task
-from kamerton.tasks.splits import question_key, rank
+from kamerton.tasks.splits import content_key, question_key, rank
 
 Load = Callable[[TaskSpec], Task]
 
@@ -108,7 +108,7 @@ def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
     seen: Counter[str] = Counter()
     ranked = []
     for place, example in enumerate(examples):
-        key = f"{example.group}\x1d{question_key(example)}\x1d" + "\x1f".join(example.answers)
+        key = f"{example.group}\x1d{content_key(example)}"
         ranked.append((rank(f"{key}\x1d{seen[key]}", seed, "mixture"), place))
         seen[key] += 1
     return [examples[place] for _, place in sorted(ranked)]

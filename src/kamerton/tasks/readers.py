@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from kamerton.functions import import_function, is_function
 from kamerton.recipe import DataSpec, TaskSpec
 from kamerton.recipe_errors import closest
 from kamerton.tasks.halves import halves_note, replace_halves
-from kamerton.tasks.layouts import LAYOUTS, bio_record
+from kamerton.tasks.layouts import LAYOUTS, RECORDS
 
 _SUFFIXES = {f".{kind}": kind for kind in ("jsonl", "json", "csv", "tsv", "parquet")} | {".ndjson": "jsonl"}
 
@@ -94,8 +94,8 @@ def read_hub(spec: TaskSpec, data: DataSpec) -> dict[str, list[Row]]:
             Row(_class_names(record, classes), f"{hub} {theirs}, record {number}")
             for number, record in enumerate(table, start=1)
         ]
-    if spec.reader == "bio":
-        rows = {k: [Row(bio_record(spec, r.values, r.place), r.place) for r in part] for k, part in rows.items()}
+    if spec.reader in RECORDS:
+        rows = {name: list(_records(spec, part)) for name, part in rows.items()}
     return rows
 
 
@@ -147,10 +147,23 @@ def _expand(spec: TaskSpec, name: str, path: tuple[str, ...]) -> list[Path]:
     raise spec.error(path, f"no such file: {file}", mend=mend)
 
 
+def _records(spec: TaskSpec, rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows whose reader takes them one at a time."""
+    change = RECORDS[str(spec.reader)]
+    for row in rows:
+        yield Row(change(spec, row.values, row.place), row.place)
+
+
 def _read_file(spec: TaskSpec, file: Path, notes: list[str]) -> Iterator[Row]:
-    if spec.reader is not None:
+    if spec.reader in RECORDS:
+        yield from _records(spec, _by_format(spec, file, notes))
+    elif spec.reader is not None:
         yield from _custom(spec, file)
-        return
+    else:
+        yield from _by_format(spec, file, notes)
+
+
+def _by_format(spec: TaskSpec, file: Path, notes: list[str]) -> Iterator[Row]:
     kind = spec.format
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() != ".gz"]
     if kind == "auto":
@@ -352,5 +365,5 @@ def _custom(spec: TaskSpec, file: Path) -> Iterator[Row]:
         for number, record in enumerate(import_function(f"{module}:{function}")(file), start=1):
             yield _record(record, f"{shown(file)}, record {number}")
     else:
-        mend = f"{closest(name, [*LAYOUTS, 'bio'])}, or name a function: package.module:function"
+        mend = f"{closest(name, [*LAYOUTS, *RECORDS])}, or name a function: package.module:function"
         raise spec.error(("reader",), f"unknown reader {name!r}", mend=mend)

@@ -8,6 +8,7 @@
 | question | question, answer (one, a list, or SQuAD's object of texts), context |
 | instruction | instruction, input, output (Alpaca) |
 | prompt | prompt, completion (text, or lists of messages as TRL has them) |
+| preference | answers that were judged: pairs, rankings, scores, thumbs; see preference_shape.py |
 
 A `template` writes the question from any columns and takes the place of the question's field. The shape is found from
 the fields that are there (those that the recipe maps come first), or stated by `shape`. `reasoning`, `system`, `group`
@@ -29,8 +30,11 @@ from typing import Any
 from kamerton.errors import TaskError
 from kamerton.recipe import TaskSpec
 from kamerton.tasks.columns import Columns, text_of
-from kamerton.tasks.example import Example, Message, Role
+from kamerton.tasks.example import Example, Message, SplitName
+from kamerton.tasks.judged import judged_examples
+from kamerton.tasks.preference_shape import Judgements, find_form
 from kamerton.tasks.readers import Row
+from kamerton.tasks.turns import message_of
 
 METRICS: dict[str, tuple[str, ...]] = {
     "messages": ("rouge-l", "token-f1"),
@@ -39,20 +43,11 @@ METRICS: dict[str, tuple[str, ...]] = {
     "question": ("squad-em", "token-f1"),
     "instruction": ("rouge-l", "token-f1"),
     "prompt": ("exact-match", "token-f1"),
+    "preference": ("rouge-l", "token-f1"),
 }
 _QUESTION = {"choice": ("question", "text", "prompt"), "label": ("text",), "question": ("question",)}
 _QUESTION |= {"instruction": ("instruction",), "prompt": ("prompt",)}
 _ANSWER = {"label": "label", "choice": "answer", "question": "answer", "instruction": "output", "prompt": "completion"}
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +77,10 @@ class Shaper:
         self.spec = spec
         available = dict.fromkeys(name for row in rows[:1000] for name in row.values)
         self.columns = Columns(spec, available)
-        self.shape = spec.shape or self._find_shape()
-        self._require()
+        self.shape = spec.shape or self._find_shape(rows)
+        self.judgements = Judgements(spec, self.columns, rows) if self.shape == "preference" else None
+        if self.judgements is None:
+            self._require()
         if spec.split.by is not None and spec.split.by not in available:
             mend = f"the file has: {', '.join(available)}"
             raise spec.error(("split", "by"), f"no column {spec.split.by!r}", mend=mend)
@@ -98,15 +95,20 @@ class Shaper:
 
         Raises:
             TaskError: the question or the answer is empty, or a value has the wrong type; with the row's place.
+            LeftOut: the row's judged answers teach nothing.
         """
         make: dict[str, Callable[[Row], tuple[list[Message], list[str], tuple[str, ...]]]] = {
             "messages": self._messages,
             "choice": self._choice,
             "label": self._label,
         }
-        turns, answers, choices = make.get(self.shape, self._plain)(row)
+        judged = None if self.judgements is None else self.judgements.read(row, self._asked, self._system)
+        if judged is None:
+            turns, answers, choices = make.get(self.shape, self._plain)(row)
+        else:
+            turns, answers, choices = judged.turns, list(judged.accepted), ()
         answers = list(dict.fromkeys(answer for answer in answers if answer))
-        if not answers:
+        if not answers and judged is None:
             if self.spec.empty_answer is None:
                 mend = "write the answer, or set empty_answer: to the text that stands for none"
                 raise TaskError("the answer is empty", where=row.place, mend=mend)
@@ -121,18 +123,23 @@ class Shaper:
             choices=choices,
             reasoning=self.columns.text(row, "reasoning") or None,
             group=self.columns.text(row, "group"),
+            graded=() if judged is None else judged.graded,
+            margin=None if judged is None else judged.margin,
         )
         return Asked(example, "" if by is None else text_of(row.values.get(by), row, by))
 
     # shapes, each: the conversation without the task's instruction, the accepted answers, the choices
 
     def _plain(self, row: Row) -> tuple[list[Message], list[str], tuple[str, ...]]:
-        prompt = self.columns.value(row, "prompt") if self.shape == "prompt" and not self.spec.template else None
+        return self._asked(row), self._answers(self.columns.value(row, _ANSWER[self.shape]), row), ()
+
+    def _asked(self, row: Row) -> list[Message]:
+        """The conversation up to the answer, of shapes that have a question and no choices."""
+        listed = self.shape in ("prompt", "preference") and not self.spec.template
+        prompt = self.columns.value(row, "prompt") if listed else None
         if isinstance(prompt, list):
-            turns = [_message(turn, row) for turn in prompt]
-        else:
-            turns = [*self._system(row), Message("user", self._question(row))]
-        return turns, self._answers(self.columns.value(row, _ANSWER[self.shape]), row), ()
+            return [message_of(turn, row) for turn in prompt]
+        return [*self._system(row), Message("user", self._question(row))]
 
     def _label(self, row: Row) -> tuple[list[Message], list[str], tuple[str, ...]]:
         raw = self.columns.text(row, "label")
@@ -174,7 +181,7 @@ class Shaper:
         if not isinstance(turns, list) or not turns:
             mend = 'write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
             raise TaskError("messages is not a list of turns", where=row.place, mend=mend)
-        made = [_message(turn, row) for turn in turns]
+        made = [message_of(turn, row) for turn in turns]
         if made[-1].role != "assistant":
             message = f"the last turn is the {made[-1].role}'s, so there is no answer"
             raise TaskError(message, where=row.place, mend="end the conversation with an assistant turn")
@@ -188,9 +195,13 @@ class Shaper:
     def _question(self, row: Row, extra: Mapping[str, str] | None = None) -> str:
         if self.spec.template is not None:
             return self.columns.fill(self.spec.template, row, extra or {})
-        field = next(name for name in _QUESTION[self.shape] if name in self.columns)
+        if self.judgements is not None:
+            field = str(self.judgements.question)
+        else:
+            field = next(name for name in _QUESTION[self.shape] if name in self.columns)
         text = self.columns.text(row, field)
-        more = "input" if self.shape == "instruction" else "context" if self.shape in ("question", "choice") else None
+        with_context = field == "question" or self.shape == "choice"
+        more = "input" if field == "instruction" else "context" if with_context else None
         second = self.columns.text(row, more) if more and more in self.columns else ""
         parts = [second, text] if more == "context" else [text, second]
         return "\n\n".join(part for part in parts if part)
@@ -207,7 +218,10 @@ class Shaper:
         return texts
 
     def _instruct(self, turns: list[Message]) -> list[Message]:
-        if not self.instruction:
+        given = next((t.content for t in turns if t.role == self.spec.instruct_in), "")
+        # people's judgements come back with the conversation that was asked, the instruction in it
+        there = given == self.instruction or given.startswith(f"{self.instruction}\n\n")
+        if not self.instruction or (self.judgements is not None and there):
             return turns
         if self.spec.instruct_in == "user":
             first = next(n for n, turn in enumerate(turns) if turn.role == "user")
@@ -219,8 +233,10 @@ class Shaper:
 
     # what the columns mean
 
-    def _find_shape(self) -> str:
+    def _find_shape(self, rows: list[Row]) -> str:
         for known in (set(self.columns.mapped), {*self.columns.mapped, *self.columns.guessed}):
+            if find_form(self.columns, known, rows) is not None:
+                return "preference"
             if "messages" in known:
                 return "messages"
             for shape in ("choice", "label", "question", "instruction", "prompt"):
@@ -279,6 +295,17 @@ class Phrased:
         self._seed = spec.seed
         self.shape, self.labels, self.readable = (getattr(self._shapers[0], n) for n in ("shape", "labels", "readable"))
 
+    def examples(self, rows: list[Row], split: SplitName) -> tuple[list[Asked], list[str]]:
+        """The examples of a split, and notes on records that were left out or joined.
+
+        Raises:
+            TaskError: as `Shaper.example`; or every record was left out.
+        """
+        judgements = self._shapers[0].judgements
+        if judgements is None:
+            return [self.example(row) for row in rows], []
+        return judged_examples(rows, self.example, judgements, split)
+
     def example(self, row: Row) -> Asked:
         """As `Shaper.example`."""
         first = self._shapers[0].example(row)
@@ -293,24 +320,6 @@ class Phrased:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
-
-
-def _message(turn: Any, row: Row) -> Message:
-    """One turn in OpenAI's or ShareGPT's words; content may be a list of text parts."""
-    if not isinstance(turn, Mapping):
-        mend = 'write {"role": "user", "content": "…"}'
-        raise TaskError("a turn is not an object", where=row.place, mend=mend)
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
-    if str(role).lower() not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise TaskError(f"role {role!r} is not known", where=row.place, mend=f"use one of: {known}")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise TaskError("a turn has a part that is not text", where=row.place, mend="keep text parts only")
-        content = "".join(str(part) for part in parts)
-    return Message(_ROLES[str(role).lower()], text_of(content, row, "content"))
 
 
 def _choices(value: Any, row: Row) -> tuple[tuple[str, ...], list[str]]:

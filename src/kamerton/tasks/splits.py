@@ -26,6 +26,14 @@ def question_key(example: Example) -> str:
     return f"{_level(text)}\x1d{_choices_key(example.choices)}"
 
 
+def content_key(example: Example) -> str:
+    """What tells an example from others with the same question: its answers too, the judged ones with their scores."""
+    key = question_key(example) + "\x1d" + "\x1f".join(example.answers)
+    if example.graded:
+        key += "\x1d" + "\x1f".join(f"{one.answer}\x1e{one.score!r}" for one in example.graded)
+    return key
+
+
 def _level(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -95,6 +103,22 @@ def merge_answers(splits: Splits) -> list[str]:
     return notes
 
 
+def keep_answered(splits: Splits) -> list[str]:
+    """Remove from validation and test, in place, the questions none of whose judged answers is good.
+
+    There is nothing that a model's answer could be held to. In train they stay: some objectives need no reference.
+    """
+    notes = []
+    held_out: tuple[SplitName, ...] = ("validation", "test")
+    for name in held_out:
+        kept = [asked for asked in splits[name] if asked.example.answers]
+        removed = len(splits[name]) - len(kept)
+        if removed:
+            notes.append(f"{name}: {removed:,} questions were removed because none of their answers is a good one")
+        splits[name] = kept
+    return notes
+
+
 def clean(splits: Splits) -> list[str]:
     """Remove from train what is also in validation or test, and from validation what is also in test, in place."""
     notes = []
@@ -132,7 +156,7 @@ def limit(splits: Splits, limits: LimitSpec, seed: int) -> list[str]:
         seen: Counter[str] = Counter()
         ranked: list[tuple[bytes, int, Asked]] = []
         for asked in splits[name]:
-            key = question_key(asked.example) + "\x1d" + "\x1f".join(asked.example.answers)
+            key = content_key(asked.example)
             ranked.append((rank(f"{key}\x1d{seen[key]}", seed, "order"), len(ranked), asked))
             seen[key] += 1  # exact repetitions need ranks of their own
         ranked.sort(key=lambda item: item[:2])

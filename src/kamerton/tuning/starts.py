@@ -11,7 +11,7 @@ import torch
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError, TaskError
 from kamerton.inference.prefix import common_prefix
-from kamerton.tasks.example import Message, Task, fingerprint
+from kamerton.tasks.example import Message, Task, answered, fingerprint
 
 
 def example_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tensor:
@@ -23,20 +23,21 @@ def example_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tenso
     Raises:
         TaskError: there are no training examples.
     """
-    if not task.train:
+    examples = answered(task.train)
+    if not examples:
         mend = "give a train split, or use init: vocabulary"
         raise TaskError("init: examples needs training examples", where=task.name, mend=mend)
     renderer = base.renderer
-    order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed)).tolist()
-    system = tuple(m for m in task.train[0].messages[:1] if m.role == "system")
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    system = tuple(m for m in examples[0].messages[:1] if m.role == "system")
     questions = [renderer.prompt((*system, Message("user", text))) for text in ("a", "b")]
     head = questions[0][: common_prefix(questions)]
     turns: list[Message] = []
     ids: list[int] = []
     while len(ids) < count:
         for i in order[:8]:  # the same order over and over where the examples are few
-            turns += [m for m in task.train[i].messages if m.role != "system"]
-            turns.append(Message("assistant", task.train[i].answers[0]))
+            turns += [m for m in examples[i].messages if m.role != "system"]
+            turns.append(Message("assistant", examples[i].answers[0]))
         order = order[8:] + order[:8]
         text = renderer.text((*system, *turns), generation_prompt=False)
         ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -48,7 +49,7 @@ def example_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tenso
 
 def task_tokens(base: Base, task: Task, count: int, seed: int) -> torch.Tensor:
     """(count,) token ids drawn from the task's training texts, each token's chance the root of its frequency."""
-    texts = [m.content for e in task.train for m in e.messages] + [e.answers[0] for e in task.train]
+    texts = [m.content for e in task.train for m in e.messages] + [e.answers[0] for e in answered(task.train)]
     ids = [i for text in texts for i in base.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]]
     if not ids:
         ids = list(range(len(base.renderer.tokenizer)))

@@ -1,4 +1,4 @@
-"""GRPO's whole step beside TRL's GRPOTrainer: sampling, rewards, the start's log-probabilities, loss, backward, optimiser.
+"""GRPO's whole step beside TRL's GRPOTrainer: sampling, rewards, log-probabilities of the start, loss, optimiser.
 
 Both train LoRA of the same rank on the same demo model, with the same prompts, answers to a prompt and answer lengths
 (no answer may end before its limit, so that both do the same work), and take turns step by step in one process: what
@@ -125,6 +125,13 @@ def trl_trainer(base: Any, tuned: Any, task: Task, args: argparse.Namespace, fol
     from trl import GRPOConfig, GRPOTrainer
 
     own = tuned.peft.peft_config["default"]
+    lora = LoraConfig(
+        r=own.r, lora_alpha=own.lora_alpha, lora_dropout=0.0, target_modules=own.target_modules, task_type="CAUSAL_LM"
+    )
+
+    def reward(completions: Sequence[Any], **_: Any) -> list[float]:
+        return [share(turns[0]["content"]) for turns in completions]
+
     rows = args.questions * args.group
     size = args.trl_rows or rows
     config = GRPOConfig(
@@ -138,11 +145,8 @@ def trl_trainer(base: Any, tuned: Any, task: Task, args: argparse.Namespace, fol
     turns = [{"prompt": [{"role": m.role, "content": m.content} for m in e.messages]} for e in task.train]
     fresh = base.reload(dtype="float32")
     return GRPOTrainer(
-        fresh.model.hf, reward_funcs=lambda completions, **_: [share(c[0]["content"]) for c in completions], args=config,
-        train_dataset=Dataset.from_list(turns), processing_class=base.renderer.tokenizer, callbacks=[callback],
-        peft_config=LoraConfig(
-            r=own.r, lora_alpha=own.lora_alpha, lora_dropout=0.0, target_modules=own.target_modules, task_type="CAUSAL_LM"
-        ),
+        fresh.model.hf, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(turns),
+        processing_class=base.renderer.tokenizer, callbacks=[callback], peft_config=lora,
     )  # fmt: skip
 
 
@@ -191,8 +195,10 @@ def main() -> None:
     }
     ratios = [a / b for a, b in zip(steps["TRL"], steps["Kamerton"], strict=True)]
     lengths = [len(base.renderer.prompt(e.messages)) for e in examples]
-    print(f"{args.questions} questions of {min(lengths)} to {max(lengths)} tokens × {args.group} answers of {args.new}, "
-          f"{args.dtype}, KL {args.kl}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(
+        f"{args.questions} questions of {min(lengths)} to {max(lengths)} tokens × {args.group} answers of {args.new}, "
+        f"{args.dtype}, KL {args.kl}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+    )
     print(same)
     print("| | seconds a step, median (range) | times as fast |\n|---|---|---|")
     for name, found in steps.items():
@@ -216,7 +222,8 @@ def agreement(trainer: Any, ours: Ours, args: argparse.Namespace) -> str:
     loss.backward()
     theirs = (float(loss.detach()), norm(model))
     mine = ours.on(inputs, get_peft_model_state_dict(model))
-    return f"on the same answers: loss {mine[0]:.6f} and {theirs[0]:.6f}, norm of its gradient {mine[1]:.5f} and {theirs[1]:.5f}"
+    both = f"loss {mine[0]:.6f} and {theirs[0]:.6f}, norm of its gradient {mine[1]:.5f} and {theirs[1]:.5f}"
+    return f"on the same answers: {both}"
 
 
 if __name__ == "__main__":

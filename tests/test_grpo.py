@@ -319,7 +319,8 @@ def test_what_is_sampled_is_counted_once(small_base: Base) -> None:
     rollouts = objective._rollouts
     assert rollouts is not None
     rows, answers = sum(len(r.tokens) for r in rollouts.rows), sum(rollouts.lengths)
-    assert [sum(b.tokens for b in s) for s in (first, second)] == [rows + answers, rows]
+    prompts = sum(r.prompt_length for r in rollouts.rows[::4])
+    assert [sum(b.tokens for b in s) for s in (first, second)] == [rows + answers + prompts, rows]
     assert [sum(b.examples for b in s) for s in (first, second)] == [3, 0]
 
 
@@ -496,6 +497,7 @@ class Learning(Right):
     """A reward that learns: it counts what it was shown."""
 
     def __init__(self) -> None:
+        self.notes = ["it learns"]
         self.seen: list[tuple[int, int]] = []
         self.count = 0
 
@@ -519,6 +521,44 @@ def test_a_reward_that_learns_is_shown_the_answers_and_kept(small_base: Base) ->
     other, _ = started(small_base, "grpo", reward=Learning(), queries=2, group=3)
     other.restore(objective.state())
     assert other.reward.count == 12
+    assert other.notes == ["it learns"]
+
+
+def test_questions_without_a_reference_are_asked_too(small_base: Base) -> None:
+    """What only bad answers are known to is no target, but a question like others; it is no part of validation."""
+    whole = bandit.task()
+    train = tuple(replace(e, answers=()) if i % 2 else e for i, e in enumerate(whole.train))
+    data = replace(whole, train=train, validation=train)
+
+    class Asked(Chance):
+        seen: set[str] = set()  # noqa: RUF012
+
+        def __call__(self, examples: Sequence[Example], answers: Sequence[str]) -> np.ndarray:
+            self.seen |= {e.id for e in examples}
+            return super().__call__(examples, answers)
+
+    objective, tuned = started(small_base, "grpo", reward=Asked(), data=data, queries=12, group=2)
+    objective.batches(0, tuned.model)
+    assert Asked.seen == {e.id for e in train}
+    assert [len(b.held_out) for b in objective.validation()] == [6]
+    objective, tuned = started(small_base, "grpo", reward=Asked(), data=data, queries=12, group=2, keep_by="reward")
+    (batch,) = objective.validation()
+    assert len(batch.held_out) == 12
+    objective.look(0, tuned.model)
+    assert 0 <= float(objective.loss(tuned.model, batch).total) <= 12
+
+
+def test_parts_of_a_reward_have_curves(small_base: Base) -> None:
+    from kamerton.rewards.total import Total
+
+    objective, tuned = started(small_base, "grpo", reward=Total([(Right(), 1.0), (Chance(), 0.5)]), queries=2, group=2)
+    (batch, *_) = objective.batches(0, tuned.model)
+    metrics = objective.loss(tuned.model, batch).metrics
+    parts = {k: v / batch.count for k, v in metrics.items() if k.startswith("reward: ")}
+    assert set(parts) == {"reward: right", "reward: chance"}
+    assert parts["reward: right"] + 0.5 * parts["reward: chance"] == pytest.approx(metrics["reward"] / batch.count)
+    found = policy_findings(objective, [{"step": 1, **parts}])
+    assert [f.columns for f in found if f.title == "GRPO: parts of the reward"] == [("step", "right", "chance")]
 
 
 def test_the_checkpoint_can_be_chosen_by_the_reward(bandit_base: Base, tmp_path: Path) -> None:
@@ -570,7 +610,7 @@ def test_a_reward_that_works_against_the_metric_is_told(bandit_base: Base) -> No
     for step, statistics in ((0, np.ones((12, 1))), (10, np.zeros((12, 1)))):
         objective.look(step, tuned.model)
         objective.looks.taken[-1].statistics = statistics.tolist()
-    objective.task = replace(objective.task, validation=objective.task.train)
+    objective.looks.task = replace(objective.task, validation=objective.task.train)
     objective.looks.taken[-1].scores = [[1.0, 1.0]] * len(objective.looks.examples)
     (line,) = policy_warnings(objective, [], -1)
     assert "exact-match on validation from 1 to 0" in line
@@ -602,7 +642,7 @@ def test_bad_input_is_one_line(small_base: Base, tmp_path: Path) -> None:
         def __call__(self, examples: Sequence[Example], answers: Sequence[str]) -> Any:  # noqa: ARG002
             return self.values(len(answers))
 
-    for values, said in ((lambda n: np.full(n, np.nan), r"reward right: gave nan for an answer to "),
+    for values, said in ((lambda n: np.full(n, np.nan), r"reward right: gives nan for an answer to example "),
                          (lambda n: np.zeros(n - 1), r"for 6 answers")):  # fmt: skip
         objective, tuned = started(small_base, "grpo", reward=Broken(values), queries=2, group=3)
         with pytest.raises(RewardError, match=said):

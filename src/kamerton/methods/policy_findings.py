@@ -73,6 +73,11 @@ def policy_findings(objective: Any, curve: Curve) -> list[Finding]:
         if present:
             columns = ("step", *(lines[m] for m in present))
             out.append(Finding(f"{title}: {name}", columns, tuple(thinned(curve, present)), True, note))
+    parts = [m for m in (curve[0] if curve else ()) if m.startswith("reward: ")]
+    if parts:
+        columns = ("step", *(m.removeprefix("reward: ") for m in parts))
+        note = "The mean of each part over the sampled answers, without its weight."
+        out.append(Finding(f"{title}: parts of the reward", columns, tuple(thinned(curve, parts)), True, note))
     looks: Looks = objective.looks
     return [*out, *sampled(looks), *_rewards(looks, objective.reward.name)]
 
@@ -155,7 +160,7 @@ def against_metric(objective: Any) -> list[str]:
     taken = objective.looks.taken
     if len(taken) < 2 or not taken[0].statistics or not taken[-1].statistics:
         return []
-    name, examples = objective.task.metrics[0], objective.task.validation
+    name, examples = objective.task.metrics[0], objective.looks.task.validation
     metric = get_metric(name, examples)
     before, after = (Figure(metric, np.array(look.statistics)) for look in (taken[0], taken[-1]))
     moved = difference(after, before)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel
-from kamerton.errors import RewardError, TaskError
+from kamerton.errors import TaskError
 from kamerton.evaluation.answering import answer, judge
 from kamerton.inference import Engine, Sampling
 from kamerton.objectives.judged import Judged, judged_loss
@@ -38,11 +38,11 @@ from kamerton.objectives.policy_options import PolicyOptions
 from kamerton.objectives.probabilities import token_log_probs
 from kamerton.objectives.rollouts import Rollout, sample
 from kamerton.rewards import build_reward
-from kamerton.rewards.reward import Reward
-from kamerton.tasks.example import Example, Task
+from kamerton.rewards.reward import Learning, Reward, checked, notes_of
+from kamerton.tasks.example import Example, Task, answered
 from kamerton.training.batches import make_batch, order
 from kamerton.training.checkpoint import copied_weights, weights_in_place
-from kamerton.training.objective import Loss
+from kamerton.training.objective import Loss, Stateful
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Policy:
 
     name: ClassVar[str]
     warm_start: ClassVar[str] = "supervised"
+    unanswered: ClassVar[bool] = True
     options: ClassVar[type[PolicyOptions]]
 
     def __init__(
@@ -88,8 +89,9 @@ class Policy:
         self.renderer, self._limit = base.renderer, limit
         self._device, self._half = base.model.device, base.model.dtype == torch.bfloat16
         self.longest: int = options.max_answer_tokens or task.max_answer_tokens
-        self.notes: list[str] = []
-        self.looks = Looks(self.renderer, task, limit=limit, seed=seed, score=None)
+        self._cut: list[str] = []
+        shown = replace(task, train=answered(task.train), validation=answered(task.validation))
+        self.looks = Looks(self.renderer, shown, limit=limit, seed=seed, score=None)
         self._rounds = self._asked = self._left = 0
         self._rollouts: Rollouts | None = None
         self._start: dict[str, Tensor] = {}
@@ -116,6 +118,11 @@ class Policy:
         return cls(base, task, own, reward, max_tokens=options.max_tokens, limit=limit, seed=seed)
 
     @property
+    def notes(self) -> list[str]:
+        """What was cut, and what the reward has to say."""
+        return [*self._cut, *notes_of(self.reward)]
+
+    @property
     def epoch_examples(self) -> int:
         return len(self.task.train)
 
@@ -128,7 +135,7 @@ class Policy:
         fitted = [self.renderer.fit(e.messages, room) for e in self.task.train]
         self._queries = [messages for messages, _ in fitted]
         if cut := sum(c for _, c in fitted):
-            self.notes.append(f"{cut} of {len(fitted)} questions were cut to {room} tokens")
+            self._cut.append(f"{cut} of {len(fitted)} questions were cut to {room} tokens")
 
     # -- what a subclass says -----------------------------------------------------------------------------------------
 
@@ -184,7 +191,7 @@ class Policy:
         out = {"place": torch.tensor([self._rounds, self._asked, self._left]), "looks": self.looks.state()}
         if self._left and self._rollouts is not None:
             out |= {f"rollouts/{k}": v for k, v in self._rollouts.state().items()}
-        if hasattr(self.reward, "state"):
+        if isinstance(self.reward, Stateful):
             out |= {f"reward/{k}": v for k, v in self.reward.state().items()}
         return out
 
@@ -194,7 +201,7 @@ class Policy:
         self.looks.restore(state["looks"])
         held = {k.removeprefix("rollouts/"): v for k, v in state.items() if k.startswith("rollouts/")}
         self._rollouts = Rollouts.of(held) if held else None
-        if hasattr(self.reward, "restore"):
+        if isinstance(self.reward, Stateful):
             self.reward.restore({k.removeprefix("reward/"): v for k, v in state.items() if k.startswith("reward/")})
 
     # -- a round ------------------------------------------------------------------------------------------------------
@@ -239,7 +246,8 @@ class Policy:
         numbers = np.repeat(np.arange(len(kept)), self.group)
         rollouts = Rollouts(
             rows, numbers, np.ones(len(rows)), metrics=self._figures(asked),
-            sampled=sum(len(a.said) for g in asked for a in g.answers), asked=len(asked),
+            sampled=sum(g.answers[0].rendered.prompt_length + sum(len(a.said) for a in g.answers) for g in asked),
+            asked=len(asked),
         )  # fmt: skip
         rollouts.values = self._probabilities(model, rollouts)
         self.learn(rollouts, kept)
@@ -260,7 +268,7 @@ class Policy:
         answers = sample(model, self.renderer, [(n, self._queries[n]) for n in numbers], sampling)
         examples, texts = [self.task.train[a.query] for a in answers], [a.text for a in answers]
         rewards = self._rewarded(examples, texts)
-        if hasattr(self.reward, "observe"):
+        if isinstance(self.reward, Learning):
             self.reward.observe(examples, texts, self._rounds)
         self._asked += 1
         worth = rewards - np.array([self._too_long(len(a.said)) for a in answers])
@@ -269,14 +277,7 @@ class Policy:
 
     def _rewarded(self, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
         """(B,) rewards of answers, each one finite."""
-        values = np.asarray(self.reward(examples, texts), dtype=np.float64)
-        where, mend = f"reward {self.reward.name}", "mend the reward"
-        if values.shape != (len(texts),):
-            raise RewardError(f"gave an array of {values.shape} for {len(texts)} answers", where=where, mend=mend)
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise RewardError(f"gave {values[bad[0]]} for an answer to {examples[bad[0]].id}", where=where, mend=mend)
-        return values
+        return checked(self.reward.name, examples, texts, self.reward(examples, texts))
 
     def _too_long(self, tokens: int) -> float:
         """DAPO's soft punishment (equation 13): 0 up to `overlong` tokens before the limit, 1 at the limit."""
@@ -291,6 +292,8 @@ class Policy:
             "length": float(np.mean([len(a.said) for a in answers])),
             "ended": float(np.mean([a.ended for a in answers])),
         }  # fmt: skip
+        # a sum of rewards has means of its parts, of the answers that it saw last
+        out |= {f"reward: {name}": mean for name, mean in getattr(self.reward, "means", {}).items()}
         if self.group > 1:
             out["group_spread"] = float(np.mean([g.rewards.std() for g in groups]))
             out["equal"] = float(np.mean([g.equal for g in groups]))
@@ -346,16 +349,18 @@ class Policy:
     # -- validation ---------------------------------------------------------------------------------------------------
 
     def validation(self) -> Sequence[Judged]:
-        return [Judged(tuple(self.task.validation))] if self.task.validation else []
+        held_out = answered(self.task.validation) if self.o.keep_by == "metric" else self.task.validation
+        return [Judged(tuple(held_out))] if held_out else []
 
     def _judged(self, model: CausalModel, batch: Judged) -> Loss:
         """Greedy answers under the task's first metric, or under the reward where that decides."""
         examples, metric = batch.held_out, self.task.metrics[0]
         texts = answer(Engine(model, self.renderer), examples, Sampling(max_tokens=self.task.max_answer_tokens)).texts
-        statistics = judge(texts, examples, [metric])[metric]
-        self.looks.judged(statistics)
-        if self.o.keep_by == "metric":
-            return judged_loss(statistics, self.task, batch)
+        if all(e.answers for e in examples):
+            statistics = judge(texts, examples, [metric])[metric]
+            self.looks.judged(statistics)
+            if self.o.keep_by == "metric":
+                return judged_loss(statistics, self.task, batch)
         value, best = float(self._rewarded(examples, texts).mean()), self.reward.range[1]
         return Loss(torch.tensor(((best if np.isfinite(best) else 0.0) - value) * batch.count))
 

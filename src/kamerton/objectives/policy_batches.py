@@ -32,7 +32,7 @@ class Rollouts:
         counts: (B,) what each answer adds to what the step's summed loss is divided by.
         values: by name (N,) float32 numbers of all answers' tokens, row after row.
         metrics: of the round, to report.
-        sampled: tokens that were sampled for it, those of groups left out included.
+        sampled: tokens that were read (a prompt once) and written for it, those of groups left out included.
         asked: questions that were asked for it.
     """
 

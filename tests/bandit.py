@@ -3,6 +3,8 @@
 Every question names one of four things, and each thing has its colour. The model has been trained to answer any
 question with one of the four colours, all of them equally likely, so it knows how to answer and not what: right
 answers are a quarter at the start, and all of them under the best policy.
+
+PYTEST_DONT_REWRITE: the module asserts nothing, and is imported before it is registered.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import bandit
 import tiny
@@ -21,7 +23,7 @@ from kamerton.errors import KamertonError, RewardError, TaskError
 from kamerton.methods import get_method, parse_options
 from kamerton.methods.defined import check_fits
 from kamerton.methods.policy_findings import policy_findings, policy_warnings
-from kamerton.objectives import grpo, policy, probabilities, surrogate
+from kamerton.objectives import get_objective, grpo, policy, probabilities, surrogate
 from kamerton.objectives.grpo import Grpo, group_advantages
 from kamerton.objectives.policy import Group
 from kamerton.objectives.policy_batches import Rollouts, grouped, policy_batches
@@ -617,6 +619,24 @@ def test_a_reward_that_works_against_the_metric_is_told(bandit_base: Base) -> No
     table = policy_findings(objective, [])[-1]
     assert table.columns == ("", "reward (red)", "exact-match")
     assert [row[0] for row in table.rows] == ["start", "step 10"]
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_the_page_names_all_options_with_their_defaults(name: str) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reinforcement-learning.md").read_text(encoding="utf-8")
+    own, _, common = page.partition(f"\n## {name.upper()}\n")[2].partition("\n## Common options\n")
+    told: dict[str, str] = {}
+    for names, values in re.findall(r"^\| (`.+?) \| (.+?) \|", common + own.partition("\n## ")[0], re.MULTILINE):
+        told |= dict(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True))
+    fields = get_objective(name).options.model_fields
+    assert set(fields) - set(told) == set()
+    for option in fields:
+        default = fields[option].default
+        assert told[option] == (f"`{default}`" if default is not None else told[option]), option
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for entry in yaml.safe_load(block)["methods"]:
+        ((method, options),) = entry.items()
+        parse_options(get_method(method), options)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

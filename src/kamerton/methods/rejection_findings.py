@@ -1,4 +1,4 @@
-"""A rejection-sampling stage as a reader of the report sees it: best reward against K, reward by round, answers; warnings.
+"""A rejection-sampling stage for a reader of the report: best reward against K, reward by round, answers; warnings.
 
 Rounds answer different questions, so a step from one round to the next is a matter of chance too; the warnings compare
 the first and the last round and heed the standard errors of both.
@@ -48,8 +48,8 @@ def _against_k(rounds: Sequence[Round], reward: str) -> Finding:
 def _by_round(rounds: Sequence[Round], reward: str) -> Finding:
     rows = tuple((i, r.mean, r.best[-1]) for i, r in enumerate(rounds, 1))
     note = (
-        f"Reward ({reward}) of the sampled answers: of all of them, and of the best one of each question. Rounds answer "
-        "different questions."
+        f"Reward ({reward}) of the sampled answers: of all of them, and of the best one of each question. Rounds "
+        "answer different questions."
     )
     return Finding("Reward by round", ("round", "mean", f"best of {rounds[0].samples}"), rows, curve=True, note=note)
 
@@ -100,8 +100,9 @@ def _told(rounds: Sequence[Round], objective: Any) -> str:
     least = f"{below} left out with a best reward below {objective.o.least:g}" if objective.o.least is not None else ""
     done = "left out" if objective.o.ties == "leave-out" else "their first answer kept, unless it was below least"
     parts = [p for p in (least, f"{equal} with one reward for all answers ({done})" if equal else "") if p]
-    return f"rejection-sampling: {_count(len(rounds), 'round')}, {questions} questions of {rounds[0].samples} answers" + (
-        f"; {', '.join(parts)}" if parts else ""
+    return (
+        f"rejection-sampling: {_count(len(rounds), 'round')}, {questions} questions of {rounds[0].samples} answers"
+        + (f"; {', '.join(parts)}" if parts else "")
     )
 
 
@@ -135,8 +136,8 @@ def _changed(rounds: Sequence[Round], objective: Any) -> list[str]:
         )
     elif last.length < SHORT * first.length:
         out.append(
-            f"length collapse: answers fell from {first.length:.1f} to {last.length:.1f} tokens; see whether the reward "
-            "favours short answers"
+            f"length collapse: answers fell from {first.length:.1f} to {last.length:.1f} tokens; see whether the "
+            "reward favours short answers"
         )
     looks = objective.looks
     if rises and len(looks) > 1 and looks[-1][1] > looks[0][1] + 0.02 * (1 + abs(looks[0][1])):

@@ -244,7 +244,10 @@ class RejectionSampling:
         if isinstance(batch, Judged):
             statistics = judged(model, self.renderer, self.task, batch)
             found = judged_loss(statistics, self.task, batch)
-            self.looks = [*((s, v) for s, v in self.looks if s < self._at), (self._at, float(found.total) / batch.count)]
+            self.looks = [
+                *((s, v) for s, v in self.looks if s < self._at),
+                (self._at, float(found.total) / batch.count),
+            ]
             return found
         log_probs = model.target_log_probs(batch.batch)
         weights = torch.as_tensor(batch.batch.weights, device=log_probs.device, dtype=log_probs.dtype)

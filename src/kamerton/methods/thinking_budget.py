@@ -123,12 +123,15 @@ def _told(conversation: Conversation, options: ThinkingBudgetOptions) -> Convers
 class Forced(Wrapped):
     """Thinks inside its budget, then answers; the thought is in the answer's details."""
 
-    def __init__(self, inner: Adapted, options: ThinkingBudgetOptions, state: State | None = None) -> None:
+    def __init__(
+        self, inner: Adapted, options: ThinkingBudgetOptions, state: State | None = None, *,
+        forcing: Forcing | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(
             inner, method=ThinkingBudget.name, options=options, own=lambda c: _told(c, options), state=state or {},
             frames=bool(options.trigger),
         )  # fmt: skip
-        self.forcing = _forcing(options)
+        self.forcing = forcing or _forcing(options)
 
     def generate(
         self, conversations: Sequence[Conversation], sampling: Sampling, *,

@@ -25,7 +25,7 @@ class Forcing:
     """How thought is bounded.
 
     Attributes:
-        budget: the longest thought in tokens, the tags not counted.
+        budget: the longest thought in tokens, the tags not counted; 0: none.
         continuations: how often a thought that was closed early goes on.
         wait: what is put behind it then.
     """
@@ -69,6 +69,8 @@ def think(
     renderer = engine.renderer
     begin, wait = renderer.answer(BEFORE, end=False), renderer.answer(forcing.wait, end=False)
     forced, n = renderer.answer(BEHIND, end=False), sampling.n
+    if not forcing.budget:  # nothing is thought: the tags stand side by side
+        return [Thought(closing=list(forced), closed="budget") for _ in range(len(prompts) * n)]
     thoughts = [Thought() for _ in range(len(prompts) * n)]
     alive = list(range(len(thoughts)))
     for turn in range(forcing.continuations + 1):

@@ -54,9 +54,7 @@ def test_the_expected_best_is_the_mean_over_all_subsets(values: list[float], dat
 
 @settings(max_examples=60)
 @given(rewards, st.data())
-def test_what_the_chosen_answer_is_worth_is_the_mean_over_all_subsets(
-    scores: list[float], data: st.DataObject
-) -> None:
+def test_what_the_chosen_answer_is_worth_is_the_mean_over_all_subsets(scores: list[float], data: st.DataObject) -> None:
     k, n = len(scores), data.draw(st.integers(1, len(scores)))
     worth = data.draw(st.lists(st.integers(0, 9).map(float), min_size=k, max_size=k))
     chosen = [worth[min(part, key=lambda i: (-scores[i], i))] for part in combinations(range(k), n)]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from kamerton.assessment.scaling_settings import ScalingSettings
-from kamerton.errors import TaskError
+from kamerton.base.encoder_decoder import causal
+from kamerton.errors import KamertonError, TaskError
 from kamerton.evaluation.answering import answer, judge
 from kamerton.evaluation.best_of import expected_best, expected_chosen, sizes, subsets
 from kamerton.evaluation.figures import Figure, difference, interval
@@ -31,6 +32,7 @@ from kamerton.prompting.choosing import LOG_PROBABILITY, answer_reward, scores_o
 from kamerton.prompting.extraction import NUMERIC
 from kamerton.prompting.thinking import Forcing
 from kamerton.prompting.voting import vote
+from kamerton.rewards.reward import Reward
 from kamerton.tasks.example import Example, Task
 
 Array = np.ndarray[Any, Any]
@@ -81,14 +83,19 @@ def scaling(
     model = _inside(model, notes)
     examples = _sampled_questions(model, getattr(task, split), task.name, notes)
     metric = get_metric(task.metrics[0], examples)
+    # what cannot be measured is refused before anything is computed
+    budgets = _budgets(model, settings, notes)
+    specs = dict.fromkeys((LOG_PROBABILITY, *settings.rewards))
+    rewards = {f"best of n by {s}": answer_reward(s, model.base, metric.name, "--reward") for s in specs}
     curves: dict[str, list[Point]] = {}
     said = answer(model, examples, plan, progress=_watch(report, "answering"))
     if said.cut:
         notes.append(f"{said.cut} of {len(examples)} questions were cut to fit the model")
     curves[ONE] = [Point(1, float(np.mean(said.generated_tokens)), _figure(metric, said.texts, examples))]
     drawn = _sample(model, examples, metric, plan, settings, report)
-    curves |= _by_samples(model, drawn, examples, metric, settings)
-    curves |= _by_budget(model, examples, metric, plan, settings, report, notes)
+    curves |= _by_samples(drawn, rewards, examples, metric, settings)
+    if budgets:
+        curves |= _by_budget(model, budgets, examples, metric, plan, settings, report)
     report("intervals", 0.0, "")
     rows = [
         {"id": e.id, "answers": [a.text for a in row], "tokens": [a.generated_tokens for a in row],
@@ -182,8 +189,9 @@ def _sample(
 
 
 def _by_samples(
-    model: Adapted, drawn: Sampled, examples: Sequence[Example], metric: Metric, settings: ScalingSettings
-) -> dict[str, list[Point]]:
+    drawn: Sampled, rewards: Mapping[str, Reward | None], examples: Sequence[Example], metric: Metric,
+    settings: ScalingSettings,
+) -> dict[str, list[Point]]:  # fmt: skip
     """Curves over the number of samples."""
     at, tokens = sizes(settings.samples), float(drawn.tokens.mean())
     out = {VOTE: [Point(n, n * tokens, _as_figure(metric, votes(drawn, examples, metric.name, n, settings.seed)))
@@ -191,12 +199,9 @@ def _by_samples(
     flat = [a for row in drawn.answers for a in row]
     asked = [e.messages for e in examples for _ in range(settings.samples)]
     choices = [e.choices for e in examples for _ in range(settings.samples)]
-    for spec in dict.fromkeys((LOG_PROBABILITY, *settings.rewards)):
-        reward = answer_reward(spec, model.base, metric.name, "--reward")
+    for name, reward in rewards.items():
         scores = scores_of(reward, asked, flat, choices).reshape(len(examples), -1)
-        out[f"best of n by {spec}"] = [
-            Point(n, n * tokens, _as_figure(metric, expected_chosen(scores, drawn.statistics, n))) for n in at
-        ]
+        out[name] = [Point(n, n * tokens, _as_figure(metric, expected_chosen(scores, drawn.statistics, n))) for n in at]
     if drawn.statistics.shape[2] == 1 and metric.higher_is_better:
         single = drawn.statistics[:, :, 0]
         out[ANY] = [Point(n, n * tokens, _as_figure(metric, expected_best(single, n)[:, None])) for n in at]
@@ -214,26 +219,33 @@ def votes(drawn: Sampled, examples: Sequence[Example], metric: str, n: int, seed
     return np.stack(out)
 
 
-def _by_budget(
-    model: Adapted, examples: Sequence[Example], metric: Metric, plan: Sampling, settings: ScalingSettings,
-    report: Report, notes: list[str],
-) -> dict[str, list[Point]]:  # fmt: skip
-    """Curves over the thinking budget: one for each number of times that thought may be made to go on."""
-    own = model if isinstance(model, Forced) else None
-    budgets = settings.budgets
-    if own is not None and not budgets:
-        budgets = tuple(sorted({own.forcing.budget * k // 8 for k in (0, 1, 2, 4, 8)}))
-    if not budgets:
-        return {}
-    if own is None and any(isinstance(m, Thinking) for m in _layers(model)):
+def _budgets(model: Adapted, settings: ScalingSettings, notes: list[str]) -> tuple[int, ...]:
+    """The budgets that are measured; none where none are asked for and the method has none."""
+    if isinstance(model, Forced):
+        return settings.budgets or tuple(sorted({model.forcing.budget * k // 8 for k in (0, 1, 2, 4, 8)}))
+    if not settings.budgets:
+        if settings.continuations is not None:
+            raise KamertonError(
+                "the method has no thinking budget, so no thought can go on", where="--continuations",
+                mend="give --budgets, or measure thinking-budget",
+            )  # fmt: skip
+        return ()
+    if any(isinstance(m, Thinking) for m in _layers(model)):
         raise TaskError(
             "a thinking budget cannot stand around a chain of thought", where="--budgets",
             mend="measure thinking-budget, or leave --budgets out",
         )  # fmt: skip
-    if own is None:
-        notes.append(
-            "the method has no thinking budget of its own: its answers were begun with <think> for the budgets"
-        )
+    causal(model.engine.model, "a thinking budget")
+    notes.append("the method has no thinking budget of its own: its answers were begun with <think> for the budgets")
+    return settings.budgets
+
+
+def _by_budget(
+    model: Adapted, budgets: Sequence[int], examples: Sequence[Example], metric: Metric, plan: Sampling,
+    settings: ScalingSettings, report: Report,
+) -> dict[str, list[Point]]:  # fmt: skip
+    """Curves over the thinking budget: one for each number of times that thought may be made to go on."""
+    own = model if isinstance(model, Forced) else None
     inner = own.inner if own is not None else model
     options = own.options if own is not None else ThinkingBudgetOptions.model_validate({})
     assert isinstance(options, ThinkingBudgetOptions)

@@ -91,7 +91,9 @@ def sentences(result: Result) -> list[str]:
         difference = f"{scale.points(g['value'])}, 95% interval {scale.signed(g['low'])} to {scale.signed(g['high'])}"
         name = g["curve"][0].upper() + g["curve"][1:]
         joined = f"{how} {g['from']}" if how.endswith("from") else f"{how} than {g['from']}"
-        text = f"{name}: {g['to']} {unit} are {joined} ({change}; {difference}; p = {p_value(g['p_holm'])})"
+        p = p_value(g["p_holm"])
+        p = f"p {p}" if p.startswith("<") else f"p = {p}"
+        text = f"{name}: {g['to']} {unit} are {joined} ({change}; {difference}; {p})"
         if (better or worse) and g["enough"] != g["to"]:
             text += f"; from {g['enough']} on nothing more can be told apart"
         out.append(text + ".")

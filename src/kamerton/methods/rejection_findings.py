@@ -91,6 +91,7 @@ def rejection_warnings(objective: Any, curve: Sequence[dict[str, float]], kept: 
     if objective.cut:
         asked = sum(r.questions for r in rounds)
         notes.append(f"{objective.cut} of {asked} questions that were sampled had to be cut to fit")
+    notes += getattr(objective.reward, "notes", ())  # of its own work: what it skipped, what was off its format
     found = [*_nothing_to_choose(rounds), *_changed(rounds, objective)]
     return [*notes, *(f"warning: {line}" for line in found)]
 

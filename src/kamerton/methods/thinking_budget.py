@@ -34,8 +34,10 @@ class ThinkingBudgetOptions(PromptingOptions):
 
     max_tokens: int = Field(128, gt=0, description="the longest thought in tokens; then it is closed by force")
     continuations: int = Field(0, ge=0, description="times that a thought which was closed early goes on")
-    wait: str = Field("\nWait,", min_length=1, description="what is put behind such a thought")
-    trigger: str = Field("", description="said behind the question; none: the model is only made to begin a thought")
+    wait: str = Field("Wait,", min_length=1, description="what is put behind such a thought, on a new line")
+    trigger: str | None = Field(
+        None, description="said behind the question; none: the model is only made to begin a thought"
+    )
 
     @field_validator("over")
     @classmethod
@@ -155,6 +157,8 @@ class Forced(Wrapped):
         for i, t in enumerate(thoughts):
             options = choices[i // sampling.n]
             prompt = [*self.renderer.prompt(asked[i // sampling.n]), *self._begun(t)]
+            if self.renderer.decode(t.closing).endswith(CLOSE):  # the model would say the line break itself
+                prompt += self.renderer.answer("\n", end=False)
             rows = self.engine.token_log_probs([prompt] * len(options), [self.renderer.answer(c) for c in options])
             best = int(np.argmax([float(row.sum()) for row in rows]))
             front = self.prompt_tokens(conversations[i // sampling.n])
@@ -179,7 +183,7 @@ class Forced(Wrapped):
             Finding(
                 "How thoughts were closed", ("closed by", "answers"), tuple(found.most_common()),
                 note=f"{tokens:.0f} tokens of thought in the mean, of {self.forcing.budget}; {went_on} of "
-                f"{len(answers)} went on behind {self.forcing.wait.strip()!r}",
+                f"{len(answers)} went on behind {self.forcing.wait!r}",
             ),
         ]  # fmt: skip
 

@@ -106,7 +106,11 @@ class RejectionSampling:
         self.renderer, self.batch_size, self.max_tokens, self._limit = base.renderer, batch_size, max_tokens, limit
         self._device, self._half = base.model.device, base.model.dtype == torch.bfloat16
         self._room = options.max_answer_tokens or task.max_answer_tokens
-        self.notes: list[str] = []
+        closed = sum(bool(e.choices) for e in task.train)
+        self.notes: list[str] = [
+            f"{closed} of {len(task.train)} training questions have a closed set of answers: what is sampled to them is "
+            "said freely, and ranked on validation"
+        ] if closed else []  # fmt: skip
         self.rounds: list[Round] = []
         self.looks: list[tuple[int, float]] = []
         self._kept: list[Rendered] = []

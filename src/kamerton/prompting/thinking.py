@@ -27,12 +27,12 @@ class Forcing:
     Attributes:
         budget: the longest thought in tokens, the tags not counted; 0: none.
         continuations: how often a thought that was closed early goes on.
-        wait: what is put behind it then.
+        wait: what is put behind it then, on a new line.
     """
 
     budget: int
     continuations: int = 0
-    wait: str = "\nWait,"
+    wait: str = "Wait,"
 
     def room(self, renderer: Renderer) -> int:
         """Tokens that are needed before the answer."""
@@ -67,7 +67,7 @@ def think(
 ) -> list[Thought]:  # fmt: skip
     """`sampling.n` thoughts to each conversation, closed; the answer's own limit is not heeded here."""
     renderer = engine.renderer
-    begin, wait = renderer.answer(BEFORE, end=False), renderer.answer(forcing.wait, end=False)
+    begin, wait = renderer.answer(BEFORE, end=False), renderer.answer(f"\n{forcing.wait}", end=False)
     forced, n = renderer.answer(BEHIND, end=False), sampling.n
     if not forcing.budget:  # nothing is thought: the tags stand side by side
         return [Thought(closing=list(forced), closed="budget") for _ in range(len(prompts) * n)]

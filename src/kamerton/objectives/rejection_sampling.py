@@ -108,8 +108,8 @@ class RejectionSampling:
         self._room = options.max_answer_tokens or task.max_answer_tokens
         closed = sum(bool(e.choices) for e in task.train)
         self.notes: list[str] = [
-            f"{closed} of {len(task.train)} training questions have a closed set of answers: what is sampled to them is "
-            "said freely, and ranked on validation"
+            f"{closed} of {len(task.train)} training questions have a closed set of answers: what is sampled to them "
+            "is said freely, and ranked on validation"
         ] if closed else []  # fmt: skip
         self.rounds: list[Round] = []
         self.looks: list[tuple[int, float]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -132,7 +133,7 @@ def plot(result: Result) -> str:
         parts += [svg.line(left, bottom, right, bottom, "axis")]
         told = "tokens written for a question" + (" (logarithmic)" if x.logarithmic else "")
         parts += [svg.text(right, bottom + 38, told, cls="axis-name", text_anchor="end")]
-        ends: list[tuple[float, str]] = []
+        ends: list[tuple[float, float, str]] = []
         for i, (name, line) in enumerate(curves.items()):
             placed = [
                 (x.place(p["tokens"]), [y.place(p[k] * scale.factor) for k in ("value", "low", "high")]) for p in line
@@ -142,7 +143,7 @@ def plot(result: Result) -> str:
                 parts += [svg.tag("path", d="M" + "L".join(f"{a:.1f} {b[0]:.1f}" for a, b in placed), cls=kind)]
             for p, (px, py) in zip(line, placed, strict=True):
                 parts += [_dot(p, name, px, py, leading=i == 1, scale=scale)]
-            ends.append((placed[-1][1][0], name))
+            ends.append((placed[-1][1][0], placed[-1][0], name))
         parts += _names(sorted(ends), right + 8, narrow=narrow)
         return svg.picture(width, height, f"{scale.name} against tokens", parts, cls)
 
@@ -156,13 +157,22 @@ def _dot(p: Result, name: str, px: float, py: Sequence[float], *, leading: bool,
     return svg.tag("g", mark, cls="point leading" if leading else "point")
 
 
-def _names(ends: Sequence[tuple[float, str]], at: float, *, narrow: bool) -> list[str]:
-    """Every curve's name at the height of its end; names do not cover each other."""
-    parts, place = [], -math.inf
-    short = {ONE: "one answer", ANY: "any right"}
-    for end, name in ends:
-        place = max(end + 4, place + 14)
-        own = short.get(name, name)
-        most = 16 if narrow else 27
+def _names(ends: Sequence[tuple[float, float, str]], at: float, *, narrow: bool) -> list[str]:
+    """Every curve's name at the height of its end, with a line to it where it is far; no name covers another."""
+    parts, place, most = [], -math.inf, 16 if narrow else 27
+    for y, x, name in ends:
+        place = max(y + 4, place + 14)
+        own = _short(name)
+        if math.hypot(at - x, place - 4 - y) > 40:
+            parts.append(svg.line(x + 6, y, at - 3, place - 4, "leader"))
         parts.append(svg.text(at, place, own if len(own) <= most else own[: most - 1] + "…", cls="name"))
     return parts
+
+
+def _short(name: str) -> str:
+    """A curve's name as it stands beside its end."""
+    again = re.fullmatch(r"thinking budget, going on up to (\d+) times", name)
+    if again:
+        return f"thinking, Wait × {again[1]}"
+    known = {ONE: "one answer", ANY: "any right", "thinking budget": "thinking"}
+    return known.get(name, name.replace("best of n by", "best by"))

@@ -1,4 +1,4 @@
-"""What Python users call: `compare`, and one method at a time `tune`, `load`, `merge`, `evaluate`, `fidelity`."""
+"""What Python users call: `compare`; for one method `tune`, `load`, `merge`, `evaluate`, `fidelity`, `scaling`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kamerton.assessment.run import run_assessment
+from kamerton.assessment.run import run_assessment, run_scaling
+from kamerton.assessment.scaling_page import Scaling
+from kamerton.assessment.scaling_settings import ScalingSettings
 from kamerton.assessment.settings import FidelitySettings
 from kamerton.assessment.write import Fidelity
 from kamerton.base import Base, load_base
@@ -289,6 +291,43 @@ def fidelity(
             name = _label(against, second)
             models[name if name not in models else f"{name} (2)"] = second
         return run_assessment(models, recipe, task, split, settings, folder, report or (lambda *_: None), command)
+    finally:
+        lock.release()
+
+
+def scaling(
+    target: str | Path | Adapted,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    output: str | Path,
+    settings: ScalingSettings | None = None,
+    data: str | Path | None = None,
+    task: Task | None = None,
+    split: str = "test",
+    report: Report | None = None,
+    command: str = "",
+) -> Scaling:
+    """Measure how good a model's answers become for how many tokens: by number of samples, and by thinking budget.
+
+    Args:
+        target: what `load` takes, or a loaded model.
+        recipe: gives the task and the decoding of single answers.
+        output: the folder that is written.
+        settings: what is measured, and how much of it.
+        split: test, validation or train.
+        command: shown on the page, for whoever wants to repeat it.
+
+    Returns:
+        What was measured, and where the page is.
+    """
+    recipe, settings = as_recipe(recipe, data), settings or ScalingSettings()
+    task = _split_of(recipe, task, split)
+    folder = Path(output)
+    lock = Store(folder).lock()
+    try:
+        model = target if isinstance(target, Adapted) else load(target)
+        told = {"label": _label(target, model), "command": command}
+        return run_scaling(model, recipe, task, split, settings, folder, report or (lambda *_: None), told)
     finally:
         lock.release()
 

@@ -40,6 +40,10 @@ DIAGNOSTICS: dict[str, tuple[str, str]] = {
     "adversarial": (
         "kamerton.methods.stage_findings:stage_findings", "kamerton.methods.stage_warnings:stage_warnings",
     ),
+    "rejection-sampling": (
+        "kamerton.methods.rejection_findings:rejection_findings",
+        "kamerton.methods.rejection_findings:rejection_warnings",
+    ),
 }  # fmt: skip
 """By objective: what the report shows of its stage, and what it warns of."""
 

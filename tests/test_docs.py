@@ -105,7 +105,7 @@ def test_bases_page_tells_which_methods_work_on_encoder_decoders() -> None:
     """Told apart by the code: what is trained says so itself; what is only asked works wherever a model answers."""
     own = {name: getattr(get_method(name), "parameterisation", None) for name in METHODS}
     causal = [name for name, what in own.items() if what and not getattr(what, "encoder_decoder", False)]
-    told = re.search(r"^`prefix-tuning`.*?refused in one line", read("docs/base.md"), re.MULTILINE | re.DOTALL)
+    told = re.search(r"^`prompt-generator`.*?refused in one line", read("docs/base.md"), re.MULTILINE | re.DOTALL)
     assert told is not None
     alone, both = (re.findall(r"`([\w-]+)`", part) for part in told.group().split("All other methods"))
     assert alone == [*causal, "language-modeling", "adversarial"]

@@ -144,9 +144,7 @@ class EncoderDecoderModel(LanguageModel):
         return max(len(m) for m in self.hf.get_decoder().children() if isinstance(m, nn.ModuleList))
 
     def prompt_limit(self, answer: int, front: int | None = None) -> int | None:  # noqa: ARG002 - it has its own positions
-        if self.max_length is None:
-            return None
-        return self.max_length - (len(self.front()) if front is None else front)
+        return self.example_limit(len(self.front()) if front is None else front)
 
     def answer_limit(self, prompt: int) -> int | None:
         if self.max_length is None:
@@ -204,7 +202,9 @@ class EncoderDecoderModel(LanguageModel):
         pairs = b * (t * past + t * (t + 1) // 2) + t * int(memory.lengths.sum())
         self.work.add(tokens=b * t, pairs=pairs, grad=hidden.requires_grad)
         if not begun:
-            self.work.add_encoder(memory=memory.mask.numel(), grad=hidden.requires_grad)
+            # beside trained keys (`past`) no weight is trained: there is no gradient down to what the encoder said
+            down = memory.hidden.requires_grad or (hidden.requires_grad and not past)
+            self.work.add_encoder(memory=memory.mask.numel(), grad=down)
         return hidden
 
     def fresh(self, rows: int, front: Front | None = None) -> DecoderCache:

@@ -262,7 +262,8 @@ class Engine:
                 hidden = read([prompts[i] for i in part])
                 for i, logits in zip(part, self.model.output(hidden).float(), strict=True):
                     found[i] = logits.log_softmax(-1)
-        self.usage.computed_tokens += prefix.computed if prefix else sum(map(len, prompts)) + front * len(prompts)
+        soft = self.model.front().soft
+        self.usage.computed_tokens += prefix.computed if prefix else sum(map(len, prompts)) + soft * len(prompts)
         self.usage.outputs += len(prompts)
         return torch.stack(found)
 

@@ -87,7 +87,16 @@ def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
 
 
 def check_parameterisation(base: Base, task: Task, name: str, options: Any) -> None:
-    """The same for a parameterisation by its name, and the method that is called after it."""
+    """The same for a parameterisation by its name, and the method that is called after it.
+
+    Raises:
+        RecipeError: it is not defined for an encoder–decoder base, and this is one.
+    """
+    if base.model.encoder_decoder and not getattr(get_parameterisation(name), "encoder_decoder", False):
+        raise RecipeError(
+            f"{name} is not defined for an encoder–decoder base ({base.info.architecture})",
+            where=f"base: {base.info.name}", mend="use a causal base, or lora",
+        )  # fmt: skip
     _ask(get_parameterisation(name), base, task, options)
     if name in METHODS:
         _ask(get_method(name), base, task, options)

@@ -11,6 +11,7 @@ OBJECTIVES: dict[str, str] = {
     "supervised": "kamerton.objectives.supervised:Supervised",
     "language-modeling": "kamerton.objectives.language_modeling:LanguageModeling",
     "adversarial": "kamerton.objectives.adversarial:Adversarial",
+    "dpo": "kamerton.objectives.dpo:Dpo",
     "retrieval-marginal": "kamerton.objectives.retrieval_marginal:RetrievalMarginal",
 }
 

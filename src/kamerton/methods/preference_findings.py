@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from kamerton.methods.method import Finding
 from kamerton.methods.stage_findings import thinned
@@ -69,7 +68,7 @@ def _held_out(objective: Dpo) -> list[Finding]:
 
 
 def preference_warnings(objective: Dpo, curve: Curve, kept: int) -> list[str]:
-    """One line for each thing that went wrong, and one for the held-out accuracy. `kept`: the step whose weights are."""
+    """One line for each thing that went wrong, and one for the held-out accuracy at the step that is kept."""
     looks = objective.looks
     first, last = (looks[0], looks[-1]) if looks else (None, None)
     tail = [row for row in curve[-max(1, len(curve) // 4) :] if "accuracy" in row]

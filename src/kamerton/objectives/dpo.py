@@ -225,7 +225,7 @@ class Dpo:
 
     @torch.no_grad()
     def _divergence(self, model: LanguageModel) -> float:
-        """Mean KL(π ‖ π_ref) in nats over the whole vocabulary, at the positions of some chosen answers; NaN: unknown."""
+        """Mean KL(π ‖ π_ref) in nats over the whole vocabulary, at positions of chosen answers; NaN: unknown."""
         if not isinstance(model, CausalModel) or self._reference is None:
             return float("nan")
         total, count = 0.0, 0

@@ -6,11 +6,11 @@ PYTEST_DONT_REWRITE: the module asserts nothing.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 
-from tiny import WORDS
-
 from kamerton.tasks.example import Example, Graded, Task, conversation
+from tiny import WORDS
 
 WARM, COLD = WORDS[:20], WORDS[20:]
 
@@ -18,7 +18,7 @@ WARM, COLD = WORDS[:20], WORDS[20:]
 def judged(count: int, seed: int, *, start: int = 0, answers: int = 2, gap: int = 2) -> tuple[Example, ...]:
     """Questions with answers whose warm words differ in number by at least `gap` from one to the next, best first."""
     rng = random.Random(seed)
-    steps = [s for s in _falling(answers) if all(a - b >= gap for a, b in zip(s, s[1:], strict=False))]
+    steps = [s for s in _falling(answers) if all(a - b >= gap for a, b in itertools.pairwise(s))]
     out = []
     for n in range(start, start + count):
         graded = []

@@ -209,7 +209,9 @@ def test_at_the_start_nothing_has_moved(small_base: Base) -> None:
     for row in dict.fromkeys(p.chosen for p in objective.held_out):
         ids = torch.tensor([row.tokens])
         with torch.no_grad():
-            now, then = (hf(ids).logits[0, row.prompt_length - 1 : -1].log_softmax(-1) for hf in (tuned.model.hf, start))
+            now, then = (
+                hf(ids).logits[0, row.prompt_length - 1 : -1].log_softmax(-1) for hf in (tuned.model.hf, start)
+            )
         total, count = total + float((now.exp() * (now - then)).sum()), count + len(now)
     assert objective.looks[1].kl == pytest.approx(total / count, rel=1e-3)
     assert all((p == moved_to[n]).all() for n, p in tuned.module.named_parameters())

@@ -167,7 +167,7 @@ def _read(file: Path) -> list[tuple[dict[str, Any], Any, str]]:
             row = json.loads(line)
             turns = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
             messages = [Message(t["role"], t["content"]) for t in turns]
-            answer = row["answer"] if "answer" in row else messages.pop().content
+            answer = row["answer"] if "prompt" in row or "answer" in row else messages.pop().content
         except (ValueError, KeyError, TypeError, IndexError):
             raise TaskError("has no prompt and answer", where=f"{file}:{number}", mend=mend) from None
         texts = [answer, *(m.content for m in messages)]

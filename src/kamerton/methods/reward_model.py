@@ -113,29 +113,32 @@ def train_reward_model(
 def classifier(hf: Any, base: Base, head: ScalarHead) -> Any:
     """A sequence classifier with one label: the backbone of a causal model, and the head."""
     config = copy.deepcopy(hf.config)
-    config.num_labels = 1
-    config.get_text_config().pad_token_id = padding(base)
-    config.architectures = None
-    made = _classifier_class(hf)._from_config(config).to(DTYPES[base.info.dtype])
-    backbone = hf.base_model
-    if padding(base) >= hf.get_input_embeddings().weight.shape[0]:  # one that no model of this family was given
-        hf.resize_token_embeddings(padding(base) + 1)
-    made.resize_token_embeddings(hf.get_input_embeddings().weight.shape[0])
-    made.base_model.load_state_dict(backbone.state_dict())
+    config.num_labels, config.architectures = 1, None
+    config.get_text_config().pad_token_id = None  # a new one would be beyond the embeddings
+    made = _classifier_class(hf)._from_config(config, dtype=DTYPES[base.info.dtype])
+    made.base_model.load_state_dict(hf.base_model.state_dict())
+    pad = padding(base)
+    if pad >= made.get_input_embeddings().weight.shape[0]:
+        made.resize_token_embeddings(pad + 1, mean_resizing=False)
+        made.get_input_embeddings().weight.data[pad:] = 0
+    made.config.get_text_config().pad_token_id = pad
     made.score.weight.data.copy_(head.score.weight)
     made.requires_grad_(False)
     return made.to(base.model.device).eval()
 
 
 def padding(base: Base) -> int:
-    """A token for padding that does not end answers: the score is read before the first padding from the right.
+    """A token for padding that no conversation holds: the score is read before the first padding from the right.
 
-    The tokenizer's own where it is another one than the end token; else another special token; else a new one.
+    The tokenizer's own where it is neither the end token nor in the template; else another such special token; else a
+    new one. Many models pad with their end token, and with that the score would be read before the end of an answer.
     """
-    tokenizer, end = base.renderer.tokenizer, set(base.renderer.end_ids)
+    tokenizer = base.renderer.tokenizer
+    turns = (Message("system", "a"), Message("user", "b"), Message("assistant", "c"), Message("user", "d"))
+    used = {*base.renderer.end_ids, *base.renderer.prompt(turns)}
     named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
     others = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
-    found = next((int(i) for i in (*named, *others) if i is not None and i not in end), None)
+    found = next((int(i) for i in (*named, *others) if i is not None and i not in used), None)
     return len(tokenizer) if found is None else found
 
 

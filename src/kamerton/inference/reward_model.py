@@ -1,12 +1,14 @@
 """A reward model: a causal model whose last hidden state a linear head turns into a number, higher for better answers.
 
-It lives in a folder that transformers loads as `AutoModelForSequenceClassification` with one label. There the score is
-read at the last token that is not padding, so the folder's padding token is never the token that ends answers.
+It lives in a folder that transformers loads as `AutoModelForSequenceClassification` with one label. A conversation is
+what the model's template writes of it, as in other tools, and the score is read at its last token: the last one that is
+not padding, so padding is a token that no conversation holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,25 @@ from kamerton.base.model import CausalModel
 from kamerton.errors import ModelError
 from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.rendering import Renderer
-from kamerton.tasks.example import Conversation
+from kamerton.tasks.example import Conversation, Message
 
 MEND = "give a folder that kamerton reward train wrote, or another sequence classifier with one label"
+
+
+def judged_tokens(renderer: Renderer, messages: Conversation, answer: str, limit: int | None) -> tuple[list[int], bool]:
+    """Token ids of a conversation with its answer as the template writes both, and whether it was cut.
+
+    What is longer than `limit` is cut in its longest message, and at its start where that does not help: the score is
+    read at its end.
+    """
+    whole = renderer.conversation([*messages, Message("assistant", answer)])
+    if limit is None or len(whole) <= limit:
+        return whole, False
+    room = limit - (len(whole) - len(renderer.prompt(messages)))
+    with suppress(ModelError):  # the answer alone fills it
+        kept, _ = renderer.fit(messages, max(1, room))
+        whole = renderer.conversation([*kept, Message("assistant", answer)])
+    return whole[-limit:], True
 
 
 class RewardModel:
@@ -81,11 +99,11 @@ class RewardModel:
         hf.requires_grad_(False)
         return cls(hf, Renderer(tokenizer))
 
-    def tokens(self, messages: Conversation, answer: str) -> tuple[int, ...]:
-        """Prompt, answer and end token as the model reads them."""
-        row = self.renderer.example(messages, answer, limit=self._model.max_length)
-        self.cut += row.cut
-        return row.tokens
+    def tokens(self, messages: Conversation, answer: str) -> list[int]:
+        """A conversation with its answer as the model reads it."""
+        row, cut = judged_tokens(self.renderer, messages, answer, self._model.max_length)
+        self.cut += cut
+        return row
 
     def score(
         self, conversations: Sequence[Conversation], answers: Sequence[str], *,

@@ -135,7 +135,7 @@ def padding(base: Base) -> int:
     """
     tokenizer = base.renderer.tokenizer
     turns = (Message("system", "a"), Message("user", "b"), Message("assistant", "c"), Message("user", "d"))
-    used = {*base.renderer.end_ids, *base.renderer.prompt(turns)}
+    used = {*base.renderer.end_ids, *base.renderer.prompt(turns), *base.renderer.conversation(turns[:-1])}
     named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
     others = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
     found = next((int(i) for i in (*named, *others) if i is not None and i not in used), None)
@@ -174,8 +174,8 @@ def _tokenizer(base: Base) -> Any:
         tokenizer.add_special_tokens({"pad_token": "<|padding|>"})
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.padding_side = "right"
-    probe = (Message("user", "a b"), Message("assistant", "c"), Message("user", "d"))
-    if Renderer(tokenizer).example(probe, "e").tokens != renderer.example(probe, "e").tokens:
+    probe = (Message("user", "a b"), Message("assistant", "c"), Message("user", "d"), Message("assistant", "e"))
+    if Renderer(tokenizer).conversation(probe) != renderer.conversation(probe):
         mend = "report this: the tokenizer did not survive saving"
         raise ModelError("the reward model's tokenizer writes conversations in another way", mend=mend)
     return tokenizer

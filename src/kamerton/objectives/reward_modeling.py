@@ -1,11 +1,12 @@
 """Reward modelling: a number for an answer, learned from judgements.
 
-A linear head reads the final hidden state of an answer's last token (its end token). Two judged answers are a pair,
-with loss −log σ(r_w − r_l − m), m their margin where the data have one (Llama 2, arXiv 2307.09288, section 3.2.2). More
-of them are a ranking, with the negative log-likelihood of Plackett and Luce: the best one is picked from all, the next
-from what is left, −Σ_i (r_i − log Σ_{j ≥ i} exp r_j); of answers with equal scores none is held against the other. An
-answer alone with a thumb up or down has −log σ(±r). `centre` adds c (Σ r)² over a pair, which fixes the level that
-pairs leave open (Eisenstein et al. 2023, arXiv 2312.09244); of k answers, c (2 mean r)².
+A linear head reads the final hidden state of the last token that the template writes of an answer. Two judged answers
+are a pair, with loss −log σ(r_w − r_l − m), m their margin where the data have one (Llama 2, arXiv 2307.09288, section
+3.2.2). More of them are a ranking, with the negative log-likelihood of Plackett and Luce: the best one is picked from
+all, the next from what is left, −Σ_i (r_i − log Σ_{j ≥ i} exp r_j); of answers with equal scores none is held against
+the other. An answer alone with a thumb up or down has −log σ(±r), or, of several thumbs, their mixture by the share
+that is up. `centre` adds c (Σ r)² over a pair, which fixes the level that pairs leave open (Eisenstein et al. 2023,
+arXiv 2312.09244); of k answers, c (2 mean r)².
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ from torch import Tensor, nn
 from kamerton.base.encoder_decoder import causal
 from kamerton.base.model import CausalModel, LanguageModel
 from kamerton.errors import TaskError
+from kamerton.inference.reward_model import judged_tokens
 from kamerton.rendering import Rendered, Renderer
 from kamerton.tasks.example import Example
 from kamerton.training.batches import Batch, cut, make_batch, order
 from kamerton.training.objective import Loss
 from kamerton.tuning.parameterisation import Options
-
-THUMBS = ({0.0, 1.0}, {-1.0, 1.0})
-"""Scores that say up or down of an answer alone."""
 
 
 class RewardOptions(Options):
@@ -45,7 +44,7 @@ class Judgement:
 
     Attributes:
         rows: prompt and answer each.
-        scores: of the answers; of one alone, 1 for up and −1 for down.
+        scores: of the answers; of one alone, the share of thumbs that are up.
         margin: of a pair, 0 where there is none.
     """
 
@@ -107,7 +106,7 @@ def plackett_luce(rewards: Tensor, scores: Sequence[float]) -> Tensor:
 def judgement_loss(rewards: Tensor, judged: Judgement, options: RewardOptions) -> Tensor:
     """() loss of one judgement from its answers' (k,) rewards."""
     if len(judged.scores) == 1:
-        return -F.logsigmoid(judged.scores[0] * rewards[0])
+        return -(judged.scores[0] * F.logsigmoid(rewards[0]) + (1 - judged.scores[0]) * F.logsigmoid(-rewards[0]))
     if len(judged.scores) == 2:
         loss = pairwise(rewards[0], rewards[1], judged.margin if options.margin else 0.0)
     else:
@@ -118,7 +117,7 @@ def judgement_loss(rewards: Tensor, judged: Judgement, options: RewardOptions) -
 def in_order(rewards: np.ndarray, scores: Sequence[float]) -> tuple[float, int]:
     """How many pairs with different scores have their rewards in that order (ties: half), and of how many."""
     if len(scores) == 1:
-        return 0.5 * (1 + float(np.sign(rewards[0] * scores[0]))), 1
+        return 0.5 * (1 + float(np.sign(rewards[0] * (scores[0] - 0.5)))), 1
     right, pairs = 0.0, 0
     for i, a in enumerate(scores):
         for j, b in enumerate(scores):
@@ -203,7 +202,7 @@ def judgements(
 ) -> tuple[list[Judgement], list[str]]:
     """Examples with judged answers as tokens, and notes on what was cut or left out."""
     thumbs = {e.graded[0].score for e in examples if len(e.graded) == 1}
-    readable = any(thumbs <= scale for scale in THUMBS)
+    readable = _readable(thumbs)
     found, without, undecided, cut_rows = [], 0, 0, 0
     for e in examples:
         graded = sorted(e.graded, key=lambda g: -g.score)
@@ -212,8 +211,8 @@ def judgements(
         elif (len(graded) == 1 and not readable) or (len(graded) > 1 and graded[0].score == graded[-1].score):
             undecided += 1
         else:
-            rows = tuple(renderer.example(e.messages, g.answer, limit=limit) for g in graded)
-            scores = tuple(g.score for g in graded) if len(graded) > 1 else (1.0 if graded[0].score > 0 else -1.0,)
+            rows = tuple(_row(*judged_tokens(renderer, e.messages, g.answer, limit)) for g in graded)
+            scores = tuple(g.score for g in graded) if len(graded) > 1 else (_up(graded[0].score, thumbs),)
             found.append(Judgement(rows, scores, (e.margin or 0.0) if len(graded) == 2 else 0.0))
             cut_rows += sum(r.cut for r in rows)
     notes = []
@@ -222,8 +221,23 @@ def judgements(
     if undecided:
         notes.append(
             f"{undecided} of {len(examples)} {what} examples were left out: equal scores, or one answer whose score is "
-            "neither up nor down (1 and 0, or 1 and -1)"
+            "neither up nor down (from 0 to 1, or −1 and 1)"
         )
     if cut_rows:
         notes.append(f"{cut_rows} {what} answers were cut to {limit} tokens")
     return found, notes
+
+
+def _row(tokens: Sequence[int], cut_: bool) -> Rendered:
+    """A row of which only the last token counts: what stands before it may be shared."""
+    return Rendered(tuple(tokens), (0.0,) * (len(tokens) - 1) + (1.0,), cut_)
+
+
+def _readable(scores: set[float]) -> bool:
+    """Whether scores of answers that stand alone say up or down."""
+    return scores <= {-1.0, 1.0} or all(0 <= s <= 1 for s in scores)
+
+
+def _up(score: float, scores: set[float]) -> float:
+    """The share of thumbs that are up."""
+    return 0.5 * (1 + score) if scores <= {-1.0, 1.0} else score

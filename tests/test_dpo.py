@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -465,3 +466,9 @@ def test_align_trains_the_method_that_aligns(
     assert "no method of the recipe aligns; give one an objective that aligns: dpo" in cli("align", plain)[1]
     assert "no training example has two answers" in cli("align", plain, "lora", "--option", "objective=dpo")[1]
     assert get_method("lora") is not None
+
+
+def test_the_page_names_all_options_with_their_defaults() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "preference-optimisation.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, re.MULTILINE))
+    assert told == {name: str(field.default) for name, field in DpoOptions.model_fields.items()}

@@ -16,8 +16,8 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         epilog="Examples:\n\n"
-        "kamerton align examples/dpo.yaml lora --output runs/dpo\n\n"
-        "kamerton align examples/dpo.yaml --option 'dpo={beta: 0.3}'\n\n"
+        "kamerton align examples/dpo.yaml dpo --output runs/dpo\n\n"
+        "kamerton align examples/dpo.yaml ipo --option 'dpo={loss: ipo, beta: 0.3}'\n\n"
         "kamerton align examples/dates.yaml gan-prompt --output runs/dates-gan"
     )
     def align(

@@ -137,7 +137,7 @@ def tune(
     """
     recipe = as_recipe(recipe, data)
     check_trackers(trackers)
-    spec = _pick(recipe, method)
+    spec = pick_method(recipe, method)
     chosen, parsed = resolve_one(recipe, spec, options)
     asked = recipe.task if task is None else None
     task = task or load_task(recipe.task)
@@ -368,7 +368,8 @@ def _made_for(folder: Path, base: Base) -> bool:
     return bool(saved == (base.info.fingerprint, base.renderer.fingerprint))
 
 
-def _pick(recipe: Recipe, method: str | None) -> MethodSpec:
+def pick_method(recipe: Recipe, method: str | None) -> MethodSpec:
+    """A method by its label or name in the recipe, or any method; None: the recipe's only one."""
     if method is None:
         if len(recipe.methods) > 1:
             mend = f"name one: {', '.join(m.label for m in recipe.methods)}"

@@ -61,8 +61,8 @@ def check_defined(base: Base, method: Any, options: Any) -> None:
 def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
     """Refuse options for which the base or the task has nothing: a layer, a worked solution, an index.
 
-    Methods and parameterisations that know more than their options say so in `check(base, task, options)`; those inside
-    a method are asked too.
+    Methods, parameterisations and objectives that know more than their options say so in `check(base, task, options)`;
+    those inside a method are asked too.
 
     Raises:
         KamertonError: what is missing; `where` names the option (`lora.targets`) where one is to blame.
@@ -83,6 +83,7 @@ def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
             raise RecipeError(message, where="reward", mend=mend)
         method._limit(base, options)
         _ask(method.parameterisation, base, task, options)
+        _ask(get_objective(options.objective), base, task, options)
     _ask(method, base, task, options)
 
 

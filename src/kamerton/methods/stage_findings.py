@@ -39,7 +39,7 @@ def stage_findings(objective: Any, curve: Sequence[dict[str, float]]) -> list[Fi
     ]
 
 
-def _thinned(curve: Sequence[dict[str, float]], names: Sequence[str]) -> list[tuple[float | None, ...]]:
+def thinned(curve: Sequence[dict[str, float]], names: Sequence[str]) -> list[tuple[float | None, ...]]:
     """(step, …) of a curve, neighbours joined by their means."""
     size = max(1, -(-len(curve) // POINTS))
     rows: list[tuple[float | None, ...]] = []
@@ -63,7 +63,7 @@ def _curves(objective: Any, curve: Sequence[dict[str, float]]) -> list[Finding]:
             f"weight that is used.{band}"
         )
         levels = () if control.fixed else (("band, low", control.low), ("band, high", control.high))
-        rows = tuple(_thinned(curve, names))
+        rows = tuple(thinned(curve, names))
         out.append(Finding(f"{title} stage: AUC", ("step", *(shown[n] for n in names)), rows, True, note, levels))
     names = [n for n in ("reward", "kl", "entropy", "supervised") if any(n in row for row in curve)]
     if names:
@@ -73,7 +73,7 @@ def _curves(objective: Any, curve: Sequence[dict[str, float]]) -> list[Finding]:
             "the KL divergence to the supervised start, entropy and supervised loss in nats a token."
         )
         columns = ("step", *(shown[n] for n in names))
-        out.append(Finding(f"{title} stage", columns, tuple(_thinned(curve, names)), True, note))
+        out.append(Finding(f"{title} stage", columns, tuple(thinned(curve, names)), True, note))
     return out
 
 

@@ -12,6 +12,7 @@ OBJECTIVES: dict[str, str] = {
     "language-modeling": "kamerton.objectives.language_modeling:LanguageModeling",
     "adversarial": "kamerton.objectives.adversarial:Adversarial",
     "rejection-sampling": "kamerton.objectives.rejection_sampling:RejectionSampling",
+    "dpo": "kamerton.objectives.dpo:Dpo",
     "retrieval-marginal": "kamerton.objectives.retrieval_marginal:RetrievalMarginal",
 }
 

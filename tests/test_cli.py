@@ -101,7 +101,7 @@ def test_every_command_is_listed(cli: Cli) -> None:
             "recipe",
             "index",
             "feedback",
-        )  # fmt: skip
+        )
     )
     assert "--install-completion" in out
 

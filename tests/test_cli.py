@@ -65,11 +65,13 @@ def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         (),
         ("compare",),
         ("tune",),
+        ("align",),
         ("eval",),
         ("chat",),
         ("merge",),
         ("methods",),
         ("recipe", "check"),
+        *(("reward", name) for name in ("train", "eval", "score")),
         *(("index", name) for name in ("add", "update", "remove", "list", "search")),
         ("feedback", "export"),
         ("feedback", "import"),
@@ -87,7 +89,19 @@ def test_every_command_is_listed(cli: Cli) -> None:
     out = cli("--help")[1]
     assert all(
         re.search(rf"\b{name}\b", out)
-        for name in ("compare", "tune", "eval", "chat", "merge", "methods", "recipe", "index", "feedback")
+        for name in (
+            "compare",
+            "tune",
+            "align",
+            "reward",
+            "eval",
+            "chat",
+            "merge",
+            "methods",
+            "recipe",
+            "index",
+            "feedback",
+        )
     )
     assert "--install-completion" in out
 

@@ -571,7 +571,7 @@ def test_the_checkpoint_can_be_chosen_by_the_reward(bandit_base: Base, tmp_path:
         losses[keep_by] = bandit.train(objective, tuned, tmp_path / keep_by, steps=24, rate=2e-3).validation_loss
     assert losses["reward"] == 0.0
     assert losses["metric"] >= 0.5, "three of four questions have another colour"
-    assert objective.judged_by == "reward red"
+    assert objective.validates == "reward red"
 
 
 # -- diagnostics ------------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_a_merge_that_went_wrong_is_an_error_and_leaves_nothing(
 ) -> None:
     """Planted: the adapter is forgotten."""
     adapted = trained(small_base, "lora", tmp_path)
-    monkeypatch.setattr(merging, "_merged", lambda base, tuned, method: base.reload().model.hf)
+    monkeypatch.setattr(merging, "merged_weights", lambda base, tuned, method: base.reload().model.hf)
     with pytest.raises(ModelError, match=r"logits differ from the adapted model's by [\d.]+, more than 0.01; use the"):
         kt.merge(adapted, tmp_path / "out" / "merged")
     assert not list((tmp_path / "out").iterdir())

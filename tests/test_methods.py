@@ -38,6 +38,7 @@ CHAIN = {"chain-of-thought": {"max_tokens": 8}}
 SMALL: dict[str, dict[str, Any]] = {
     **QUICK, **CHAIN, "self-consistency": {"over": CHAIN, "samples": 2}, "few-shot": {"selection": "nearest"},
     "prompt-search": {"questions": 4}, "calibration": {"questions": 4},
+    "thinking-budget": {"max_tokens": 12},
 }  # fmt: skip
 """Options with which methods that do much do less."""
 

@@ -23,7 +23,7 @@ from kamerton.retrieval import upkeep
 from kamerton.retrieval.asking import question_of
 from kamerton.retrieval.encoder import load_encoder
 from kamerton.retrieval.index import PassageIndex
-from kamerton.retrieval.joint import QueryingModel, marginal_parts, trainable
+from kamerton.retrieval.joint import marginal_parts, querying, trainable
 from kamerton.tasks.example import Example, Task, conversation
 from kamerton.training import Budget
 from tiny import fit
@@ -87,7 +87,7 @@ def plainly(base: Base, index: Path, e: Example, scale: float = 20.0) -> torch.T
 
 @torch.no_grad()
 def test_the_loss_is_the_marginal_likelihood(small_base: Base, index: Path) -> None:
-    model = QueryingModel(small_base.model, load_encoder())
+    model = querying(small_base.model, load_encoder())
     for max_tokens in (10_000, 1):
         made = objective(small_base, index, max_tokens=max_tokens)
         batches = made.batches(0, model)
@@ -105,6 +105,75 @@ def test_the_loss_is_the_marginal_likelihood(small_base: Base, index: Path) -> N
     assert held.count == sum(len(small_base.renderer.answer(e.answers[0])) for e in examples(4, 20))
 
 
+@pytest.fixture(scope="module")
+def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return load_base(tiny.save_encoder_decoder(tmp_path_factory.mktemp("base") / "bart", "bart"), dtype="float32")
+
+
+@torch.no_grad()
+def test_the_loss_is_the_marginal_likelihood_of_an_encoder_decoder(encoder_decoder: Base, index: Path) -> None:
+    """As in the paper, whose generator is BART: passage and question are the encoder's."""
+    base = encoder_decoder
+    model = querying(base.model, load_encoder())
+    for max_tokens in (10_000, 1):
+        made = objective(base, index, max_tokens=max_tokens)
+        batches = made.batches(0, model)
+        asked = [q for b in batches for q in b.questions]
+        picked = [e for e in examples(10) if question_of(e.messages) in asked]
+        expected = 0.0
+        for e in picked:
+            hits, vectors = PassageIndex.open(index).vectors()
+            similar = torch.tensor(vectors) @ torch.tensor(load_encoder().model.encode([question_of(e.messages)])[0])
+            top = similar.topk(3).indices
+            prior, total = torch.log_softmax(20 * similar[top], dim=0), torch.tensor(0.0)
+            for i, p in zip(top.tolist(), prior, strict=True):
+                text = f"[1] {hits[i].passage.title}\n{hits[i].passage.text}\n\n{question_of(e.messages)}"
+                answer = base.renderer.answer(e.answers[0])
+                out = base.model.hf(
+                    input_ids=torch.tensor([[*base.renderer.tokenizer(text)["input_ids"], base.renderer.end_id]]),
+                    decoder_input_ids=torch.tensor([[*base.model.start, *answer[:-1]]]),  # type: ignore[attr-defined]
+                )
+                own = out.logits[0].log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
+                total = total + torch.exp(p + own)
+            expected -= float(torch.log(total))
+        assert sum(float(made.loss(model, b).total) for b in batches) == pytest.approx(expected, abs=1e-3)
+        assert sum(b.count for b in batches) == sum(len(base.renderer.answer(e.answers[0])) for e in picked)
+
+
+@pytest.mark.parametrize("generator", [{"lora": {"rank": 2}}, {"prefix-tuning": {"tokens": 6}}, "none"], ids=str)
+def test_an_encoder_decoder_is_trained_with_its_queries(
+    encoder_decoder: Base, index: Path, generator: object, tmp_path: Path
+) -> None:
+    task = Task("facts", examples(10), examples(5, 20), examples(5, 40), ("exact-match",), max_answer_tokens=6)
+    adapted = fit(
+        encoder_decoder, "rag", tmp_path / "fit", task=task, index=str(index), learning_rate=0.01, passages=3,
+        generator=generator, budget=Budget(steps=4), max_tokens=600, validations=2,
+    )  # fmt: skip
+    assert isinstance(adapted, Answering)
+    frozen = load_encoder().model.state_dict()
+    assert any(not torch.equal(p, frozen[n]) for n, p in adapted.queries.model.state_dict().items())
+    losses = [row["validation_loss"] for row in adapted.record.curve if "validation_loss" in row]
+    assert losses[-1] < losses[0]
+    asked = [e.messages for e in task.test]
+    adapted.save(tmp_path / "saved")
+    again = load_adapted(tmp_path / "saved", encoder_decoder)
+    scores = adapted.score(asked, [["red", "blue"]] * 5)
+    assert again.score(asked, [["red", "blue"]] * 5) == scores
+    assert [a.details for a in again.generate(asked, PLAN)] == [a.details for a in adapted.generate(asked, PLAN)]
+    (group,) = adapted.prompts(asked[:1])
+    each = adapted.engine.score([prompt for prompt, _, _ in group], [["red"]] * 3)
+    assert scores[0][0] == pytest.approx(math.log(sum(math.exp(p + own[0]) for (_, _, p), own in zip(group, each, strict=True))))  # fmt: skip
+
+
+def test_a_generator_that_an_encoder_decoder_does_not_have_is_refused(encoder_decoder: Base, index: Path) -> None:
+    method = get_method("rag")
+    options = parse_options(method, {"index": str(index), "generator": "prompt-generator"})
+    task = Task("facts", examples(10), (), examples(5, 40), ("exact-match",))
+    with pytest.raises(RecipeError, match="prompt-generator is not defined for an encoder–decoder base") as caught:
+        method.check(encoder_decoder, task, options)
+    assert "\n" not in str(caught.value)
+
+
 def test_marginal_of_certain_passages_is_the_plain_loss() -> None:
     answers = torch.tensor([[-3.0, -1.0], [-2.0, -9.0]])
     certain = torch.tensor([[-math.inf, 0.0], [0.0, -math.inf]])
@@ -117,7 +186,7 @@ def test_marginal_of_certain_passages_is_the_plain_loss() -> None:
 def test_the_gradient_reaches_both_and_prefers_the_passage_that_helps(small_base: Base, index: Path) -> None:
     queries = load_encoder()
     module = trainable(queries, 0.02).eval()
-    model = QueryingModel(small_base.model, queries)
+    model = querying(small_base.model, queries)
     made = objective(small_base, index)
     (batch,) = made.batches(0, model)
     made.loss(model, batch).total.backward()

@@ -685,3 +685,22 @@ def test_the_command_lists_rewards_and_their_options() -> None:
         assert all(option in page for option in get_reward(name).options.model_fields)
     failed = CliRunner().invoke(app, ["rewards", "exacct"])
     assert str(failed.exception) == "unknown reward 'exacct'; did you mean exact?"
+
+
+def test_a_reward_says_whether_it_reads_accepted_answers(small_base: Base, tmp_path: Path) -> None:
+    """Only those that do not may choose among answers at inference."""
+    (tmp_path / "own.py").write_text(
+        "def blind(question, answer, references):\n    return 1.0\n\nblind.needs_references = False\n\n"
+        "def reads(question, answer, references):\n    return float(answer in references)\n"
+    )
+    task = tiny.colour_task()
+
+    def reads(spec: Any) -> bool:
+        return bool(build_reward(spec, small_base, task).needs_references)  # type: ignore[attr-defined]
+
+    blind = ["format", {"regex": "[0-9]+"}, {"length": {"maximum": 9}}, {"function": f"{tmp_path}/own.py:blind"}]
+    assert [reads(spec) for spec in blind] == [False] * 4
+    assert not reads([{"format": "think"}, {"length": {"maximum": 9}, "weight": 0.5}])
+    seeing = ["exact", {"regex": {"pattern": "[a-z]+", "answer": True}}, {"function": f"{tmp_path}/own.py:reads"}]
+    assert all(reads(spec) for spec in seeing)
+    assert reads([{"format": "think"}, "exact"])

@@ -26,6 +26,9 @@ _NAMES = {
     "load": "kamerton.api",
     "merge": "kamerton.api",
     "Evaluation": "kamerton.api",
+    "scaling": "kamerton.api",
+    "Scaling": "kamerton.assessment.scaling_page",
+    "ScalingSettings": "kamerton.assessment.scaling_settings",
     "Fidelity": "kamerton.assessment.write",
     "FidelitySettings": "kamerton.assessment.settings",
     "load_base": "kamerton.base",
@@ -44,7 +47,9 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from kamerton.api import Evaluation, compare, evaluate, fidelity, load, merge, tune
+    from kamerton.api import Evaluation, compare, evaluate, fidelity, load, merge, scaling, tune
+    from kamerton.assessment.scaling_page import Scaling
+    from kamerton.assessment.scaling_settings import ScalingSettings
     from kamerton.assessment.settings import FidelitySettings
     from kamerton.assessment.write import Fidelity
     from kamerton.base import Base, load_base
@@ -59,8 +64,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "Fidelity", "FidelitySettings",
-    "KamertonError", "Message", "Recipe", "Sampling", "Task", "compare", "evaluate", "fidelity", "load", "load_base",
-    "load_recipe", "load_task", "merge", "tune",
+    "KamertonError", "Message", "Recipe", "Sampling", "Scaling", "ScalingSettings", "Task", "compare", "evaluate",
+    "fidelity", "load", "load_base", "load_recipe", "load_task", "merge", "scaling", "tune",
 ]  # fmt: skip
 
 

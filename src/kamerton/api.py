@@ -1,4 +1,4 @@
-"""What Python users call: `compare`, and one method at a time `tune`, `load`, `merge`, `evaluate`, `fidelity`."""
+"""What Python users call: `compare`; for one method `tune`, `load`, `merge`, `evaluate`, `fidelity`, `scaling`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kamerton.assessment.run import run_assessment
+from kamerton.assessment.run import run_assessment, run_scaling
+from kamerton.assessment.scaling_page import Scaling
+from kamerton.assessment.scaling_settings import ScalingSettings
 from kamerton.assessment.settings import FidelitySettings
 from kamerton.assessment.write import Fidelity
 from kamerton.base import Base, load_base
@@ -135,7 +137,7 @@ def tune(
     """
     recipe = as_recipe(recipe, data)
     check_trackers(trackers)
-    spec = _pick(recipe, method)
+    spec = pick_method(recipe, method)
     chosen, parsed = resolve_one(recipe, spec, options)
     asked = recipe.task if task is None else None
     task = task or load_task(recipe.task)
@@ -293,6 +295,43 @@ def fidelity(
         lock.release()
 
 
+def scaling(
+    target: str | Path | Adapted,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    output: str | Path,
+    settings: ScalingSettings | None = None,
+    data: str | Path | None = None,
+    task: Task | None = None,
+    split: str = "test",
+    report: Report | None = None,
+    command: str = "",
+) -> Scaling:
+    """Measure how good a model's answers become for how many tokens: by number of samples, and by thinking budget.
+
+    Args:
+        target: what `load` takes, or a loaded model.
+        recipe: gives the task and the decoding of single answers.
+        output: the folder that is written.
+        settings: what is measured, and how much of it.
+        split: test, validation or train.
+        command: shown on the page, for whoever wants to repeat it.
+
+    Returns:
+        What was measured, and where the page is.
+    """
+    recipe, settings = as_recipe(recipe, data), settings or ScalingSettings()
+    task = _split_of(recipe, task, split)
+    folder = Path(output)
+    lock = Store(folder).lock()
+    try:
+        model = target if isinstance(target, Adapted) else load(target)
+        told = {"label": _label(target, model), "command": command}
+        return run_scaling(model, recipe, task, split, settings, folder, report or (lambda *_: None), told)
+    finally:
+        lock.release()
+
+
 def _split_of(recipe: Recipe, task: Task | None, split: str) -> Task:
     """The task, once it is sure that it can be judged and that the split is there."""
     asked = recipe.task if task is None else None
@@ -329,7 +368,8 @@ def _made_for(folder: Path, base: Base) -> bool:
     return bool(saved == (base.info.fingerprint, base.renderer.fingerprint))
 
 
-def _pick(recipe: Recipe, method: str | None) -> MethodSpec:
+def pick_method(recipe: Recipe, method: str | None) -> MethodSpec:
+    """A method by its label or name in the recipe, or any method; None: the recipe's only one."""
     if method is None:
         if len(recipe.methods) > 1:
             mend = f"name one: {', '.join(m.label for m in recipe.methods)}"

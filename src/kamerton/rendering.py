@@ -110,6 +110,10 @@ class Renderer:
         """Token ids of a conversation up to and including the header of the model's turn."""
         return self._encode(self.text(messages))
 
+    def conversation(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation that ends with an answer, what the template writes behind it included."""
+        return self._encode(self.text(messages, generation_prompt=False))
+
     def text(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """The conversation as the model sees it, special tokens written out."""
         try:

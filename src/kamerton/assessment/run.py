@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kamerton.assessment.measure import assess
+from kamerton.assessment.scaling import scaling
+from kamerton.assessment.scaling_page import Scaling, write_scaling
+from kamerton.assessment.scaling_settings import ScalingSettings
 from kamerton.assessment.settings import FidelitySettings
 from kamerton.assessment.write import Fidelity, write
 from kamerton.comparison.machine import kamerton_version
@@ -36,3 +39,18 @@ def run_assessment(
     plan = Sampling(**recipe.evaluation.sampling.model_dump(), max_tokens=task.max_answer_tokens)
     result, samples = assess(models, task, split, plan, settings, folder, report, measured)
     return write(folder, {**result, "command": command, "kamerton": kamerton_version()}, samples)
+
+
+def run_scaling(
+    model: Adapted, recipe: Recipe, task: Task, split: str, settings: ScalingSettings, folder: Path, report: Report,
+    told: Mapping[str, str],
+) -> Scaling:  # fmt: skip
+    """Measure quality against tokens of a model and write what was found into a folder.
+
+    Args:
+        recipe: gives the decoding of single answers.
+        told: the model's label, and the command, both shown on the page.
+    """
+    plan = Sampling(**recipe.evaluation.sampling.model_dump(), max_tokens=task.max_answer_tokens)
+    result, samples = scaling(model, task, split, plan, settings, report)
+    return write_scaling(folder, {**result, **told, "kamerton": kamerton_version()}, samples)

@@ -40,7 +40,7 @@ class Fidelity:
 
 def write(folder: Path, result: dict[str, Any], samples: list[dict[str, Any]]) -> Fidelity:
     """Write all files, each whole or not at all; the page last."""
-    result = _finite(result)
+    result = finite(result)
     write_jsonl(folder / "samples.jsonl", samples)
     write_json(folder / "fidelity.json", result)
     # what was written is what is shown
@@ -49,12 +49,12 @@ def write(folder: Path, result: dict[str, Any], samples: list[dict[str, Any]]) -
     return Fidelity(folder, read)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinities: they become null, everywhere."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
     return value

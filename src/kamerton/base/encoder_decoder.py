@@ -3,9 +3,11 @@
 The encoder reads a prompt as a whole, in both directions, so prompts share no prefix: each distinct one is read once.
 The decoder writes the answer, starting from the model's own start token, and looks at what the encoder said. Rows of
 different lengths are padded; attention leaves the padding out. Soft tokens stand before the encoder's input, as in
-Lester et al. 2021.
+Lester et al. 2021. Trained keys and values stand before what the decoder writes, in the self-attention of each of its
+layers, as if it had written other tokens before: they take positions of its own, as in transformers' cache.
 
-What it leaves out: trained keys and values in front of each layer, and models that read anything but text.
+What it leaves out: trained keys and values in the encoder and in the attention over what it said, and models that read
+anything but text.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kamerton.base.attention import LayerKeys
 from kamerton.base.model import CausalModel, Front, LanguageModel, Targets
 from kamerton.base.work import encoder_decoder_parts
 from kamerton.errors import ModelError
@@ -59,17 +62,32 @@ class DecoderCache:
     """Keys and values of the tokens that a decoder has read, and of what the encoder said.
 
     A thin hull around transformers' own cache, so that rows can be chosen and repeated.
+
+    Args:
+        keys: per decoder layer keys and values (H, n, D) that stand before every row's tokens; None for nothing.
+        rows: how many rows there will be; without keys it need not be said.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: LayerKeys | None = None, rows: int = 1) -> None:
         from transformers import DynamicCache, EncoderDecoderCache
 
         self.own = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for i, (k, v) in enumerate(keys or ()):
+            self.own.self_attention_cache.update(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1), i)
 
     @property
     def length(self) -> int:
-        """Tokens of each row that are in it."""
+        """Positions of each row that are in it, trained keys included."""
         return int(self.own.get_seq_length()) if len(self.own.self_attention_cache) else 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether keys and values of what the encoder said are in it."""
+        return len(self.own.cross_attention_cache) > 0
+
+    def layers(self) -> LayerKeys:
+        """Per decoder layer keys and values (H, n, D) of the first row's own positions."""
+        return [(layer.keys[0], layer.values[0]) for layer in self.own.self_attention_cache.layers]
 
     def select(self, rows: Tensor, longest: int) -> DecoderCache:
         """A cache of some rows (n,), in that order, perhaps more than once; `longest` encoder states are kept."""
@@ -120,26 +138,30 @@ class EncoderDecoderModel(LanguageModel):
         tied = config.model_type in ("umt5", "switch_transformers") and config.tie_word_embeddings
         self._scaled = getattr(config, "scale_decoder_outputs", tied)  # T5 before version 1.1 and its descendants
 
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of the decoder."""
+        return max(len(m) for m in self.hf.get_decoder().children() if isinstance(m, nn.ModuleList))
+
     def prompt_limit(self, answer: int, front: int | None = None) -> int | None:  # noqa: ARG002 - it has its own positions
-        if self.max_length is None:
-            return None
-        return self.max_length - (len(self.front()) if front is None else front)
+        return self.example_limit(len(self.front()) if front is None else front)
 
     def answer_limit(self, prompt: int) -> int | None:
         if self.max_length is None:
             return None
-        over = len(self.front()) + prompt - self.max_length
-        return -over if over > 0 else self.max_length - len(self.start) + 1
+        front = self.front()
+        over = front.soft + prompt - self.max_length
+        return -over if over > 0 else self.max_length - (len(front) - front.soft) - len(self.start) + 1
+
+    def example_limit(self, front: int) -> int | None:
+        return None if self.max_length is None else self.max_length - front - len(self.start) + 1
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[Sequence[int]]) -> Memory:
-        """Read prompts, each at least one token, the front before each of them."""
-        front = self.front()
-        if front.keys is not None:
-            raise ValueError("trained keys and values are not defined for an encoder–decoder model")
-        soft = front.embeddings
-        n_soft = 0 if soft is None else int(soft.shape[0])
+    def encode(self, prompts: Sequence[Sequence[int]], front: Front | None = None) -> Memory:
+        """Read prompts, each at least one token, before each the soft tokens of the front (default: its own)."""
+        front = self.front() if front is None else front
+        soft, n_soft = front.embeddings, front.soft
         longest = max(map(len, prompts))
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         for row, prompt in zip(ids, prompts, strict=True):
@@ -157,34 +179,54 @@ class EncoderDecoderModel(LanguageModel):
         self.work.add_encoder(tokens=mask.numel(), pairs=int((lengths**2).sum()), grad=hidden.requires_grad)
         return Memory(hidden, mask, lengths)
 
-    def decode(self, tokens: Tensor, memory: Memory, cache: DecoderCache | None = None) -> Tensor:
+    def decode(
+        self, tokens: Tensor, memory: Memory, cache: DecoderCache | None = None, front: Front | None = None
+    ) -> Tensor:
         """Read (B, T) tokens of answers, those in the cache before them → (B, T, H) final hidden states.
 
         A row that is shorter is padded behind with any token, and what stands there in the result means nothing.
+        A cache that is given is filled; without one the tokens stand behind the keys of the front (default: its own).
         """
-        past = 0 if cache is None else cache.length
+        kept, b, t = cache is not None, *tokens.shape
+        if cache is None:
+            cache = self.fresh(b, front)
+        past, begun = cache.length, cache.begun
         with self._prepared():
             hidden = self.hf.get_decoder()(
                 input_ids=tokens.to(self.device),
                 encoder_hidden_states=memory.hidden,
                 encoder_attention_mask=memory.mask,
-                past_key_values=None if cache is None else cache.own,
-                use_cache=cache is not None,
+                past_key_values=cache.own if kept or past else None,
+                use_cache=kept,
             ).last_hidden_state
-        b, t = tokens.shape
         pairs = b * (t * past + t * (t + 1) // 2) + t * int(memory.lengths.sum())
         self.work.add(tokens=b * t, pairs=pairs, grad=hidden.requires_grad)
-        if not past:
-            self.work.add_encoder(memory=memory.mask.numel(), grad=hidden.requires_grad)
+        if not begun:
+            # beside trained keys (`past`) no weight is trained: there is no gradient down to what the encoder said
+            down = memory.hidden.requires_grad or (hidden.requires_grad and not past)
+            self.work.add_encoder(memory=memory.mask.numel(), grad=down)
         return hidden
+
+    def fresh(self, rows: int, front: Front | None = None) -> DecoderCache:
+        """A cache in which nothing has been read yet: the front's keys and values (default: its own) alone."""
+        return DecoderCache((self.front() if front is None else front).keys, rows)
 
     def begin(self, memory: Memory, cache: DecoderCache | None = None) -> Tensor:
         """Read the start tokens → (B, H), from which an answer's first token is predicted."""
         return self.decode(torch.tensor([self.start]).expand(len(memory.lengths), -1), memory, cache)[:, -1]
 
+    @torch.no_grad()
+    def keys_of(self, text: Sequence[int]) -> LayerKeys:
+        """The decoder's, where it writes the text while the encoder reads it: those of its start tokens come first, and
+        as many tokens are left out at the end.
+        """
+        cache = DecoderCache()
+        self.decode(torch.tensor([[*self.start, *text][: len(text)]]), self.encode([text], Front()), cache)
+        return cache.layers()
+
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        front = len(self.front())
-        return [states[front:] for states in self.encode(rows).rows()]
+        front = self.front()
+        return [states[front.soft :] for states in self.encode(rows, front).rows()]
 
     def next_hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         return self.begin(self.encode(prompts))
@@ -198,12 +240,13 @@ class EncoderDecoderModel(LanguageModel):
 
     def target_log_probs(self, batch: Targets) -> Tensor:
         split = list(zip(batch.rows, batch.prompts, strict=True))
-        memory = self.encode([(*batch.prefix, *row[:n]) for row, n in split])
+        front = self.front()
+        memory = self.encode([(*batch.prefix, *row[:n]) for row, n in split], front)
         read = [(*self.start, *row[n:-1]) for row, n in split]
         tokens = torch.zeros(len(read), max(map(len, read)), dtype=torch.long)
         for line, ids in zip(tokens, read, strict=True):
             line[: len(ids)] = torch.as_tensor(ids)
-        hidden = self.decode(tokens, memory)
+        hidden = self.decode(tokens, memory, front=front)
         # the place before a target in the packed rows → its row, and its place in the decoder's input
         positions = torch.as_tensor(batch.positions)
         ends = torch.tensor([len(row) for row in batch.rows]).cumsum(0)

@@ -34,11 +34,16 @@ class Front:
 
     Attributes:
         embeddings: (n, H) soft tokens, or None.
-        keys: per layer keys and values (H_kv, n, D) of a trained prefix, or None.
+        keys: per layer keys and values (H_kv, n, D) of a trained prefix, or None; of an encoder–decoder the decoder's.
     """
 
     embeddings: Tensor | None = None
     keys: LayerKeys | None = None
+
+    @property
+    def soft(self) -> int:
+        """Soft tokens, which go through the model; trained keys and values do not."""
+        return 0 if self.embeddings is None else int(self.embeddings.shape[0])
 
     def __len__(self) -> int:
         if self.embeddings is not None:
@@ -199,6 +204,17 @@ class LanguageModel:
         """The longest answer in tokens behind a prompt of so many tokens, below 1 where there is no room for one."""
         raise NotImplementedError
 
+    def example_limit(self, front: int) -> int | None:
+        """The longest training example in tokens behind so many positions in front; None where nothing bounds it.
+
+        Of an encoder–decoder it is the longest prompt, and the longest answer.
+        """
+        return None if self.max_length is None else self.max_length - front
+
+    def keys_of(self, text: Sequence[int]) -> LayerKeys:
+        """Per layer keys and values (H_kv, n, D) of a text of n tokens, without gradient."""
+        raise NotImplementedError
+
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         """(n, H) final hidden states of each row's tokens, the encoder's where there is one."""
         raise NotImplementedError
@@ -290,6 +306,9 @@ class CausalModel(LanguageModel):
 
     def answer_limit(self, prompt: int) -> int | None:
         return None if self.max_length is None else self.max_length - self.soft_tokens - prompt
+
+    def keys_of(self, text: Sequence[int]) -> LayerKeys:
+        return self.prefill(text).keys
 
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         hidden = self.forward(rows, prompts=rows)

@@ -19,7 +19,8 @@ def register(app: typer.Typer) -> None:
         "kamerton eval demo examples/dates.yaml --show 5\n\n"
         "kamerton eval runs/dates examples/dates.yaml --answers answers.jsonl\n\n"
         "kamerton eval runs/dates-lora examples/dates.yaml --fidelity --judge\n\n"
-        "kamerton eval runs/dates-lora examples/dates.yaml --fidelity --against runs/dates-prompt-tuning",
+        "kamerton eval runs/dates-lora examples/dates.yaml --fidelity --against runs/dates-prompt-tuning\n\n"
+        "kamerton eval runs/dates-lora examples/dates.yaml --scaling --samples 16",
     )
     def evaluate(
         target: Annotated[str, typer.Argument(help="A tuned folder, a comparison (its winner), or a base.")],
@@ -39,21 +40,33 @@ def register(app: typer.Typer) -> None:
         phrasings: Annotated[int | None, typer.Option(help="Phrasings of the instruction; 4 by default.")] = None,
         bins: Annotated[int | None, typer.Option(help="Bins of the calibration error; 10 by default.")] = None,
         seed: Annotated[int | None, typer.Option(help="Seed of samples and judges; 0 by default.")] = None,
-        output: Annotated[Path | None, typer.Option(help="Folder; default: runs/<target>-fidelity.")] = None,
+        output: Annotated[Path | None, typer.Option(help="Folder; default: runs/<target>-fidelity, -scaling.")] = None,
+        scaling: Annotated[
+            bool, typer.Option("--scaling", help="Measure quality against tokens by samples and thought.")
+        ] = False,
+        temperature: Annotated[float | None, typer.Option(help="Of the samples; 0.7 by default.")] = None,
+        reward: Annotated[list[str] | None, typer.Option(help="A reward that chooses; may be repeated.")] = None,
+        budgets: Annotated[str | None, typer.Option(help="Thinking budgets in tokens: 0,32,64.")] = None,
+        continuations: Annotated[int | None, typer.Option(help="Times that a thought is made to go on.")] = None,
     ) -> None:
-        """Ask a model every question of a task and judge its answers; with --fidelity, its samples too."""
+        """Ask a model every question of a task and judge its answers; its samples with --fidelity or --scaling."""
         given = {
             "--frontier": frontier, "--samples": samples, "--judge": judge or None, "--against": against,
             "--phrasings": phrasings, "--bins": bins, "--seed": seed, "--output": output,
         }  # fmt: skip
+        scaled = {
+            "--samples": samples, "--seed": seed, "--output": output, "--temperature": temperature,
+            "--reward": reward or None, "--budgets": budgets, "--continuations": continuations,
+        }  # fmt: skip
+        _refuse_strangers({"--fidelity": (fidelity, given), "--scaling": (scaling, scaled)})
         if fidelity:
             _fidelity(target, recipe, data, split, set_ or [], given)
             return
-        for name, setting in given.items():
-            if setting is not None:
-                from kamerton.errors import KamertonError
+        if scaling:
+            from kamerton.cli.scaling import run_scaling
 
-                raise KamertonError(f"{name} is for --fidelity", mend=f"add --fidelity, or leave {name} out")
+            run_scaling(target, recipe, data, split, set_ or [], scaled)
+            return
 
         from kamerton.recipe import load_recipe
 
@@ -87,6 +100,20 @@ def register(app: typer.Typer) -> None:
             ]
             write_text(answers, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             console.print(f"answers: {answers}", highlight=False, markup=False)
+
+
+def _refuse_strangers(modes: dict[str, tuple[bool, dict[str, Any]]]) -> None:
+    """Refuse two modes at once, and options of modes that were not asked for."""
+    from kamerton.errors import KamertonError
+
+    asked = [name for name, (on, _) in modes.items() if on]
+    if len(asked) > 1:
+        raise KamertonError(f"{' and '.join(asked)} are two measurements", mend="ask for one at a time")
+    known = modes[asked[0]][1] if asked else {}
+    for mode, (_, options) in modes.items():
+        for name, setting in options.items():
+            if setting is not None and name not in known:
+                raise KamertonError(f"{name} is for {mode}", mend=f"add {mode}, or leave {name} out")
 
 
 def _fidelity(

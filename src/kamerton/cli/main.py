@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from kamerton.cli import chat, compare, evaluate, feedback, index, merge, methods, recipe, rewards, tune
+from kamerton.cli import align, chat, compare, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -25,12 +25,14 @@ app = typer.Typer(
 )  # fmt: skip
 compare.register(app)
 tune.register(app)
+align.register(app)
 evaluate.register(app)
 chat.register(app)
 merge.register(app)
 methods.register(app)
 rewards.register(app)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(reward.app, name="reward")
 app.add_typer(index.app, name="index")
 app.add_typer(feedback.app, name="feedback")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,22 +30,12 @@ def register(app: typer.Typer) -> None:
 
         Stopped at any moment, the same command goes on from the last checkpoint.
         """
-        import yaml
-
-        from kamerton.errors import RecipeError
+        from kamerton.cli.options import read_options, tried
         from kamerton.recipe import load_recipe
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
 
-        options = {}
-        for text in option or []:
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise RecipeError(f"--option {text} has no value", mend="write --option name=value")
-            try:
-                options[name.strip()] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise RecipeError(f"--option {text} is not a YAML value", mend="put the value in quotes") from None
+        options = read_options(option or [])
 
         from rich.console import Console
 
@@ -58,7 +48,7 @@ def register(app: typer.Typer) -> None:
         console, record = Console(), adapted.record
         for note in record.notes:
             console.print(note, highlight=False, markup=False)
-        for line in _tried(record.search):
+        for line in tried(record.search):
             console.print(line, highlight=False, markup=False)
         held_out = [row["validation_loss"] for row in record.curve if "validation_loss" in row]
         if held_out:
@@ -69,20 +59,3 @@ def register(app: typer.Typer) -> None:
         console.print(f"saved: {folder}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"next: kamerton eval {folder} {recipe}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"or:   kamerton chat {folder}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _tried(search: list[dict[str, Any]]) -> list[str]:
-    """What a search tried, a line each: its settings, and what came of them."""
-    from kamerton.methods.search import shown
-
-    lines = []
-    rungs = max((row.get("rung", 1) for row in search), default=1)
-    for row in search:
-        told = {name: value for name, value in row.items() if name not in ("tokens", "rung")}
-        *settings, outcome = told
-        value = told[outcome]
-        after = f" after rung {row['rung']} of {rungs}" if rungs > 1 else ""
-        came = "diverged" if value is None else f"{outcome.replace('_', ' ')} {value:.4f}"
-        given = ", ".join(f"{name.replace('_', ' ')} {shown(told[name])}" for name in settings)
-        lines.append(f"{given}: {came}{after}")
-    return lines

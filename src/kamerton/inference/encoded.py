@@ -35,7 +35,7 @@ class _Reader:
 
     def __init__(self, model: EncoderDecoderModel, uses: Sequence[Tokens], max_tokens: int) -> None:
         self.model, self.max_tokens, self.computed = model, min(max_tokens, PREFILL_TOKENS), 0
-        self._front = len(model.front())
+        self._front = model.front().soft
         self._left: dict[Tokens, int] = {}
         for prompt in uses:
             self._left[prompt] = self._left.get(prompt, 0) + 1
@@ -61,7 +61,7 @@ class _Reader:
             self._left[prompt] -= 1
             if not self._left[prompt]:
                 del self._states[prompt]
-        cache = DecoderCache()
+        cache = self.model.fresh(len(distinct))
         hidden = self.model.begin(memory, cache)
         self.computed += len(self.model.start) * len(distinct)
         return memory, cache, hidden, which

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kamerton.base import CausalModel, EncoderDecoderModel, LanguageModel
+from kamerton.base.encoder_decoder import causal
 from kamerton.errors import KamertonError
 from kamerton.inference.encoded import EncodedDecoder, EncodedScorer
 from kamerton.inference.generate import PREFILL_TOKENS, Decoder, FirstToken, Row
@@ -102,6 +103,7 @@ class Engine:
         progress: Progress | None = None,
         on_token: Callable[[int, int], None] | None = None,
         first: FirstToken | None = None,
+        begun: Sequence[Sequence[int]] = (),
     ) -> list[Answer]:
         """Sample `sampling.n` answers to each conversation.
 
@@ -112,16 +114,22 @@ class Engine:
             on_token: called with the number of the answer and the token id, for each token as it is sampled.
             first: corrects what each answer's first token is chosen from; called with (B, V) float32 logits and the
                 numbers of their conversations. The answers' log-probabilities stay those of the model.
+            begun: for each conversation token ids that its answers begin with already; they stand behind the prompt and
+                are not part of the answers. Causal models only.
 
         Returns:
             len(conversations) × n answers, conversation by conversation, in the order given.
 
         Raises:
             KamertonError: a prompt fills the model's positions.
+            ModelError: `begun` on an encoder–decoder.
         """
         total, done = len(conversations) * sampling.n, 0
         rows: list[Row | None] = [None] * total
         prompts = [self.renderer.prompt(c) for c in conversations]
+        if begun:
+            causal(self.model, "going on from a part of an answer")
+            prompts = [[*prompt, *more] for prompt, more in zip(prompts, begun, strict=True)]
         for step in self._decode(prompts, sampling, first=first):
             for row in step:
                 if on_token is not None:
@@ -254,7 +262,8 @@ class Engine:
                 hidden = read([prompts[i] for i in part])
                 for i, logits in zip(part, self.model.output(hidden).float(), strict=True):
                     found[i] = logits.log_softmax(-1)
-        self.usage.computed_tokens += prefix.computed if prefix else sum(map(len, prompts)) + front * len(prompts)
+        soft = self.model.front().soft
+        self.usage.computed_tokens += prefix.computed if prefix else sum(map(len, prompts)) + soft * len(prompts)
         self.usage.outputs += len(prompts)
         return torch.stack(found)
 

@@ -24,6 +24,8 @@ METHODS: dict[str, str] = {
     "prompt-search": "kamerton.methods.prompt_search:PromptSearch",
     "chain-of-thought": "kamerton.methods.chain_of_thought:ChainOfThought",
     "self-consistency": "kamerton.methods.self_consistency:SelfConsistency",
+    "best-of-n": "kamerton.methods.best_of_n:BestOfN",
+    "thinking-budget": "kamerton.methods.thinking_budget:ThinkingBudget",
     "calibration": "kamerton.methods.calibration:Calibration",
     "retrieval": "kamerton.methods.retrieval:Retrieval",
     "prompt-tuning": "kamerton.methods.prompt_tuning:PromptTuningMethod",

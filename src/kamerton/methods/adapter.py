@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from kamerton.base.load import Base
-from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.methods.injected import InjectedMethod
+from kamerton.methods.trained import TrainingOptions
 from kamerton.tasks.example import Task
-from kamerton.tuning import Tuned
 from kamerton.tuning.adapter import Adapter, AdapterOptions
 from kamerton.tuning.modules import last_projections
-from kamerton.tuning.parameterisation import settle
 from kamerton.tuning.targets import check_targets
 
 
@@ -16,7 +15,7 @@ class AdapterMethodOptions(TrainingOptions, AdapterOptions):
     """Options of the method `adapter`."""
 
 
-class AdapterMethod(TrainedMethod):
+class AdapterMethod(InjectedMethod):
     """Small networks behind the layers' last projections."""
 
     name = "adapter"
@@ -33,6 +32,3 @@ class AdapterMethod(TrainedMethod):
             return
         for kind in ("mlp", "attention") if options.placement == "houlsby" else ("mlp",):
             last_projections(base, kind, "adapter.targets")
-
-    def finish(self, base: Base, tuned: Tuned) -> None:
-        settle(tuned.peft, base)

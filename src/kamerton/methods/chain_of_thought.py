@@ -64,6 +64,7 @@ class ChainOfThought(PromptingMethod):
     paper = "Wei et al. 2022, arXiv 2201.11903"
     options = ChainOfThoughtOptions
     reads_answers = True
+    thinks = True
 
     def own_seeded(self, options: ChainOfThoughtOptions) -> bool:
         return options.shots > 0

@@ -61,8 +61,8 @@ def check_defined(base: Base, method: Any, options: Any) -> None:
 def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
     """Refuse options for which the base or the task has nothing: a layer, a worked solution, an index.
 
-    Methods and parameterisations that know more than their options say so in `check(base, task, options)`; those inside
-    a method are asked too.
+    Methods, parameterisations and objectives that know more than their options say so in `check(base, task, options)`;
+    those inside a method are asked too.
 
     Raises:
         KamertonError: what is missing; `where` names the option (`lora.targets`) where one is to blame.
@@ -88,7 +88,16 @@ def check_fits(base: Base, task: Task, method: Any, options: Any) -> None:
 
 
 def check_parameterisation(base: Base, task: Task, name: str, options: Any) -> None:
-    """The same for a parameterisation by its name, and the method that is called after it."""
+    """The same for a parameterisation by its name, and the method that is called after it.
+
+    Raises:
+        RecipeError: it is not defined for an encoder–decoder base, and this is one.
+    """
+    if base.model.encoder_decoder and not getattr(get_parameterisation(name), "encoder_decoder", False):
+        raise RecipeError(
+            f"{name} is not defined for an encoder–decoder base ({base.info.architecture})",
+            where=f"base: {base.info.name}", mend="use a causal base, or lora",
+        )  # fmt: skip
     _ask(get_parameterisation(name), base, task, options)
     if name in METHODS:
         _ask(get_method(name), base, task, options)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from kamerton.base.load import Base
-from kamerton.methods.trained import TrainedMethod, TrainingOptions
+from kamerton.methods.injected import InjectedMethod
+from kamerton.methods.trained import TrainingOptions
 from kamerton.tasks.example import Task
-from kamerton.tuning import Tuned
 from kamerton.tuning.ia3 import Ia3, Ia3Options
 from kamerton.tuning.modules import keys_and_values, last_projections
-from kamerton.tuning.parameterisation import settle
 from kamerton.tuning.targets import check_targets
 
 
@@ -16,7 +15,7 @@ class Ia3MethodOptions(TrainingOptions, Ia3Options):
     """Options of the method `ia3`."""
 
 
-class Ia3Method(TrainedMethod):
+class Ia3Method(InjectedMethod):
     """Trained factors on keys, values and the MLP's hidden units."""
 
     name = "ia3"
@@ -36,6 +35,3 @@ class Ia3Method(TrainedMethod):
             last_projections(base, "mlp", "ia3.feedforward")
         elif options.feedforward:
             check_targets(base, options.feedforward, "ia3.feedforward")
-
-    def finish(self, base: Base, tuned: Tuned) -> None:
-        settle(tuned.peft, base)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from kamerton.base.load import Base
-from kamerton.methods.trained import TrainedMethod, TrainingOptions
-from kamerton.tuning import Tuned
+from kamerton.methods.injected import InjectedMethod
+from kamerton.methods.trained import TrainingOptions
 from kamerton.tuning.lora import Lora, LoraOptions
-from kamerton.tuning.parameterisation import settle
 
 
 class LoraMethodOptions(TrainingOptions, LoraOptions):
     """Options of the method `lora`."""
 
 
-class LoraMethod(TrainedMethod):
+class LoraMethod(InjectedMethod):
     """Low-rank matrices on all linear layers."""
 
     name = "lora"
@@ -25,6 +23,3 @@ class LoraMethod(TrainedMethod):
     options = LoraMethodOptions
     parameterisation: ClassVar[Any] = Lora
     space = {"learning_rate": (1e-3, 3e-4, 3e-3), "rank": (16, 4, 64), "batch_size": (8, 16)}  # noqa: RUF012 (read only)
-
-    def finish(self, base: Base, tuned: Tuned) -> None:
-        settle(tuned.peft, base)

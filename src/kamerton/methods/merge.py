@@ -81,7 +81,7 @@ def merge(adapted: Adapted, output: str | Path) -> Merged:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        hf = tuned.model.hf if tuned.peft is None else _merged(base, tuned, adapted.method)
+        hf = tuned.model.hf if tuned.peft is None else merged_weights(base, tuned, adapted.method)
         hf.save_pretrained(partial, safe_serialization=True)
         del hf
         _save_tokenizer(base, partial)
@@ -133,7 +133,7 @@ def _check(adapted: Adapted, folder: Path) -> Tuned:
     return tuned
 
 
-def _merged(base: Base, tuned: Tuned, method: str) -> Any:
+def merged_weights(base: Base, tuned: Tuned, method: str) -> Any:
     """The weights that the adapter was trained beside, with the adapter merged into them in float32."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 

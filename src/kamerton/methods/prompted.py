@@ -148,6 +148,8 @@ class PromptingMethod:
     """Whether training examples stand in its prompts."""
     reads_answers: ClassVar[bool] = False
     """Whether its answers are more than what a model says or scores: read behind a chain, voted on, corrected."""
+    thinks: ClassVar[bool] = False
+    """Whether something is sampled before a choice among a closed set, so that several samples can differ there."""
 
     # -- what a subclass gives ----------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.errors import KamertonError, ModelError
 from kamerton.inference import Answer, Sampling
@@ -41,7 +40,7 @@ from kamerton.retrieval.asking import cited, fitting, question_of
 from kamerton.retrieval.encoder import load_encoder
 from kamerton.retrieval.hits import Hit
 from kamerton.retrieval.index import PassageIndex
-from kamerton.retrieval.joint import QueryingModel, scale_of, trainable
+from kamerton.retrieval.joint import QueryingModel, querying, scale_of, trainable
 from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget
 from kamerton.tuning import PARAMETERISATIONS, Tuned, get_parameterisation
@@ -93,6 +92,7 @@ class Joint:
 
     name = "rag"
     options = RagOptions
+    encoder_decoder = True
 
     @staticmethod
     def attach(base: Base, options: RagOptions, task: Task, seed: int) -> Tuned:
@@ -106,7 +106,7 @@ class Joint:
         else:
             name, own = _generator(options)
             inside = get_parameterisation(name).attach(base, own, task, seed)
-        model = QueryingModel(causal(inside.model, "rag"), queries)
+        model = querying(inside.model, queries)
         model.trained = [p for p in inside.module.parameters() if p.requires_grad]
         return Tuned(model, nn.ModuleList([inside.module, trainable(queries, options.query_rate)]), inside.peft)
 
@@ -119,7 +119,7 @@ class Joint:
         else:
             inside = get_parameterisation(_generator(options)[0]).load(base, folder / "generator")
         modules = nn.ModuleList([inside.module, queries.model])
-        return Tuned(QueryingModel(causal(inside.model, "rag"), queries), modules, inside.peft)
+        return Tuned(querying(inside.model, queries), modules, inside.peft)
 
 
 def _generator(options: RagOptions) -> tuple[str, Any]:

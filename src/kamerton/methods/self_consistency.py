@@ -13,8 +13,8 @@ from pydantic import Field
 from kamerton.base.load import Base
 from kamerton.errors import TaskError
 from kamerton.evaluation.answering import judge, values
+from kamerton.evaluation.best_of import sizes
 from kamerton.inference import Answer, Sampling
-from kamerton.methods.chain_of_thought import ChainOfThought
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
 from kamerton.methods.prompted import OVER, PromptingMethod, PromptingOptions, State, inside
 from kamerton.prompting.extraction import NUMERIC
@@ -63,7 +63,7 @@ class SelfConsistency(PromptingMethod):
 
 
 def _thinks(options: SelfConsistencyOptions) -> bool:
-    return any(isinstance(m, ChainOfThought) for m, _ in inside(options))
+    return any(getattr(m, "thinks", False) for m, _ in inside(options))
 
 
 class Voting(Wrapped):
@@ -98,7 +98,7 @@ class Voting(Wrapped):
         n votes are taken over the samples 1 … n, n + 1 … 2n, and so on; the scores of these turns are averaged.
         """
         rows = []
-        for n in _sizes(self._plan.samples):
+        for n in sizes(self._plan.samples):
             scores = []
             for start in range(0, self._plan.samples - n + 1, n):
                 texts = [self._again(e, a, start, n) for e, a in zip(examples, answers, strict=True)]
@@ -141,8 +141,3 @@ class Voting(Wrapped):
     def _again(self, example: Example, a: Answer, start: int, n: int) -> str:
         texts, weights = a.details["samples"][start : start + n], a.details["weights"][start : start + n]
         return str(texts[vote(texts, weights, numeric=self._numeric and not example.choices).winner])
-
-
-def _sizes(most: int) -> list[int]:
-    """1, 2, 4, … and the number itself."""
-    return [*(2**k for k in range(most.bit_length()) if 2**k < most), most]

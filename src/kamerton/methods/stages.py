@@ -7,7 +7,7 @@ the second stage brings nothing on validation, the method returns what it starte
 What is asked of such an objective beside training/objective.py: `begin(model, module)`, called when the model is at its
 start; `notes`; and where it has them `extra` (a network that is trained with the model and not kept, a value head, with
 its own peak `learning_rate` if it has one), `layout` (a word for how its state is laid out in checkpoints), `diverged`
-(words for further options to lower) and `judged_by` (what decides on validation, the task's first metric otherwise).
+(words for further options to lower) and `validates` (what its validation measures, where not the task's metric).
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ Curve = Sequence[dict[str, float]]
 DIAGNOSTICS: dict[str, tuple[str, str]] = {
     "adversarial": (
         "kamerton.methods.stage_findings:stage_findings", "kamerton.methods.stage_warnings:stage_warnings",
+    ),
+    "rejection-sampling": (
+        "kamerton.methods.rejection_findings:rejection_findings",
+        "kamerton.methods.rejection_findings:rejection_warnings",
+    ),
+    "dpo": (
+        "kamerton.methods.preference_findings:preference_findings",
+        "kamerton.methods.preference_findings:preference_warnings",
     ),
     "grpo": ("kamerton.methods.policy_findings:policy_findings", "kamerton.methods.policy_findings:policy_warnings"),
     "ppo": ("kamerton.methods.policy_findings:policy_findings", "kamerton.methods.policy_findings:policy_warnings"),
@@ -146,16 +154,17 @@ def two_stages(
         findings, warnings = diagnostics(options.objective)
         record.findings += findings(objective, result.state.curve)
         record.notes += warnings(objective, result.state.curve, result.state.best_step)
-        record.notes.append(_verdict(options.objective, kind.warm_start, task, result, objective))
+        start_name = kind.warm_start if start_share > 0 else "untrained"
+        metric = getattr(objective, "validates", task.metrics[0])
+        record.notes.append(_verdict(options.objective, start_name, metric, task, result))
     return tuned, settled, record
 
 
-def _verdict(objective: str, start: str, task: Task, result: Result, trained: Any) -> str:
+def _verdict(objective: str, start: str, metric: str, task: Task, result: Result) -> str:
     """Which of the two stages is kept, in words."""
     first, best = result.state.start_loss, result.validation_loss
     if first is None or not task.validation:
         return f"no validation examples: the end of {objective} training was taken"
-    metric = getattr(trained, "judged_by", task.metrics[0])
     if result.state.best_step <= 0:
         return f"{objective} training brought nothing on validation ({metric}): the {start} start was kept"
     return (

@@ -188,7 +188,7 @@ class TrainedMethod:
 
     def _limit(self, base: Base, options: Any) -> int | None:
         """The longest example in tokens: as asked, and never more than the model has positions for."""
-        room = None if base.model.max_length is None else base.model.max_length - self.front(options)
+        room = base.model.example_limit(self.front(options))
         if room is not None and room < 1:
             raise KamertonError(
                 f"{self.front(options)} soft tokens leave no room in the model's {base.model.max_length} positions",

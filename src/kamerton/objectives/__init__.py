@@ -11,6 +11,8 @@ OBJECTIVES: dict[str, str] = {
     "supervised": "kamerton.objectives.supervised:Supervised",
     "language-modeling": "kamerton.objectives.language_modeling:LanguageModeling",
     "adversarial": "kamerton.objectives.adversarial:Adversarial",
+    "rejection-sampling": "kamerton.objectives.rejection_sampling:RejectionSampling",
+    "dpo": "kamerton.objectives.dpo:Dpo",
     "grpo": "kamerton.objectives.grpo:Grpo",
     "ppo": "kamerton.objectives.ppo:Ppo",
     "retrieval-marginal": "kamerton.objectives.retrieval_marginal:RetrievalMarginal",

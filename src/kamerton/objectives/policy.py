@@ -342,7 +342,7 @@ class Policy:
         return Loss((values["weights"] * losses).sum(), sums | {k: v * batch.count for k, v in batch.metrics.items()})
 
     @property
-    def judged_by(self) -> str:
+    def validates(self) -> str:
         """What decides on validation."""
         return self.task.metrics[0] if self.o.keep_by == "metric" else f"reward {self.reward.name}"
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel
+from kamerton.base.model import LanguageModel
 from kamerton.errors import RecipeError, TaskError
 from kamerton.rendering import Rendered, Renderer
 from kamerton.tasks.example import Conversation, Example, Task
@@ -122,6 +122,7 @@ class RetrievalMarginal:
     """
 
     name = "retrieval-marginal"
+    encoder_decoder = True
 
     def __init__(
         self,
@@ -147,8 +148,9 @@ class RetrievalMarginal:
 
         def asked(example: Example, hide: bool) -> Asked:
             targets = len(renderer.answer(example.answers[0]))
-            kept = targets if limit is None else min(targets, limit // 2)
-            return Asked(example, question(example.messages), kept, without(example) if hide else ())
+            if limit is not None:
+                targets = min(targets, limit if renderer.encoder_decoder else limit // 2)
+            return Asked(example, question(example.messages), targets, without(example) if hide else ())
 
         self._train = [asked(e, True) for e in train]
         self._held_out = tuple(asked(e, False) for e in validation)
@@ -180,21 +182,19 @@ class RetrievalMarginal:
     def epoch_examples(self) -> int:
         return len(self._train)
 
-    def batches(self, step: int, model: CausalModel) -> Sequence[MarginalBatch]:
+    def batches(self, step: int, model: LanguageModel) -> Sequence[MarginalBatch]:
         picked = [self._train[i] for i in order(step, self.batch_size, len(self._train), self.seed)]
         return self._batches(model, picked)
 
     def validation(self) -> Sequence[HeldOut]:
         return [HeldOut(self._held_out)] if self._held_out else []
 
-    def loss(self, model: CausalModel, batch: MarginalBatch | HeldOut) -> Loss:
+    def loss(self, model: LanguageModel, batch: MarginalBatch | HeldOut) -> Loss:
         if isinstance(batch, HeldOut):
             return Loss(total=torch.stack([self.loss(model, b).total for b in self._batches(model, batch.asked)]).sum())
         rows = batch.batch
-        hidden = model.forward(rows.rows, prefix=rows.prefix)
-        device = hidden.rows.device
-        picked = hidden.rows.index_select(0, torch.as_tensor(rows.positions, device=device))
-        log_probs = model.log_probs(picked, torch.as_tensor(rows.targets, device=device))
+        log_probs = model.target_log_probs(rows)
+        device = log_probs.device
         weights = torch.as_tensor(rows.weights, device=device, dtype=log_probs.dtype)
         owners = torch.as_tensor(batch.owners, device=device)
         answers = log_probs.new_zeros(batch.places.size).index_add(0, owners, weights * log_probs)
@@ -221,7 +221,7 @@ class RetrievalMarginal:
             row[list(a.without)] = -torch.inf
         return similar.topk(self.passages, dim=1).indices.numpy()
 
-    def _batches(self, model: CausalModel, asked: Sequence[Asked]) -> list[MarginalBatch]:
+    def _batches(self, model: LanguageModel, asked: Sequence[Asked]) -> list[MarginalBatch]:
         places = self.find(_queries(model), asked)
         groups = [
             [self._renderer.example(self._ask(a.example.messages, int(i)), a.example.answers[0], limit=self._limit)
@@ -250,6 +250,6 @@ def _batch(groups: Sequence[Sequence[Rendered]], questions: Sequence[str], place
     return MarginalBatch(make_batch(rows), tuple(questions), places, owners)
 
 
-def _queries(model: CausalModel) -> Queries:
+def _queries(model: LanguageModel) -> Queries:
     queries: Queries = model.queries  # type: ignore[attr-defined]
     return queries

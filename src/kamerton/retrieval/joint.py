@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from kamerton.base.model import CausalModel
+from kamerton.base.encoder_decoder import EncoderDecoderModel
+from kamerton.base.model import CausalModel, LanguageModel
 from kamerton.rendering import Renderer
 from kamerton.retrieval.asking import example_source, question_of, with_passages
 from kamerton.retrieval.encoder import Encoder
@@ -17,21 +18,35 @@ from kamerton.retrieval.index import PassageIndex
 from kamerton.tasks.example import Conversation, Example, Task
 
 
-class QueryingModel(CausalModel):
-    """A causal model with the query encoder that is trained beside it.
-
-    Args:
-        model: the generator.
-        queries: the query encoder.
+class QueryingModel(LanguageModel):
+    """A generator with the query encoder that is trained beside it; `querying` makes one.
 
     Attributes:
+        queries: the query encoder.
         trained: the generator's parameters that are trained.
     """
 
-    def __init__(self, model: CausalModel, queries: Encoder) -> None:
-        super().__init__(model.hf, model._front)
-        self.queries = queries
-        self.trained: list[nn.Parameter] = []
+    queries: Encoder
+    trained: list[nn.Parameter]
+
+
+class _Causal(QueryingModel, CausalModel):
+    pass
+
+
+class _EncoderDecoder(QueryingModel, EncoderDecoderModel):
+    pass
+
+
+def querying(model: LanguageModel, queries: Encoder) -> QueryingModel:
+    """A generator, causal or encoder–decoder, with the query encoder beside it."""
+    made: QueryingModel
+    if isinstance(model, CausalModel):
+        made = _Causal(model.hf, model._front, inserts=model.inserts, inferring=model._enter)
+    else:
+        made = _EncoderDecoder(model.hf, model._front, inferring=model._enter)
+    made.queries, made.trained = queries, []
+    return made
 
 
 def trainable(queries: Encoder, rate: float) -> nn.Module:
@@ -90,10 +105,7 @@ def marginal_parts(folder: str | Path, renderer: Renderer, task: Task, limit: in
     notes = []
     if limit is not None and hits:
         longest = max(range(len(hits)), key=lambda i: len(hits[i].passage.text))
-        over = sum(
-            len(renderer.prompt(ask(e.messages, longest))) + len(renderer.answer(e.answers[0])) > limit
-            for e in task.train
-        )
+        over = sum(renderer.example(ask(e.messages, longest), e.answers[0], limit=limit).cut for e in task.train)
         if over:
             notes.append(
                 f"with the longest passage {over} of {len(task.train)} training examples are cut to {limit} tokens"

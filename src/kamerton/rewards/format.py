@@ -35,6 +35,7 @@ class Format(Verifier):
     """1 where the whole answer is in the form, else 0."""
 
     name = "format"
+    needs_references = False
     summary = "the answer has the form that was asked for, such as a thought in tags"
     options = FormatOptions
     short = "pattern"

@@ -3,7 +3,8 @@
     def concise(question: str, answer: str, references: list[str]) -> float: ...
 
 `question` is the text of the last user message, `references` are the accepted answers. With `batch: true` it is called
-once with a list of each, and returns a list of numbers. It may carry an attribute `range`, (lowest, highest).
+once with a list of each, and returns a list of numbers. It may carry an attribute `range`, (lowest, highest), and
+`needs_references = False` where it does not read them, so that it can choose among answers at inference.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class FunctionReward:
         self.name = f"{Path(module).name}:{function}"
         low, high = getattr(self._function, "range", (-np.inf, np.inf))
         self.range = (float(low), float(high))
+        self.needs_references = bool(getattr(self._function, "needs_references", True))
         self._called = self._skipped = 0
         self._first = ""
 

@@ -37,6 +37,7 @@ class JsonSchema(Verifier):
     """
 
     name = "json-schema"
+    needs_references = False
     summary = "the answer is JSON that a schema describes"
     options = JsonSchemaOptions
     short = "document"

@@ -119,6 +119,7 @@ class Judge:
     options: ClassVar[type[Options]] = JudgeOptions
     short: ClassVar[str] = "model"
     name = "judge"
+    needs_references = False
     range = (0.0, 1.0)
 
     def __init__(self, base: Base, options: JudgeOptions) -> None:

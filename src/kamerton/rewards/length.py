@@ -39,6 +39,7 @@ class Length(Verifier):
     """0 for a good length, down to −1."""
 
     name = "length"
+    needs_references = False
     summary = "a soft penalty on answers that are too long, or off a target length"
     options = LengthOptions
     short = "maximum"

@@ -52,6 +52,7 @@ class Regex(Verifier):
 
     def __init__(self, options: RegexOptions) -> None:
         super().__init__(options)
+        self.needs_references = options.answer
         self._pattern = re.compile(options.pattern, re.IGNORECASE if options.ignore_case else 0)
 
     def score(self, answer: str, example: Example) -> float:

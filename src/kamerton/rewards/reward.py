@@ -2,7 +2,8 @@
 
 Some rewards have more. One that counts what it sees is `Stateful` (training/objective.py): an objective keeps its
 state in checkpoints. One that learns beside the policy is `Learning`. Any may have `notes`, lines for the report, which
-are read at the end (`notes_of`), and a weighted sum has the `means` of its parts.
+are read at the end (`notes_of`), and a weighted sum has the `means` of its parts. One that does not read an example's
+accepted answers says `needs_references = False`: only such a reward may choose among answers at inference.
 """
 
 from __future__ import annotations

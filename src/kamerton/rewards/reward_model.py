@@ -56,6 +56,7 @@ class RewardModel:
     options: ClassVar[type[Options]] = RewardModelOptions
     short: ClassVar[str] = "model"
     name = "reward-model"
+    needs_references = False
     range = (-np.inf, np.inf)
 
     def __init__(self, options: RewardModelOptions, base: Base) -> None:

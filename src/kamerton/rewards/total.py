@@ -41,6 +41,11 @@ class Total:
         return math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
 
     @property
+    def needs_references(self) -> bool:
+        """Whether one of them reads accepted answers."""
+        return any(getattr(reward, "needs_references", True) for reward, _ in self._parts)
+
+    @property
     def notes(self) -> list[str]:
         return [note for reward, _ in self._parts for note in notes_of(reward)]
 

@@ -54,6 +54,7 @@ class Verifier:
     options: ClassVar[type[Options]]
     short: ClassVar[str] = ""
     range: tuple[float, float] = (0.0, 1.0)
+    needs_references: bool = True
 
     def __init__(self, options: Any) -> None:
         self.o = options

@@ -8,6 +8,7 @@ units one learning rate fits all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,33 @@ class Moved(nn.Module):
         """(…, n) places → (…, n, W)."""
         distance = self.distance[places] if self.network is None else self.network(places)
         return self.embedding(places) + self.scale[places] * distance
+
+
+class Placed(nn.Module):
+    """Numbers of some layers, at their places among more layers, between which there are zeros.
+
+    Args:
+        inside: (…, n) places → (…, n, len(layers) · W).
+        layers: the place of each of its layers.
+        count: places in all.
+    """
+
+    def __init__(self, inside: nn.Module, layers: Sequence[int], count: int) -> None:
+        super().__init__()
+        self.inside, self.count = inside, count
+        self.layers: Tensor
+        self.register_buffer("layers", torch.tensor(layers), persistent=False)
+
+    @property
+    def embedding(self) -> Any:
+        """Where peft looks for a device."""
+        return self.inside if isinstance(self.inside, nn.Embedding) else self.inside.embedding
+
+    def forward(self, places: Tensor) -> Tensor:
+        """(…, n) places → (…, n, count · W)."""
+        given = self.inside(places).unflatten(-1, (len(self.layers), -1))
+        empty = given.new_zeros(*given.shape[:-2], self.count, given.shape[-1])
+        return empty.index_copy(-2, self.layers, given).flatten(-2)
 
 
 def fold(peft: Any) -> None:

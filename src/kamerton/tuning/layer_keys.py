@@ -6,13 +6,6 @@ import torch
 from torch import Tensor
 
 from kamerton.base.attention import LayerKeys
-from kamerton.base.encoder_decoder import causal
-from kamerton.base.load import Base
-
-
-def activations(base: Base, ids: Tensor, what: str) -> LayerKeys:
-    """Keys and values that a causal base computes for a text, per layer two (H_kv, n, D)."""
-    return causal(base.model, what).prefill(ids.tolist()).keys
 
 
 def stacked(layers: LayerKeys) -> Tensor:
@@ -39,6 +32,23 @@ def as_computed(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 def flat(x: Tensor) -> Tensor:
     """(L, 2, H_kv, n, D) → (n, L · 2 · H_kv · D), peft's layout."""
     return x.permute(3, 0, 1, 2, 4).flatten(1)
+
+
+def slots(layers: int) -> list[int]:
+    """Which layer of peft's file each of a decoder's layers reads in an encoder–decoder.
+
+    peft writes its layers' keys and values one behind another twice over, cuts the row into as many pieces of four as
+    there are layers, gives the first two of each piece to a decoder's layer, and drops the other two (`get_prompt` with
+    `num_transformer_submodules=2`; peft 0.21). So decoder layer i reads file layer 2 i, counted round. An odd number of
+    file layers gives every decoder layer one of its own. With an even number, which peft takes by itself where the
+    decoder has one, layers would share theirs and half of what is trained would never be read.
+    """
+    return [2 * i % file_layers(layers) for i in range(layers)]
+
+
+def file_layers(layers: int) -> int:
+    """How many layers peft's file has for a decoder of so many: the next odd number; one that nobody reads is zeros."""
+    return layers + 1 - layers % 2
 
 
 def by_layer(x: Tensor, layers: int, heads: int) -> LayerKeys:

@@ -7,6 +7,9 @@ in units of each layer's own spread: values of the first layer are tens of times
 one learning rate in absolute numbers is too large for one and too small for the other. The paper's MLP is an option;
 its last layer starts at zero, so that it too begins at the activations. peft's file holds only the flat keys and
 values, whatever way they were trained.
+
+In an encoder–decoder the prefix stands in the decoder's self-attention, as in peft. The paper's BART has prefixes in
+the encoder and in the attention over its states too; peft has no place for those.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from kamerton.base.attention import LayerKeys
+from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel, Front
+from kamerton.base.model import Front
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
-from kamerton.tuning.encoders import Moved
-from kamerton.tuning.layer_keys import activations, as_computed, by_layer, flat, spread, stacked
+from kamerton.tuning.encoders import Moved, Placed
+from kamerton.tuning.layer_keys import as_computed, by_layer, file_layers, flat, slots, spread, stacked
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.starts import STARTS, check_start
 
@@ -50,6 +55,7 @@ class Prefix:
 
     name = "prefix-tuning"
     options = PrefixOptions
+    encoder_decoder = True
 
     @staticmethod
     def check(base: Base, task: Task, options: PrefixOptions) -> None:
@@ -58,40 +64,57 @@ class Prefix:
 
     @staticmethod
     def attach(base: Base, options: PrefixOptions, task: Task, seed: int) -> Tuned:
-        from peft import PrefixTuningConfig, get_peft_model
+        from peft import get_peft_model
 
         name = "vocabulary" if options.init == "random" else options.init  # random numbers take their size from these
-        layers = activations(base, STARTS[name](base, task, options.tokens, seed), "prefix tuning")
+        layers = base.model.keys_of(STARTS[name](base, task, options.tokens, seed).tolist())
         fresh = base.reload()
         torch.manual_seed(seed)
-        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options.tokens)
-        peft = get_peft_model(fresh.model.hf, config)
+        peft = get_peft_model(fresh.model.hf, _config(fresh, layers, options.tokens))
+        config, encoder = peft.peft_config["default"], peft.prompt_encoder["default"]
         shape = (config.num_attention_heads, options.tokens, config.token_dim // config.num_attention_heads)
-        if len(layers) != config.num_layers or any(x.shape != shape for pair in layers for x in pair):
+        order = _order(fresh, config)
+        if len(layers) != len(order) or any(x.shape != shape for pair in layers for x in pair):
             raise ModelError(
                 f"{fresh.info.architecture} has layers with keys of other shapes, which prefix tuning cannot take",
                 mend="use prompt-tuning",
             )
         start = stacked(layers)  # (L, 2, H_kv, n, D)
-        encoder = peft.prompt_encoder["default"]
-        with torch.no_grad():
-            if options.init != "random":
-                encoder.embedding.weight.copy_(flat(start))
-            else:
-                # of the size that real keys and values have
-                encoder.embedding.weight.mul_(flat(spread(start)))
+        first, unit = flat(start), flat(spread(start))
+        if options.init == "random":  # peft's normal numbers, of the size that real keys and values have
+            first = encoder.embedding.weight.detach()[:, : unit.shape[1]] * unit
+        made: nn.Module = nn.Embedding.from_pretrained(first, freeze=False)
         if options.reparameterise != "none":
-            first = encoder.embedding.weight
-            network = None
-            if options.reparameterise == "mlp":
-                network = _mlp(options.tokens, options.hidden, first.shape[1])
-            moved = Moved(first, flat(spread(start)), network)
-            peft.prompt_encoder["default"] = moved.to(first.device)
+            network = _mlp(options.tokens, options.hidden, first.shape[1]) if options.reparameterise == "mlp" else None
+            made = Moved(first, unit, network)
+        if fresh.model.encoder_decoder:
+            peft.prompt_encoder["default"] = Placed(made, order, config.num_layers).to(first.device)
+        elif options.reparameterise != "none":
+            peft.prompt_encoder["default"] = made.to(first.device)
+        else:
+            encoder.embedding.weight.data.copy_(first)
         return _tuned(fresh, peft)
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:
         return _tuned(*load_peft(base, folder))
+
+
+def _config(fresh: Base, layers: LayerKeys, tokens: int) -> Any:
+    """peft's configuration; the sizes of a decoder behind an encoder are said, since peft takes the encoder's."""
+    from peft import PrefixTuningConfig
+
+    sizes = {}
+    if fresh.model.encoder_decoder:
+        heads, _, width = layers[0][0].shape
+        sizes = {"num_layers": file_layers(len(layers)), "num_attention_heads": heads, "token_dim": heads * width}
+    return PrefixTuningConfig(task_type=fresh.model.task_type, num_virtual_tokens=tokens, **sizes)
+
+
+def _order(fresh: Base, config: Any) -> list[int]:
+    """Which of the layers in peft's file each of the model's layers reads."""
+    model = fresh.model
+    return slots(model.decoder_layers) if isinstance(model, EncoderDecoderModel) else list(range(config.num_layers))
 
 
 def _mlp(tokens: int, hidden: int, width: int) -> nn.Module:
@@ -104,6 +127,7 @@ def _mlp(tokens: int, hidden: int, width: int) -> nn.Module:
 
 def _tuned(fresh: Base, peft: Any) -> Tuned:
     config = peft.peft_config["default"]
+    order = _order(fresh, config)
 
     def front() -> Front:
         encoder = peft.prompt_encoder["default"]
@@ -114,6 +138,7 @@ def _tuned(fresh: Base, peft: Any) -> Tuned:
             with torch.autocast(places.device.type, enabled=False):  # float32, as it is trained
                 numbers = encoder(places)
         numbers = as_computed(numbers, fresh.model.dtype)
-        return Front(keys=by_layer(numbers, config.num_layers, config.num_attention_heads))
+        keys = by_layer(numbers, config.num_layers, config.num_attention_heads)
+        return Front(keys=[keys[i] for i in order])
 
-    return Tuned(CausalModel(fresh.model.hf, front), peft, peft)
+    return Tuned(model_for(fresh.model.hf, front), peft, peft)

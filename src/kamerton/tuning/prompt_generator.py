@@ -29,7 +29,7 @@ from kamerton.inference.prefix import common_prefix
 from kamerton.inference.sampling import stream_key
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Message, Task
-from kamerton.tuning.layer_keys import activations, as_computed, flat, stacked
+from kamerton.tuning.layer_keys import as_computed, flat, stacked
 from kamerton.tuning.layer_keys import spread as spread_of_keys
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft
 from kamerton.tuning.prompt import embeddings_of, spread
@@ -120,7 +120,7 @@ def _keys(base: Base, ids: Tensor) -> Tensor:
     Raises:
         ModelError: layers without keys, or with keys of other shapes.
     """
-    layers = activations(base, ids, "a prompt generator")
+    layers = base.model.keys_of(ids.tolist())
     if len(layers) != base.model.config.num_hidden_layers or len({x.shape for pair in layers for x in pair}) > 1:
         raise ModelError(
             f"{base.info.architecture} has layers with keys of other shapes, which cannot be made together",

@@ -1,0 +1,52 @@
+"""What commands that train have in common: options of a method as `name=value`, and what is printed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def read_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options of a method from `name=value`, values as YAML.
+
+    Raises:
+        RecipeError: one without a value, or whose value is no YAML.
+    """
+    import yaml
+
+    from kamerton.errors import RecipeError
+
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"--option {text} has no value", mend="write --option name=value")
+        try:
+            options[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RecipeError(f"--option {text} is not a YAML value", mend="put the value in quotes") from None
+    return options
+
+
+def tried(search: list[dict[str, Any]]) -> list[str]:
+    """What a search tried, a line each: its settings, and what came of them."""
+    from kamerton.methods.search import shown
+
+    lines = []
+    rungs = max((row.get("rung", 1) for row in search), default=1)
+    for row in search:
+        told = {name: value for name, value in row.items() if name not in ("tokens", "rung")}
+        *settings, outcome = told
+        value = told[outcome]
+        after = f" after rung {row['rung']} of {rungs}" if rungs > 1 else ""
+        came = "diverged" if value is None else f"{outcome.replace('_', ' ')} {value:.4f}"
+        given = ", ".join(f"{name.replace('_', ' ')} {shown(told[name])}" for name in settings)
+        lines.append(f"{given}: {came}{after}")
+    return lines
+
+
+def say(text: str) -> None:
+    """One line on standard output, as it is."""
+    from rich.console import Console
+
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)

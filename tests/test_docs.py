@@ -139,7 +139,7 @@ def test_bases_page_tells_which_methods_work_on_encoder_decoders() -> None:
     told = re.search(r"^`thinking-budget`.*?refused in one line", read("docs/base.md"), re.MULTILINE | re.DOTALL)
     assert told is not None
     alone, both = (re.findall(r"`([\w-]+)`", part) for part in told.group().split("All other methods"))
-    assert alone == [*causal, "language-modeling", "adversarial"]
+    assert alone == [*causal, "language-modeling", "adversarial", "grpo", "ppo"]
     assert [name for name in both if name in METHODS] == [name for name in METHODS if name not in causal]
 
 

@@ -33,7 +33,7 @@ def stage_findings(objective: Any, curve: Sequence[dict[str, float]]) -> list[Fi
     return [
         *_curves(objective, curve),
         *_diversity(looks),
-        *_samples(looks),
+        *sampled(looks),
         *_rewards(looks, looks.task.metrics[0]),
         *_convincing(looks, one_judge=objective.judges.folds == 1),
     ]
@@ -100,7 +100,7 @@ def _diversity(looks: Looks) -> list[Finding]:
     return [bleu, Finding("Distinct n-grams and length of samples", columns, rows2, True, note, at)]
 
 
-def _samples(looks: Looks) -> list[Finding]:
+def sampled(looks: Looks) -> list[Finding]:
     """The same questions at every look; time runs downwards."""
     if not looks.taken:
         return []
@@ -109,7 +109,7 @@ def _samples(looks: Looks) -> list[Finding]:
     examples = [looks.examples[i] for i in picked]
     rows = [("question", *(_question(e) for e in examples)), ("reference", *(_short(e.answers[0]) for e in examples))]
     for look in looks.taken:
-        rows.append((_when(look), *(_short(look.texts[i][0]) for i in picked)))
+        rows.append((when(look), *(_short(look.texts[i][0]) for i in picked)))
     note = (
         f"One answer to each of {count} {_questions(looks)}, sampled at T = 1 with the same random numbers each time. "
         f"{_cut_note()}"
@@ -126,7 +126,7 @@ def _rewards(looks: Looks, metric: str) -> list[Finding]:
     for look in looks.taken:
         figure = gain(look)
         value = values({metric: np.array(look.statistics)}, looks.task.validation)[metric] if look.statistics else None
-        rows.append((_when(look), figure.value if figure else None, value))
+        rows.append((when(look), figure.value if figure else None, value))
     note = (
         "Reward: mean score a token of the samples less that of the start's samples, both by the discriminators of "
         "that step. The metric is that of greedy answers to the validation questions."
@@ -169,7 +169,7 @@ def _questions(looks: Looks) -> str:
     return "validation questions" if looks.held_out else "training questions (there are no validation examples)"
 
 
-def _when(look: Look) -> str:
+def when(look: Look) -> str:
     return "start" if look.step == 0 else f"step {look.step}"
 
 

@@ -5,9 +5,9 @@ budget (`share: 1` leaves the start out: it begins at the base). The start is a 
 the second stage brings nothing on validation, the method returns what it started from and says so.
 
 What is asked of such an objective beside training/objective.py: `begin(model, module)`, called when the model is at its
-start; `notes`; and where it has them `extra` (a network that is trained with the model and not kept, a value head),
-`layout` (a word for how its state is laid out in checkpoints), `diverged` (words for further options to lower) and
-`validates` (what its validation measures, where that is not the task's metric).
+start; `notes`; and where it has them `extra` (a network that is trained with the model and not kept, a value head, with
+its own peak `learning_rate` if it has one), `layout` (a word for how its state is laid out in checkpoints), `diverged`
+(words for further options to lower) and `validates` (what its validation measures, where not the task's metric).
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ DIAGNOSTICS: dict[str, tuple[str, str]] = {
         "kamerton.methods.preference_findings:preference_findings",
         "kamerton.methods.preference_findings:preference_warnings",
     ),
+    "grpo": ("kamerton.methods.policy_findings:policy_findings", "kamerton.methods.policy_findings:policy_warnings"),
+    "ppo": ("kamerton.methods.policy_findings:policy_findings", "kamerton.methods.policy_findings:policy_warnings"),
 }  # fmt: skip
 """By objective: what the report shows of its stage, and what it warns of."""
 
@@ -115,6 +117,10 @@ def two_stages(
         patience=stage.validations + 1, average=stage.average, validate_start=True,
         bfloat16=base.model.dtype == torch.bfloat16, trackers=run.trackers, seed=run.seed,
     )  # fmt: skip
+
+    if extra is not None and hasattr(extra, "learning_rate"):
+        for parameter in extra.parameters():
+            parameter.rate = extra.learning_rate / settings.learning_rate
 
     def watch(p: Progress) -> None:
         shown = (("AUC", "auc"), ("KL", "kl"), ("entropy", "entropy"), ("reward", "reward"), ("accuracy", "accuracy"))

@@ -13,6 +13,8 @@ OBJECTIVES: dict[str, str] = {
     "adversarial": "kamerton.objectives.adversarial:Adversarial",
     "rejection-sampling": "kamerton.objectives.rejection_sampling:RejectionSampling",
     "dpo": "kamerton.objectives.dpo:Dpo",
+    "grpo": "kamerton.objectives.grpo:Grpo",
+    "ppo": "kamerton.objectives.ppo:Ppo",
     "retrieval-marginal": "kamerton.objectives.retrieval_marginal:RetrievalMarginal",
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
 
-from kamerton.objectives.rollout_options import RolloutOptions
+from pydantic import Field, model_validator
+
+from kamerton.objectives.policy_options import PolicyOptions
 
 
-class PpoOptions(RolloutOptions):
+class PpoOptions(PolicyOptions):
     """Proximal policy optimisation as InstructGPT and Llama 2-Chat use it."""
 
     queries: int = Field(32, gt=0, description="questions that are answered for a batch of rollouts")
@@ -22,5 +24,15 @@ class PpoOptions(RolloutOptions):
     trace: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation")
     value_weight: float = Field(0.1, ge=0, description="of the value loss")
     value_clip: float = Field(0.2, gt=0, description="how far from its old value a value may be moved")
+    value_rate: float = Field(1e-3, gt=0, description="peak learning rate of the value head")
+    value_trunk: bool = Field(False, description="let the value loss move the model too, not its head alone")
     whiten: bool = Field(True, description="advantages to mean 0 and spread 1 in each batch of rollouts")
     normalise: bool = Field(True, description="divide rewards by their running standard deviation")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.minibatches > self.queries:
+            raise ValueError(f"{self.minibatches} minibatches of {self.queries} answers; lower minibatches")
+        if self.kl_target is not None and not self.kl:
+            raise ValueError("kl_target adapts a coefficient that is 0; set kl above 0")
+        return self

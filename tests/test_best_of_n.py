@@ -185,7 +185,7 @@ def test_a_reward_without_a_number_is_one_line(small_base: Base, tmp_path: Path,
     adapted = fit(small_base, "best-of-n", tmp_path, samples=2, reward="letters")
     type(letters).__call__ = lambda self, examples, answers: np.full(len(answers), np.nan)  # type: ignore[method-assign]
     try:
-        with pytest.raises(RewardError, match="letters: gave nan for an answer to conversation 0"):
+        with pytest.raises(RewardError, match="letters: gives nan for an answer to example conversation 0"):
             adapted.generate([tiny.colour_task().test[0].messages], GREEDY)
     finally:
         type(letters).__call__ = CALL  # type: ignore[method-assign]

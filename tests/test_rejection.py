@@ -208,8 +208,8 @@ def test_nothing_kept_is_one_line_and_later_rounds_go_on_with_what_there_was(sma
 
 @pytest.mark.parametrize(
     ("value", "says"),
-    [(lambda e, _: math.nan if e.id == "colour-7" else 0.0, "plan: gave nan for an answer to colour-7"),
-     (lambda *_: math.inf, "plan: gave inf for an answer to colour-")],
+    [(lambda e, _: math.nan if e.id == "colour-7" else 0.0, "reward plan: gives nan for an answer to example colour-7"),
+     (lambda *_: math.inf, "reward plan: gives inf for an answer to example colour-")],
 )  # fmt: skip
 def test_a_reward_that_is_no_number_is_one_line(small_base: Base, value: Any, says: str) -> None:
     with pytest.raises(RewardError) as caught:
@@ -223,7 +223,7 @@ def test_a_reward_of_the_wrong_length_is_one_line(small_base: Base) -> None:
         def __call__(self, examples: Sequence[Example], answers: Sequence[str]) -> np.ndarray:
             return super().__call__(examples, answers)[:-1]
 
-    with pytest.raises(RewardError, match=r"^plan: gave 23 numbers in the shape \(23,\) for 24 answers"):
+    with pytest.raises(RewardError, match=r"^reward plan: gives 23 values for 24 answers"):
         objective(small_base, Short(letters)).batches(0, small_base.model)
 
 

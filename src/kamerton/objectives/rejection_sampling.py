@@ -34,10 +34,9 @@ from kamerton.objectives.judged import Judged, judged, judged_loss
 from kamerton.objectives.rejection_options import RejectionOptions
 from kamerton.objectives.rejection_rounds import Round, as_tensor, from_tensor, round_of, rounds_state
 from kamerton.objectives.rollouts import Rollout, sample
-from kamerton.objectives.scored import scored
 from kamerton.rendering import Rendered
 from kamerton.rewards import build_reward
-from kamerton.rewards.reward import Reward
+from kamerton.rewards.reward import Reward, checked
 from kamerton.tasks.example import Task
 from kamerton.training.batches import Batch, microbatches, order
 from kamerton.training.objective import Loss, Stateful
@@ -209,7 +208,7 @@ class RejectionSampling:
         """(Q, K) rewards of answers; a reward that learns sees them afterwards."""
         examples = [self.task.train[n] for n, group in zip(numbers, groups, strict=True) for _ in group]
         texts = [a.text for group in groups for a in group]
-        values = scored(self.reward, examples, texts)
+        values = checked(self.reward.name, examples, texts, self.reward(examples, texts))
         observe = getattr(self.reward, "observe", None)
         if observe is not None:
             observe(examples, texts, step)

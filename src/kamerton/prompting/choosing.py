@@ -16,9 +16,8 @@ import numpy as np
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.inference import Answer
-from kamerton.objectives.scored import scored
 from kamerton.rewards import build_reward
-from kamerton.rewards.reward import Reward
+from kamerton.rewards.reward import Reward, checked
 from kamerton.tasks.example import Conversation, Example, Task
 
 LOG_PROBABILITY = "log-probability"
@@ -68,7 +67,8 @@ def scores_of(
         Example(f"conversation {i}", c, (), tuple(options))
         for i, (c, options) in enumerate(zip(conversations, known, strict=True))
     ]
-    return scored(reward, examples, [a.text for a in answers])
+    texts = [a.text for a in answers]
+    return checked(reward.name, examples, texts, reward(examples, texts))
 
 
 def log_probability(a: Answer) -> float:

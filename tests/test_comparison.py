@@ -533,6 +533,7 @@ def test_workers_end_with_their_parent(small_folder: Path, tmp_path: Path) -> No
 SIX = f"- lora: {FAST}\n- prompt-tuning: {{tokens: 4}}"
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_results(small_folder: Path, tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path / "r", small_folder, SIX, seeds="[0]", budget="{steps: 100}")
     check_sigkill(recipe, tmp_path, 6, 8.0, "1")

@@ -406,6 +406,7 @@ def test_it_learns_and_comes_back_from_disk(kind: str, name: str, options: dict[
     assert adapted.choose(conversations[:3], choices[:3], Sampling())[0].text in tiny.COLOURS
 
 
+@pytest.mark.slow
 def test_a_comparison_from_beginning_to_end(tmp_path: Path) -> None:
     base = tiny.save_encoder_decoder(tmp_path / "bart", "bart")
     methods = (

@@ -594,6 +594,7 @@ def test_a_tree_holds_every_path_once(paths: list[list[int]]) -> None:
 # -- bfloat16 ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_exact_as_transformers_is_in_it(demo: Base) -> None:
     base = demo.reload(dtype="bfloat16")
     conversations = asked(*DEMO_TEXTS)

@@ -98,7 +98,7 @@ def test_every_method_says_what_it_is_and_answers(small_base: Base, name: str, t
         ("lora", {"learning_rate": 0}, "greater than 0"),
         ("lora", {"learning_rate": math.inf}, "finite"),
         ("lora", {"dropout": 1}, "less than 1"),
-        ("lora", {"objective": "dpo"}, "unknown objective 'dpo'; use one of: supervised"),
+        ("lora", {"objective": "kto"}, "unknown objective 'kto'; use one of: supervised"),
         ("full", {"rank": 8}, "full has no option 'rank'"),
         ("few-shot", {"shots": 0}, "greater than 0"),
         ("few-shot", {"selection": "best"}, "'random', 'nearest'"),

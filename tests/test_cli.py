@@ -419,7 +419,7 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize("command", ["compare", pytest.param("tune", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_what_can_go_on(recipe: Path, tmp_path: Path, command: str) -> None:
     output, changes = tmp_path / "out", ["--set", "budget.steps=100000", "--set", f"methods=[{LORA[2:]}]"]
     extra = ["--workers", "1"] if command == "compare" else []

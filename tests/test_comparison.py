@@ -501,6 +501,7 @@ def check_sigkill(recipe: Path, folder: Path, kills: int, longest: float, worker
     assert not workers_of(killed)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(small_folder: Path, tmp_path: Path) -> None:
     """In the middle of a cell that would take minutes, and at their very start."""
     recipe = tiny.write_recipe(

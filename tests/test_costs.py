@@ -100,5 +100,6 @@ def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
     check_flops(base, tmp_path, 0.05)
 
 
+@pytest.mark.slow
 def test_flops_of_the_demo_model(demo: Base, tmp_path: Path) -> None:
     check_flops(demo, tmp_path, 0.05)

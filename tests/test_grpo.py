@@ -389,6 +389,7 @@ def test_it_learns_what_is_right(bandit_base: Base, tmp_path: Path) -> None:
     assert result.validation_loss == 0.0
 
 
+@pytest.mark.slow
 def test_it_learns_with_lora_and_a_divergence(bandit_base: Base, tmp_path: Path) -> None:
     objective, tuned = started(bandit_base, "grpo", "lora", **{**LEARN, "kl": 0.01})
     bandit.train(objective, tuned, tmp_path, steps=60, rate=1e-2)
@@ -428,6 +429,7 @@ WORTH = 7 / 8
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.slow
 def test_the_divergence_balances_the_reward_as_it_must(bandit_base: Base, tmp_path: Path, unbiased: bool) -> None:
     """The best policy under reward less divergence is known. Of four answers, equally likely at first, one is rewarded.
 
@@ -438,6 +440,7 @@ def test_the_divergence_balances_the_reward_as_it_must(bandit_base: Base, tmp_pa
     assert balanced(bandit_base, tmp_path, kl_unbiased=unbiased) == pytest.approx(expected, abs=0.06)
 
 
+@pytest.mark.slow
 def test_with_the_sign_of_the_divergence_flipped_there_is_no_balance(
     bandit_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,6 +280,7 @@ def test_with_the_sign_of_the_advantage_flipped_it_does_not(
 
 
 @pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.slow
 def test_the_penalty_balances_the_reward_as_it_must(bandit_base: Base, tmp_path: Path, sign: int) -> None:
     """π ∝ start · exp(r / β): with β = 1, of four answers equally likely at first, e / (e + 3).
 

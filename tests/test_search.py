@@ -183,6 +183,7 @@ class Crash(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 def test_a_wide_search_killed_anywhere_ends_the_same(small_base: Base, tmp_path: Path) -> None:
     budget, options = Budget(steps=24), {**WIDE, "candidates": 5, "rank": 4}
     options["batch_size"] = 4

@@ -444,7 +444,13 @@ FOLDERS = {
 
 
 def test_every_example_recipe_has_a_place_here() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.yaml")} == {*FOLDERS, "dates", "methods", "mixture", "dpo"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.yaml")} == {
+        *FOLDERS,
+        "dates",
+        "methods",
+        "mixture",
+        "dpo",
+    }
 
 
 def test_the_example_mixture_on_local_copies() -> None:

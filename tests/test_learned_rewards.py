@@ -112,7 +112,7 @@ def test_conversations_that_are_too_long_are_cut_and_counted(small_base: Base, t
     rows = [model.tokens(long.messages, "red"), model.tokens(EXAMPLES[0].messages, "blue " * 300)]
     assert [len(row) for row in rows] == [pytest.approx(128, abs=4), 128]
     assert all(len(row) <= 128 for row in rows)
-    kept = model._tokenizer.decode(rows[0])
+    kept = model._renderer.tokenizer.decode(rows[0])
     assert "<|system|>Say." in kept
     assert kept.endswith("<|assistant|>red<|end|>\n")
 

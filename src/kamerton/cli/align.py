@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         The method's objective is dpo, rejection-sampling, ppo, grpo or adversarial. Stopped at any moment, the same
         command goes on from the last checkpoint.
         """
-        from kamerton.cli.options import read_options, say
+        from kamerton.cli.options import read_options, say, say_saved
         from kamerton.recipe import load_recipe
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
@@ -80,9 +80,7 @@ def register(app: typer.Typer) -> None:
             f"{kind}: {', '.join(told)}; {record.tokens:,} tokens in {record.seconds:.0f} s, "
             f"{record.trainable_parameters:,} trained parameters"
         )
-        say(f"saved: {folder}")
-        say(f"next: kamerton eval {folder} {recipe}")
-        say(f"or:   kamerton chat {folder}")
+        say_saved(folder, recipe)
 
 
 SHOWN = ("loss", "accuracy", "margin", "reward", "kl", "entropy", "auc")

@@ -123,19 +123,14 @@ def _fidelity(
     import shlex
     import sys
 
-    from rich.console import Console
-
     from kamerton.api import fidelity as run
     from kamerton.assessment.settings import FidelitySettings, temperatures
     from kamerton.assessment.table import rows
     from kamerton.cli.display import OneBar
+    from kamerton.cli.options import picked, say_measured
     from kamerton.recipe import load_recipe
 
-    chosen: dict[str, Any] = {
-        name: given[f"--{name}"]
-        for name in ("samples", "judge", "phrasings", "bins", "seed")
-        if given[f"--{name}"] is not None
-    }
+    chosen = picked(given, "samples", "judge", "phrasings", "bins", "seed")
     if given["--frontier"] is not None:
         chosen["temperatures"] = temperatures(given["--frontier"])
     settings = FidelitySettings(**chosen)
@@ -146,9 +141,4 @@ def _fidelity(
             target, loaded, output=folder, against=given["--against"], settings=settings, split=split, report=bar,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         )  # fmt: skip
-    console = Console()
-    for line in rows(result.results):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for text in result.sentences:
-        console.print(f"- {text}", highlight=False, markup=False)
-    console.print(f"page: {result.report}", highlight=False, markup=False, soft_wrap=True)
+    say_measured(rows(result.results), result.sentences, result.report)

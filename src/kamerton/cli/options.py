@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -50,3 +51,26 @@ def say(text: str) -> None:
     from rich.console import Console
 
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def picked(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Of a command's options those that were given, by their names without dashes."""
+    return {name: given[f"--{name}"] for name in names if given[f"--{name}"] is not None}
+
+
+def say_measured(lines: Iterable[str], sentences: Sequence[str], page: Path) -> None:
+    """A measurement: its table, what it says, and where its page is."""
+    from rich.console import Console
+
+    for line in lines:
+        say(line)
+    for text in sentences:
+        Console().print(f"- {text}", highlight=False, markup=False)
+    say(f"page: {page}")
+
+
+def say_saved(folder: Path, recipe: Path) -> None:
+    """Where a model is, and what to do with it."""
+    say(f"saved: {folder}")
+    say(f"next: kamerton eval {folder} {recipe}")
+    say(f"or:   kamerton chat {folder}")

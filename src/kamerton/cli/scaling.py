@@ -12,19 +12,14 @@ def run_scaling(
     target: str, recipe: Path, data: Path | None, split: str, overrides: list[str], given: dict[str, Any]
 ) -> None:
     """Measure quality against tokens for a target; `given`: the command's options by name, None where not given."""
-    from rich.console import Console
-
     from kamerton.api import scaling
     from kamerton.assessment.scaling_page import lines
     from kamerton.assessment.scaling_settings import ScalingSettings, budgets
     from kamerton.cli.display import OneBar
+    from kamerton.cli.options import picked, say_measured
     from kamerton.recipe import load_recipe
 
-    chosen: dict[str, Any] = {
-        name: given[f"--{name}"]
-        for name in ("samples", "temperature", "continuations", "seed")
-        if given[f"--{name}"] is not None
-    }
+    chosen = picked(given, "samples", "temperature", "continuations", "seed")
     if given["--budgets"] is not None:
         chosen["budgets"] = budgets(given["--budgets"])
     if given["--reward"]:
@@ -37,9 +32,4 @@ def run_scaling(
             target, loaded, output=folder, settings=settings, split=split, report=bar,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         )  # fmt: skip
-    console = Console()
-    for line in lines(result.results):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for text in result.sentences:
-        console.print(f"- {text}", highlight=False, markup=False)
-    console.print(f"page: {result.report}", highlight=False, markup=False, soft_wrap=True)
+    say_measured(lines(result.results), result.sentences, result.report)

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
         Stopped at any moment, the same command goes on from the last checkpoint.
         """
-        from kamerton.cli.options import read_options, tried
+        from kamerton.cli.options import read_options, say_saved, tried
         from kamerton.recipe import load_recipe
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
@@ -56,6 +56,4 @@ def register(app: typer.Typer) -> None:
                 f"validation loss {min(held_out):.4f}, {record.tokens:,} tokens in {record.seconds:.0f} s, "
                 f"{record.trainable_parameters:,} trained parameters", highlight=False,
             )  # fmt: skip
-        console.print(f"saved: {folder}", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"next: kamerton eval {folder} {recipe}", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"or:   kamerton chat {folder}", highlight=False, markup=False, soft_wrap=True)
+        say_saved(folder, recipe)

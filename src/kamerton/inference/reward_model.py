@@ -25,19 +25,30 @@ from kamerton.tasks.example import Conversation, Message
 MEND = "give a folder that kamerton reward train wrote, or another sequence classifier with one label"
 
 
-def judged_tokens(renderer: Renderer, messages: Conversation, answer: str, limit: int | None) -> tuple[list[int], bool]:
-    """Token ids of a conversation with its answer as the template writes both, and whether it was cut.
+def judged_tokens(
+    renderer: Renderer, messages: Conversation, answer: str, limit: int | None, *,
+    write: Callable[[Conversation, str], list[int]] | None = None,
+) -> tuple[list[int], bool]:  # fmt: skip
+    """Token ids of a conversation with its answer, and whether it was cut.
 
     What is longer than `limit` is cut in its longest message, and at its start where that does not help: the score is
     read at its end.
+
+    Args:
+        renderer: of the reward model.
+        write: the token ids of both; default: as the template writes them.
     """
-    whole = renderer.conversation([*messages, Message("assistant", answer)])
+
+    def written(turns: Conversation) -> list[int]:
+        return write(turns, answer) if write else renderer.conversation([*turns, Message("assistant", answer)])
+
+    whole = written(messages)
     if limit is None or len(whole) <= limit:
         return whole, False
     room = limit - (len(whole) - len(renderer.prompt(messages)))
     with suppress(ModelError):  # the answer alone fills it
         kept, _ = renderer.fit(messages, max(1, room))
-        whole = renderer.conversation([*kept, Message("assistant", answer)])
+        whole = written(kept)
     return whole[-limit:], True
 
 

@@ -6,7 +6,7 @@ chooses must not know the right answer (`prompting/choosing.py`); the default is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,16 +14,15 @@ import numpy as np
 from pydantic import Field
 
 from kamerton.base.load import Base
-from kamerton.errors import TaskError
 from kamerton.evaluation.answering import judge
 from kamerton.evaluation.best_of import best, expected_best, expected_chosen, sizes
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Answer, Sampling
-from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
-from kamerton.methods.prompted import PromptingMethod, PromptingOptions, State, inside
+from kamerton.methods.method import Adapted, Finding
+from kamerton.methods.prompted import PromptingOptions, State
+from kamerton.methods.several import Several, SeveralAnswers
 from kamerton.prompting.choosing import LOG_PROBABILITY, answer_reward, scores_of
 from kamerton.tasks.example import Conversation, Example, Task
-from kamerton.training import Budget
 
 
 class BestOfNOptions(PromptingOptions):
@@ -37,7 +36,7 @@ class BestOfNOptions(PromptingOptions):
     )
 
 
-class BestOfN(PromptingMethod):
+class BestOfN(SeveralAnswers):
     """The best of several sampled answers of what is inside."""
 
     name = "best-of-n"
@@ -45,34 +44,20 @@ class BestOfN(PromptingMethod):
     cost = "no training; n answers are generated for each question"
     paper = "Cobbe et al. 2021, arXiv 2110.14168"
     options = BestOfNOptions
-    reads_answers = True
-
-    def own_seeded(self, options: BestOfNOptions) -> bool:  # noqa: ARG002
-        return True
 
     def check(self, base: Base, task: Task, options: BestOfNOptions) -> None:
         answer_reward(options.reward, base, task.metrics[0], f"{self.name}.reward")
-        if any(e.choices for e in task.test) and not any(getattr(m, "thinks", False) for m, _ in inside(options)):
-            raise TaskError(
-                "best-of-n has nothing to sample where choices are ranked without a chain", where=task.name,
-                mend="use best-of-n over chain-of-thought",
-            )  # fmt: skip
-
-    def before(
-        self, base: Base, task: Task, budget: Budget, options: BestOfNOptions, run: Run, record: FitRecord,  # noqa: ARG002
-    ) -> State:  # fmt: skip
-        return {"metric": task.metrics[0]}
+        super().check(base, task, options)
 
     def wrap(self, inner: Adapted, options: BestOfNOptions, state: State) -> Adapted:
         return Choosing(inner, options, state)
 
 
-class Choosing(Wrapped):
+class Choosing(Several):
     """Samples answers of the model inside and gives the best one."""
 
     def __init__(self, inner: Adapted, options: BestOfNOptions, state: State) -> None:
-        super().__init__(inner, method=BestOfN.name, options=options, own=lambda c: c, state=state)
-        self._plan, self._metric = options, str(state["metric"])
+        super().__init__(inner, BestOfN.name, options, state)
         self._reward = answer_reward(options.reward, inner.base, self._metric, f"{BestOfN.name}.reward")
 
     def generate(
@@ -88,10 +73,6 @@ class Choosing(Wrapped):
     ) -> list[Answer]:  # fmt: skip
         said = self.inner.choose(conversations, choices, self._sampled(sampling), progress=progress)
         return self._chosen(said, conversations, choices)
-
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
-        """The whole answer in one piece: there is none before all are sampled."""
-        yield self.generate([conversation], replace(sampling, n=1))[0].text
 
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:
         """The score that fewer answers would have had, exact over all subsets of the same samples."""
@@ -114,21 +95,13 @@ class Choosing(Wrapped):
         curve = Finding("Score by number of answers", columns, tuple(rows), curve=True, note=note)
         return [*self.inner.findings(examples, answers), curve]
 
-    def _sampled(self, sampling: Sampling) -> Sampling:
-        top_p = self._plan.top_p if self._plan.top_p < 1 else None
-        return replace(
-            sampling, n=sampling.n * self._plan.samples, temperature=self._plan.temperature, top_p=top_p, top_k=None,
-            min_p=None,
-        )  # fmt: skip
-
     def _chosen(
         self, said: list[Answer], conversations: Sequence[Conversation], choices: Sequence[Sequence[str]]
     ) -> list[Answer]:
-        size = self._plan.samples
         each = len(said) // max(len(conversations), 1)
         asked = [c for c in conversations for _ in range(each)]
         scores = scores_of(self._reward, asked, said, [c for c in choices for _ in range(each)])
-        return [self._best(said[i : i + size], scores[i : i + size].tolist()) for i in range(0, len(said), size)]
+        return [self._best(*group) for group in zip(self._groups(said), self._groups(scores.tolist()), strict=True)]
 
     def _best(self, said: list[Answer], scores: list[float]) -> Answer:
         won = said[best(scores)]

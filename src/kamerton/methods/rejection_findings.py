@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kamerton.methods.method import Finding
+from kamerton.methods.stage_findings import LONGEST, short
 from kamerton.objectives.rejection_rounds import Round
+from kamerton.rewards.reward import notes_of
 
-LONGEST = 600
-"""Characters of a text that are shown."""
 SHOWN_ROUNDS = 4
 """Rounds whose answers are shown as text, the first and the last among them."""
 LONG, SHORT = 1.5, 0.5
@@ -73,7 +73,7 @@ def _texts(rounds: Sequence[Round]) -> Finding:
     count = min(SHOWN_ROUNDS, len(rounds))
     picked = sorted({round(i * (len(rounds) - 1) / max(count - 1, 1)) for i in range(count)})
     rows = tuple(
-        (f"round {n + 1}", *(_short(v) if isinstance(v, str) else v for v in row))
+        (f"round {n + 1}", *(short(v) if isinstance(v, str) else v for v in row))
         for n in picked
         for row in rounds[n].texts
     )
@@ -91,7 +91,7 @@ def rejection_warnings(objective: Any, curve: Sequence[dict[str, float]], kept: 
     if objective.cut:
         asked = sum(r.questions for r in rounds)
         notes.append(f"{objective.cut} of {asked} questions that were sampled had to be cut to fit")
-    notes += getattr(objective.reward, "notes", ())  # of its own work: what it skipped, what was off its format
+    notes += notes_of(objective.reward)  # of its own work: what it skipped, what was off its format
     found = [*_nothing_to_choose(rounds), *_changed(rounds, objective)]
     return [*notes, *(f"warning: {line}" for line in found)]
 
@@ -156,7 +156,3 @@ def _changed(rounds: Sequence[Round], objective: Any) -> list[str]:
             "rejection_sampling.temperature, or lower rejection_sampling.rate"
         )
     return out
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

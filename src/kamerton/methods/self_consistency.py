@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from kamerton.base.load import Base
-from kamerton.errors import TaskError
 from kamerton.evaluation.answering import judge, values
 from kamerton.evaluation.best_of import sizes
 from kamerton.inference import Answer, Sampling
-from kamerton.methods.method import Adapted, Finding, FitRecord, Run, Wrapped
-from kamerton.methods.prompted import OVER, PromptingMethod, PromptingOptions, State, inside
+from kamerton.methods.method import Adapted, Finding
+from kamerton.methods.prompted import OVER, PromptingOptions, State
+from kamerton.methods.several import Several, SeveralAnswers
 from kamerton.prompting.extraction import NUMERIC
 from kamerton.prompting.voting import vote
-from kamerton.tasks.example import Conversation, Example, Task
-from kamerton.training import Budget
+from kamerton.tasks.example import Conversation, Example
 
 
 class SelfConsistencyOptions(PromptingOptions):
@@ -33,7 +31,7 @@ class SelfConsistencyOptions(PromptingOptions):
     weighted: bool = Field(False, description="votes count by probability per token instead of one each")
 
 
-class SelfConsistency(PromptingMethod):
+class SelfConsistency(SeveralAnswers):
     """A vote over sampled answers of what is inside."""
 
     name = "self-consistency"
@@ -41,37 +39,16 @@ class SelfConsistency(PromptingMethod):
     cost = "no training; as many answers are generated as vote"
     paper = "Wang et al. 2022, arXiv 2203.11171"
     options = SelfConsistencyOptions
-    reads_answers = True
-
-    def own_seeded(self, options: SelfConsistencyOptions) -> bool:  # noqa: ARG002
-        return True
-
-    def check(self, base: Base, task: Task, options: SelfConsistencyOptions) -> None:  # noqa: ARG002
-        if any(e.choices for e in task.test) and not _thinks(options):
-            raise TaskError(
-                "self-consistency has nothing to sample where choices are ranked without a chain", where=task.name,
-                mend="use self-consistency over chain-of-thought",
-            )  # fmt: skip
-
-    def before(
-        self, base: Base, task: Task, budget: Budget, options: SelfConsistencyOptions, run: Run, record: FitRecord,  # noqa: ARG002
-    ) -> State:  # fmt: skip
-        return {"metric": task.metrics[0]}
 
     def wrap(self, inner: Adapted, options: SelfConsistencyOptions, state: State) -> Adapted:
         return Voting(inner, options, state)
 
 
-def _thinks(options: SelfConsistencyOptions) -> bool:
-    return any(getattr(m, "thinks", False) for m, _ in inside(options))
-
-
-class Voting(Wrapped):
+class Voting(Several):
     """Samples answers of the model inside and lets them vote."""
 
     def __init__(self, inner: Adapted, options: SelfConsistencyOptions, state: State) -> None:
-        super().__init__(inner, method=SelfConsistency.name, options=options, own=lambda c: c, state=state)
-        self._plan, self._metric = options, str(state["metric"])
+        super().__init__(inner, SelfConsistency.name, options, state)
         self._numeric = self._metric.partition(":")[0] in NUMERIC
 
     def generate(
@@ -87,10 +64,6 @@ class Voting(Wrapped):
     ) -> list[Answer]:  # fmt: skip
         said = self.inner.choose(conversations, choices, self._sampled(sampling), progress=progress)
         return self._voted(said, numeric=False)
-
-    def stream(self, conversation: Conversation, sampling: Sampling) -> Iterator[str]:
-        """The whole answer in one piece: there is none before the vote."""
-        yield self.generate([conversation], replace(sampling, n=1))[0].text
 
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:
         """The score that fewer votes would have had, from the same samples.
@@ -109,16 +82,8 @@ class Voting(Wrapped):
         curve = Finding("Score by number of votes", ("votes", self._metric), tuple(rows), curve=True, note=note)
         return [*self.inner.findings(examples, answers), curve]
 
-    def _sampled(self, sampling: Sampling) -> Sampling:
-        top_p = self._plan.top_p if self._plan.top_p < 1 else None
-        return replace(
-            sampling, n=sampling.n * self._plan.samples, temperature=self._plan.temperature, top_p=top_p, top_k=None,
-            min_p=None,
-        )  # fmt: skip
-
     def _voted(self, said: list[Answer], numeric: bool) -> list[Answer]:
-        size = self._plan.samples
-        return [self._vote(said[i : i + size], numeric) for i in range(0, len(said), size)]
+        return [self._vote(group, numeric) for group in self._groups(said)]
 
     def _vote(self, said: list[Answer], numeric: bool) -> Answer:
         weights = [self._weight(a) for a in said]

@@ -107,9 +107,9 @@ def sampled(looks: Looks) -> list[Finding]:
     count = min(SHOWN, len(looks.examples))
     picked = [i * len(looks.examples) // count for i in range(count)]
     examples = [looks.examples[i] for i in picked]
-    rows = [("question", *(_question(e) for e in examples)), ("reference", *(_short(e.answers[0]) for e in examples))]
+    rows = [("question", *(_question(e) for e in examples)), ("reference", *(short(e.answers[0]) for e in examples))]
     for look in looks.taken:
-        rows.append((when(look), *(_short(look.texts[i][0]) for i in picked)))
+        rows.append((when(look), *(short(look.texts[i][0]) for i in picked)))
     note = (
         f"One answer to each of {count} {_questions(looks)}, sampled at T = 1 with the same random numbers each time. "
         f"{_cut_note()}"
@@ -151,7 +151,7 @@ def _convincing(looks: Looks, *, one_judge: bool) -> list[Finding]:
     ]  # fmt: skip
     least = sorted(known, key=lambda row: row[3])[:EXTREMES]
     rows = [
-        (f"{how} {what}", _question(e), _short(text), score)
+        (f"{how} {what}", _question(e), short(text), score)
         for how, part in (("most convincing", top), ("least convincing", bottom[::-1]), ("least convincing", least))
         for what, e, text, score in part
     ]
@@ -174,10 +174,11 @@ def when(look: Look) -> str:
 
 
 def _question(example: Example) -> str:
-    return _short(example.messages[-1].content if example.messages else "")
+    return short(example.messages[-1].content if example.messages else "")
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A text as it is shown: of one that is too long the beginning."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 

@@ -7,30 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from kamerton.training.batches import Batch
+from kamerton.training.batches import Rows
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows as the training loop counts them."""
-
-    batch: Batch
-
-    @property
-    def count(self) -> float:
-        return self.batch.count
-
-    @property
-    def examples(self) -> int:
-        return self.batch.examples
-
-    @property
-    def tokens(self) -> int:
-        return self.batch.tokens
-
-
-@dataclass(frozen=True, slots=True)
-class References(_Rows):
+class References(Rows):
     """Reference answers with what the discriminator reads of them.
 
     Attributes:
@@ -46,7 +27,7 @@ class References(_Rows):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled(_Rows):
+class Sampled(Rows):
     """Sampled answers: `advantages` (N,) of their tokens; `share` turns their sum into that of the references.
 
     They count for nothing beside the references, whose number the step's loss is divided by.

@@ -11,7 +11,6 @@ What it leaves out: choices are not ranked, here a model always speaks freely.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
@@ -26,6 +25,7 @@ from kamerton.objectives.rollouts import sample
 from kamerton.rendering import Rendered, Renderer
 from kamerton.rewards.discriminator import CrossFitted
 from kamerton.tasks.example import Example, Task
+from kamerton.training.packed import as_tensor, from_tensor
 
 QUERIES = 16
 """Questions that are sampled at each look, where there are so many."""
@@ -117,12 +117,11 @@ class Looks:
 
     def state(self) -> Tensor:
         """All looks, as bytes of JSON."""
-        text = json.dumps([asdict(look) for look in self.taken], ensure_ascii=False)
-        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        return as_tensor([asdict(look) for look in self.taken])
 
     def restore(self, state: Tensor) -> None:
         """Go on from what `state` gave."""
-        self.taken = [Look(**look) for look in json.loads(bytes(state.cpu().numpy()).decode())]
+        self.taken = [Look(**look) for look in from_tensor(state)]
 
 
 def mean_scores(

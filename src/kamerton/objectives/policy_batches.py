@@ -7,7 +7,6 @@ sorted by length, are taken together. Whichever computes less is chosen.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from kamerton.rendering import Rendered
 from kamerton.training.batches import Batch, cut, make_batch
+from kamerton.training.packed import as_tensor, from_tensor, rows_from, rows_state
 
 PASS = 64
 """Tokens that a pass costs beside those that it computes."""
@@ -55,25 +55,19 @@ class Rollouts:
 
     def state(self) -> dict[str, Tensor]:
         """All of it, as tensors."""
-        about = json.dumps({"metrics": self.metrics, "sampled": self.sampled, "asked": self.asked})
         return {
-            "tokens": torch.tensor([t for r in self.rows for t in r.tokens]),
-            "sizes": torch.tensor([[len(r.tokens), r.prompt_length] for r in self.rows]),
+            **rows_state(self.rows),
             "groups": torch.as_tensor(self.groups), "counts": torch.as_tensor(self.counts),
-            "about": torch.frombuffer(bytearray(about.encode()), dtype=torch.uint8),
+            "about": as_tensor({"metrics": self.metrics, "sampled": self.sampled, "asked": self.asked}),
             **{f"values/{name}": value for name, value in self.values.items()},
         }  # fmt: skip
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Rollouts:
         """What `state` gave."""
-        tokens, rows = state["tokens"].tolist(), []
-        for size, prompt in state["sizes"].tolist():
-            own, tokens = tokens[:size], tokens[size:]
-            rows.append(Rendered(tuple(own), (0.0,) * prompt + (1.0,) * (size - prompt)))
         values = {k.removeprefix("values/"): v for k, v in state.items() if k.startswith("values/")}
-        about = json.loads(bytes(state["about"].cpu().numpy()).decode())
-        return cls(rows, state["groups"].cpu().numpy(), state["counts"].cpu().numpy(), values, **about)
+        groups, counts = state["groups"].cpu().numpy(), state["counts"].cpu().numpy()
+        return cls(rows_from(state), groups, counts, values, **from_tensor(state["about"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kamerton.evaluation.best_of import best, expected_best
 from kamerton.objectives.rollouts import Rollout
@@ -72,16 +69,6 @@ def round_of(
         float(np.mean([len(a.said) for a in flat])), float(np.mean([a.ended for a in flat])),
         kept, below, equal, tokens, texts,
     )  # fmt: skip
-
-
-def as_tensor(value: Any) -> Tensor:
-    """A value that JSON can hold, as bytes in a tensor."""
-    return torch.frombuffer(bytearray(json.dumps(value, ensure_ascii=False).encode()), dtype=torch.uint8)
-
-
-def from_tensor(bytes_: Tensor) -> Any:
-    """What `as_tensor` was given."""
-    return json.loads(bytes(bytes_.cpu().numpy()).decode())
 
 
 def rounds_state(rounds: Sequence[Round]) -> list[dict[str, Any]]:

@@ -32,40 +32,32 @@ from kamerton.evaluation.best_of import best
 from kamerton.inference import Sampling
 from kamerton.objectives.judged import Judged, judged, judged_loss
 from kamerton.objectives.rejection_options import RejectionOptions
-from kamerton.objectives.rejection_rounds import Round, as_tensor, from_tensor, round_of, rounds_state
+from kamerton.objectives.rejection_rounds import Round, round_of, rounds_state
 from kamerton.objectives.rollouts import Rollout, sample
 from kamerton.rendering import Rendered
 from kamerton.rewards import build_reward
-from kamerton.rewards.reward import Reward, checked
+from kamerton.rewards.reward import Learning, Reward, checked
 from kamerton.tasks.example import Task
-from kamerton.training.batches import Batch, microbatches, order
+from kamerton.training.batches import Rows, microbatches, order
 from kamerton.training.objective import Loss, Stateful
+from kamerton.training.packed import as_tensor, from_tensor, rows_from, rows_state
 
 _STRIDE = 1_009
 """Between the seeds of rounds; temperatures lie closer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Rows):
     """A microbatch of kept answers; a round's first one has the tokens of its samples too.
 
     Attributes:
-        batch: the rows; `sampled`: tokens that were read and written for the round.
+        sampled: tokens that were read and written for the round.
         reward, best: of the round's answers, in the mean: all of them, the best of each question.
     """
 
-    batch: Batch
     sampled: int
     reward: float
     best: float
-
-    @property
-    def count(self) -> float:
-        return self.batch.count
-
-    @property
-    def examples(self) -> int:
-        return self.batch.examples
 
     @property
     def tokens(self) -> int:
@@ -209,9 +201,8 @@ class RejectionSampling:
         examples = [self.task.train[n] for n, group in zip(numbers, groups, strict=True) for _ in group]
         texts = [a.text for group in groups for a in group]
         values = checked(self.reward.name, examples, texts, self.reward(examples, texts))
-        observe = getattr(self.reward, "observe", None)
-        if observe is not None:
-            observe(examples, texts, step)
+        if isinstance(self.reward, Learning):
+            self.reward.observe(examples, texts, step)
         return values.reshape(len(numbers), -1)
 
     def _asked(self, model: LanguageModel, number: int) -> Any:
@@ -269,8 +260,7 @@ class RejectionSampling:
     def state(self) -> dict[str, Tensor]:
         """The round's kept answers and where it began, figures of all rounds, and what the reward has learnt."""
         out = {
-            "kept": torch.tensor([t for r in self._kept for t in r.tokens], dtype=torch.long),
-            "lengths": torch.tensor([[len(r.tokens), r.prompt_length] for r in self._kept]).reshape(-1, 2),
+            **rows_state(self._kept),
             "place": torch.tensor([self._begun, self._drawn, self.cut]),
             "told": as_tensor({"rounds": rounds_state(self.rounds), "looks": self.looks}),
         }
@@ -280,12 +270,7 @@ class RejectionSampling:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        lengths = state["lengths"].tolist()
-        rows = state["kept"].split([n for n, _ in lengths]) if lengths else ()
-        self._kept = [
-            Rendered(tuple(row.tolist()), (*([0.0] * prompt), *([1.0] * (n - prompt))))
-            for row, (n, prompt) in zip(rows, lengths, strict=True)
-        ]
+        self._kept = rows_from(state)
         self._begun, self._drawn, self.cut = state["place"].tolist()
         told = from_tensor(state["told"])
         self.rounds = [Round(**r) for r in told["rounds"]]

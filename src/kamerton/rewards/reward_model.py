@@ -10,7 +10,6 @@ What it leaves out: models whose code comes with them, and classifiers that read
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +23,7 @@ from kamerton.base.sizes import check_shards
 from kamerton.base.sources import first_line, resolve
 from kamerton.errors import KamertonError, ModelError
 from kamerton.inference.prefix import fill
+from kamerton.inference.reward_model import judged_tokens
 from kamerton.rendering import Renderer
 from kamerton.rewards.reward import checked
 from kamerton.tasks.example import Conversation, Example, Message, Task
@@ -63,7 +63,7 @@ class RewardModel:
         import transformers
 
         source, config, tokenizer = _opened(options.model)
-        self._tokenizer, self._renderer, self._own = tokenizer, *_writer(source, tokenizer, base)
+        self._renderer, self._own = _writer(source, tokenizer, base)
         dtype, _ = choose_dtype(options.dtype or base.info.dtype, base.model.device)
         try:
             hf, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -106,20 +106,14 @@ class RewardModel:
 
     def tokens(self, messages: Conversation, answer: str) -> list[int]:
         """Token ids of a conversation with its answer, cut in its longest message where it is too long."""
-        whole = self._tokens(messages, answer)
-        if self.limit is None or len(whole) <= self.limit:
-            return whole
-        self._cut += 1
-        room = self.limit - (len(whole) - len(self._renderer.prompt(messages)))
-        with suppress(ModelError):  # the answer alone fills it
-            whole = self._tokens(self._renderer.fit(messages, max(1, room))[0], answer)
-        return whole[-self.limit :]  # the score is read at the end
+        row, cut = judged_tokens(self._renderer, messages, answer, self.limit, write=self._tokens)
+        self._cut += cut
+        return row
 
     def _tokens(self, messages: Conversation, answer: str) -> list[int]:
         if not self._own:
             return [*self._renderer.prompt(messages), *self._renderer.answer(answer)]
-        text = self._renderer.text([*messages, Message("assistant", answer)], generation_prompt=False)
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._renderer.conversation([*messages, Message("assistant", answer)])
 
     def __call__(self, examples: Sequence[Example], answers: Sequence[str]) -> np.ndarray:
         self._scored += len(answers)

@@ -48,6 +48,26 @@ class Batch:
         return len(self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A microbatch with something beside its rows; it counts as they do, where a subclass does not say otherwise."""
+
+    batch: Batch
+
+    @property
+    def count(self) -> float:
+        """What a summed loss is divided by."""
+        return self.batch.count
+
+    @property
+    def examples(self) -> int:
+        return self.batch.examples
+
+    @property
+    def tokens(self) -> int:
+        return self.batch.tokens
+
+
 def make_batch(rendered: Sequence[Rendered], *, share: bool = True) -> Batch:
     """One microbatch from rendered examples; `share=False` gives every row its own copy of the prefix."""
     shared = 0

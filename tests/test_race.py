@@ -223,6 +223,27 @@ def test_the_test_set_is_read_by_finished_cells_only(raced: tuple[Path, Path, Lo
         assert len(json.loads(path.read_text())["statistics"]) == 40, "validation questions, and no others"
 
 
+def test_looks_that_cost_more_than_they_may_are_left_out(
+    raced: tuple[Path, Path, Log, Comparison], small_folder: Path, tmp_path: Path
+) -> None:
+    """One method shows what a look costs; then none is taken before the end of a seed, and that look stops the same."""
+    methods = METHODS.replace("- zero-shot\n", "")
+    recipe = tiny.write_recipe(
+        tmp_path / "r", small_folder, methods + "race: {look_cost: 0.0}\n", seeds="[0, 1]", budget="{steps: 24}",
+        forgetting="false", task=easy_task(),
+    )  # fmt: skip
+    log = Log()
+    done = compare(load_recipe(recipe), output=tmp_path / "out", workers=1, watcher=log)
+    assert {str(p.relative_to(tmp_path / "out/cells")) for p in (tmp_path / "out").glob("cells/*/*/race-0.*.json")} == {
+        "full/seed-0/race-0.25.json"
+    }
+    assert any(line.startswith("no looks at 25%, 50% of training: to answer 40 validation") for line in log.lines)
+    assert done.results["race"]["looks_in_training"] is False
+    assert {(s["label"], s["share"]) for s in done.results["race"]["stopped"]} == {("slow", 1.0), ("slower", 1.0)}
+    cell = "cells/full/seed-1/answers.jsonl"
+    assert (tmp_path / "out" / cell).read_text() == (raced[1] / cell).read_text()
+
+
 def test_run_again_it_does_nothing_and_killed_anywhere_it_ends_the_same(
     raced: tuple[Path, Path, Log, Comparison], tmp_path: Path
 ) -> None:

@@ -156,12 +156,15 @@ class RaceSpec(Part):
         alpha: chance of stopping the best method, over the whole race.
         seed_deviation: assumed standard deviation between seeds, as a share of the metric's range.
         curve_deviation: likewise between what methods gain over the whole of their training.
+        look_cost: what a look during training may cost, as a share of what a method takes to train; where it is more,
+            `shares` are left out.
     """
 
     shares: tuple[Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)], ...] = (0.25, 0.5)
     alpha: Annotated[float, BeforeValidator(not_bool), Field(gt=0, lt=1)] = 0.05
     seed_deviation: Annotated[float, BeforeValidator(not_bool), Field(ge=0, le=1)] = 0.02
     curve_deviation: Annotated[float, BeforeValidator(not_bool), Field(ge=0, le=1)] = 0.1
+    look_cost: Annotated[float, BeforeValidator(not_bool), Field(ge=0)] = 0.1
 
     @model_validator(mode="before")
     @classmethod

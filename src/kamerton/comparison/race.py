@@ -2,7 +2,8 @@
 
 With the first seed every method trains to some shares of its schedule (a pause leaves no trace in what comes of it) and
 then to its end; with further seeds to its end. At each of these points it answers the validation questions, and a look
-(looks.py) decides who goes on. What survives the look at the end of a seed finishes that cell: only then, and only
+(looks.py) decides who goes on; where answering is dear beside training, the looks before the end are left out. What
+survives the look at the end of a seed finishes that cell: only then, and only
 once, does it read the test set. A stopped method gets no further training and no further seeds; the verdict ranks the
 others.
 
@@ -68,6 +69,7 @@ class Race:
         self.alive = list(dict.fromkeys(c.label for c in cells))
         self.metric = get_metric(task.metrics[0], task.validation)
         self.stops: list[Stop] = []
+        self.unlooked: bool | None = None  # whether looks during training are left out; None: not known yet
         # the last seed is not followed by a look: nothing is left to save
         ends = max(0, len(self.seeds) - 1)
         self.alpha = spec.alpha / max(1, len(spec.shares) + ends)
@@ -77,7 +79,7 @@ class Race:
         for place, seed in enumerate(self.seeds):
             last = place == len(self.seeds) - 1
             for share in (*(self.spec.shares if place == 0 else ()), *(() if last else (1.0,))):
-                if len(self.alive) > 1:
+                if len(self.alive) > 1 and not (share < 1 and self._too_dear(seed, share)):
                     self._round(seed, share)
             mine = [self.cells[label, seed] for label in self.alive]
             self._run([(c, None) for c in mine if c.same_as is None and not self.store.finished(c)])
@@ -85,6 +87,31 @@ class Race:
                 if cell.same_as is not None and not self.store.finished(cell):
                     self.store.copy_cell(cell)
             self._write()
+
+    def _too_dear(self, seed: int, share: float) -> bool:
+        """Whether looks before the end of training are left out: they would cost more than they are likely to save.
+
+        Measured with the first method that trains, which goes to the first share before the others do.
+        """
+        if self.unlooked is None:
+            self.unlooked = False
+            for cell in (self.cells[label, seed] for label in self.alive):
+                if cell.same_as is not None:
+                    continue
+                if self.store.scouted(cell, share) is None:
+                    self._run([(cell, share)])
+                found = self.store.scouted(cell, share)
+                if found is not None and not found["finished"]:
+                    part = found["flops"]["answer"] / found["flops"]["whole_fit"]
+                    self.unlooked = part > self.spec.look_cost
+                    if self.unlooked:
+                        self._tell(
+                            f"no looks at {', '.join(f'{s:.0%}' for s in self.spec.shares)} of training: to answer "
+                            f"{len(self.task.validation)} validation questions takes {part:.0%} of what {cell.label} "
+                            f"takes to train (look_cost: {self.spec.look_cost:g})"
+                        )
+                    break
+        return self.unlooked
 
     def _round(self, seed: int, share: float) -> None:
         """Everybody that is in the race to one point, and a look."""
@@ -133,6 +160,7 @@ class Race:
         """`race.json`: settings, what was stopped, and the compute that was spent and saved."""
         write_json(self.store.folder / "race.json", {
             "settings": self.spec.model_dump(mode="json"), "alpha_each_look": self.alpha,
+            "looks_in_training": not self.unlooked,
             "metric": self.metric.name, "stopped": [asdict(stop) for stop in self.stops], "flops": self._flops(),
         })  # fmt: skip
 

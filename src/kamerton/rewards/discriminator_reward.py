@@ -44,6 +44,7 @@ class DiscriminatorOptions(Options):
     """Options of `discriminator`."""
 
     aggregate: Literal["mean", "sum"] = Field("mean", description="of the scores of an answer's tokens")
+    clip: float = Field(4.0, gt=0, description="a token's score, a log-odds, is kept within plus and minus this")
     discriminator: Literal["factored", "attention"] = Field(
         "factored", description="what it reads of an answer: the position before a token, or all before it by attention"
     )
@@ -124,6 +125,7 @@ class DiscriminatorReward:
             features = self._last[row]
             said = torch.as_tensor(row.tokens[row.prompt_length :], device=features.device)
             scores = self.judges.tokens(features, said, self._fold_of(example)).double()
+            scores = scores.clamp(-self.o.clip, self.o.clip)  # one unheard-of token would drown all others
             values.append(float(scores.mean() if self.o.aggregate == "mean" else scores.sum()))
         return checked(self.name, examples, answers, np.array(values) * self.judges.control.trust)
 

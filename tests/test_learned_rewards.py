@@ -18,7 +18,7 @@ from kamerton.errors import KamertonError, ModelError, RewardError
 from kamerton.rewards import build_reward, get_reward
 from kamerton.rewards.judge import Judge
 from kamerton.rewards.judge_prompts import GRADE, RUBRIC, filled, to_grade
-from kamerton.rewards.reward import Learning, notes_of
+from kamerton.rewards.reward import Learning, flops_of, notes_of
 from kamerton.rewards.total import Total
 from kamerton.tasks.example import Example, Message, conversation
 from kamerton.training.objective import Stateful
@@ -370,7 +370,9 @@ def batches(steps: int, task: Any) -> list[tuple[list[Example], list[str]]]:
 
 
 def bits(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: (value.shape, value.dtype, value.clone().numpy().tobytes()) for name, value in state.items()}
+    """What decides what happens next; what it took is no part of it, since a resumed run reads references again."""
+    left = {name: value for name, value in state.items() if not name.endswith("flops")}
+    return {name: (value.shape, value.dtype, value.clone().numpy().tobytes()) for name, value in left.items()}
 
 
 @pytest.mark.parametrize("kind", ["factored", "attention"])
@@ -415,6 +417,37 @@ def test_a_discriminator_resumes_bit_for_bit(small_base: Base, kind: str) -> Non
     assert bits(second.state()) == bits(whole.state())
     other = build_reward({"discriminator": {"discriminator": kind, "seed": 1}}, small_base, task)
     assert bits(other.state()) != bits(build_reward(spec, small_base, task).state())
+
+
+def test_what_rewards_compute_is_counted(small_base: Base, tmp_path: Path) -> None:
+    """By PyTorch's own counter, and over a stop; the policy's own work is not in it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    task = tiny.colour_task()
+    asked, answers = task.train[:6], [e.answers[0] for e in task.train[:6]]
+    before = small_base.model.work.copy()
+    grader = save_judge(tmp_path / "judge", {str(d): 11.0 for d in range(10)})
+    for spec in ({"reward-model": str(save_classifier(tmp_path / "rm"))}, {"judge": {"model": str(grader)}}):
+        reward = build_reward(spec, small_base, task)
+        assert flops_of(reward) == 0
+        with FlopCounterMode(display=False) as counter:
+            reward(asked, answers)
+        # the counter does not see this kernel's attention: a tenth of the classifier's, most of a judge of width 8
+        share = counter.get_total_flops() / flops_of(reward)
+        assert (0.85 if "reward-model" in spec else 0.15) < share <= 1
+        again = build_reward(spec, small_base, task)
+        again.restore(reward.state())  # type: ignore[attr-defined]
+        assert flops_of(again) == flops_of(reward)
+        total = build_reward([spec, "exact"], small_base, task)
+        total(asked, answers)
+        assert flops_of(total) == pytest.approx(flops_of(reward))
+    assert small_base.model.work == before
+    assert flops_of(build_reward("exact", small_base, task)) == 0
+    learner = build_reward("discriminator", small_base, task)
+    learner(asked, answers)
+    once = flops_of(learner)
+    learner(asked, answers)
+    assert flops_of(learner) == once > 0, "the last call's features are remembered"
 
 
 def test_a_discriminator_inside_a_sum_learns_and_resumes(small_base: Base) -> None:

@@ -99,9 +99,9 @@ def flops(work: Work, hf: Any) -> float:
     if hf.config.is_encoder_decoder:
         return _encoder_decoder_flops(work, hf)
     config = hf.config.get_text_config()
-    head = hf.get_output_embeddings()
+    head = hf.get_output_embeddings()  # none: a classifier, whose head is a matrix like any other
     weights = trained = prepared = below = 0
-    seen = {id(head.weight)}
+    seen = set() if head is None else {id(head.weight)}
     frozen = _frozen_layers(hf)
     inside = {id(m) for layer in frozen for m in layer.modules()}
     for module in hf.modules():
@@ -124,7 +124,7 @@ def flops(work: Work, hf: Any) -> float:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     pair = 4 * heads * head_dim  # scores and their weighted sum, for one pair in one layer
     attention, attention_below = pair * config.num_hidden_layers, pair * len(frozen)
-    output = 2 * shape(head.weight).numel()
+    output = 0 if head is None else 2 * shape(head.weight).numel()
     forward = 2 * prepared * work.passes + 2 * weights * work.tokens + attention * work.pairs + output * work.outputs
     forward -= 2 * below * work.replayed + attention_below * work.replayed_pairs
     if not work.grad_tokens:
@@ -132,7 +132,9 @@ def flops(work: Work, hf: Any) -> float:
     # the gradient goes down to the lowest layer that is trained
     activations = 2 * (weights - below) * work.grad_tokens + 2 * (attention - attention_below) * work.grad_pairs
     activations += output * work.grad_outputs
-    own = 2 * trained * work.grad_tokens + (output * work.grad_outputs if head.weight.requires_grad else 0)
+    own = 2 * trained * work.grad_tokens + (
+        output * work.grad_outputs if head is not None and head.weight.requires_grad else 0
+    )
     return float(forward + activations + own)
 
 

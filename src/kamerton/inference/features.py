@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kamerton.base.frozen import SHARE_OF_MEMORY, decoder_layers, free_bytes
 from kamerton.base.model import CausalModel, LanguageModel
+from kamerton.base.work import flops
 from kamerton.errors import ModelError
 from kamerton.inference.prefix import common_prefix, fill
 
@@ -52,6 +53,11 @@ class Features:
         self.limit = int(SHARE_OF_MEMORY * free_bytes(self._model.device)) if limit is None else limit
         self._known: dict[Key, Tensor] = {}
         self.bytes = self.computed = self.replayed = 0
+
+    @property
+    def flops(self) -> float:
+        """Operations that were computed so far, where they are counted for no other model."""
+        return flops(self._model.work, self._model.hf)
 
     def count_for(self, model: LanguageModel) -> None:
         """Count what is computed from now on as the work of a model."""

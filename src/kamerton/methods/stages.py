@@ -28,6 +28,7 @@ from kamerton.methods.method import Finding, FitRecord, Run
 from kamerton.methods.search import space_of
 from kamerton.objectives import get_objective
 from kamerton.objectives.stage_options import StageOptions
+from kamerton.rewards.reward import flops_of
 from kamerton.tasks.example import Task
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.tuning import Options, Tuned
@@ -142,7 +143,7 @@ def two_stages(
         raise KamertonError(f"{options.objective} training: {error.message}", mend=mend) from error
     record.seconds += result.state.seconds
     record.tokens += result.state.tokens
-    record.flops += flops(Work(**result.state.work), tuned.model.hf)
+    record.flops += flops(Work(**result.state.work), tuned.model.hf) + flops_of(getattr(objective, "reward", None))
     record.finished = result.finished
     offset = record.curve[-1] if record.curve else {"step": 0, "tokens": 0, "seconds": 0.0}
     for row in result.state.curve:

@@ -86,6 +86,7 @@ class DiscriminatorReward:
         self._fold = {example.id: int(fold) for example, fold in zip(task.train, halves, strict=True)}
         self._features, self._references = Features(base.model.hf, limit=0), Features(base.model.hf)
         self._last: dict[Rendered, Tensor] = {}
+        self._before = 0.0  # operations before the run was stopped and resumed
         embedding, kind = normed(base.model.hf.get_input_embeddings().weight.detach()), KINDS[options.discriminator]
         with torch.random.fork_rng(devices=[]):  # whoever draws next draws what it would have drawn
             torch.manual_seed(options.seed + 1)
@@ -109,6 +110,11 @@ class DiscriminatorReward:
         if len({example.answers[0] for example in task.train}) == 1 and len(task.train) > 1:
             what = "all reference answers are equal, so there is nothing to tell apart"
             raise TaskError(what, where=task.name, mend="use reward: exact")
+
+    @property
+    def flops(self) -> float:
+        """Operations so far of the base that is read; the discriminators themselves are small beside it."""
+        return self._before + self._features.flops + self._references.flops
 
     @property
     def notes(self) -> list[str]:
@@ -146,11 +152,12 @@ class DiscriminatorReward:
 
     def state(self) -> dict[str, Tensor]:
         """The discriminators, their optimisers, the answers that they keep, and the balance."""
-        return self.judges.state()
+        return {**self.judges.state(), "flops": torch.tensor(self.flops, dtype=torch.float64)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        self.judges.restore(state)
+        self._before = float(state["flops"])
+        self.judges.restore({name: value for name, value in state.items() if name != "flops"})
         self._last = {}
 
     # -- inside -------------------------------------------------------------------------------------------------------

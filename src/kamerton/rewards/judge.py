@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from kamerton.base.load import Base, check_source, load_base
+from kamerton.base.work import flops
 from kamerton.errors import RewardError
 from kamerton.inference import Engine
 from kamerton.rewards.judge_prompts import (
@@ -125,6 +126,7 @@ class Judge:
     def __init__(self, base: Base, options: JudgeOptions) -> None:
         self.o, self._who = options, base.info.name
         self._engine = Engine(base.model, base.renderer, max_batch_tokens=options.max_batch_tokens)
+        self._flops = 0.0
         # graded, off the format, cut; compared, changed with the order, ties, off the format, cut
         self._counts = dict.fromkeys(("graded", "off", "cut", "compared", "changed", "ties", "astray", "shortened"), 0)
 
@@ -196,6 +198,11 @@ class Judge:
     # -- what was found -----------------------------------------------------------------------------------------------
 
     @property
+    def flops(self) -> float:
+        """Operations so far."""
+        return self._flops
+
+    @property
     def notes(self) -> list[str]:
         c, who, out = self._counts, f"judge {self._who}", []
         if c["graded"]:
@@ -210,11 +217,15 @@ class Judge:
 
     def state(self) -> dict[str, Tensor]:
         """What was counted."""
-        return {"counts": torch.tensor(list(self._counts.values()))}
+        return {
+            "counts": torch.tensor(list(self._counts.values())),
+            "flops": torch.tensor(self._flops, dtype=torch.float64),
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         self._counts = dict(zip(self._counts, state["counts"].tolist(), strict=True))
+        self._flops = float(state["flops"])
 
     def _silent(self, done: str, example: Example) -> RewardError:
         number, what = self._counts[done], "answers" if done == "graded" else "pairs"
@@ -236,7 +247,9 @@ class Judge:
         fitted = [engine.shorten(c, max(map(len, said))) for c in conversations]
         prompts = [renderer.prompt(c) for c, _ in fitted]
         shared = next(i for i in range(len(said[0]) + 1) if len({tuple(s[: i + 1]) for s in said}) > 1)
+        before = engine.model.work.copy()
         rows = engine.token_log_probs([p for p in prompts for _ in said], said * len(prompts))
+        self._flops += flops(engine.model.work - before, engine.model.hf)
         logs = torch.stack([row[shared:].double().sum() for row in rows]) if rows else torch.zeros(0)
         whole = logs.exp().numpy().reshape(-1, len(said))
         mass = whole.copy()

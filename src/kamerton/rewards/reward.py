@@ -1,9 +1,10 @@
 """What a reward is: examples and answers in, one number an answer out, higher is better.
 
-Some rewards have more. One that counts what it sees is `Stateful` (training/objective.py): an objective keeps its
-state in checkpoints. One that learns beside the policy is `Learning`. Any may have `notes`, lines for the report, which
-are read at the end (`notes_of`), and a weighted sum has the `means` of its parts. One that does not read an example's
-accepted answers says `needs_references = False`: only such a reward may choose among answers at inference.
+Some rewards have more. One that computes with a model says how much in `flops` (`flops_of`). One that counts what it
+sees is `Stateful` (training/objective.py): an objective keeps its state in checkpoints. One that learns beside the
+policy is `Learning`. Any may have `notes`, lines for the report, which are read at the end (`notes_of`), and a weighted
+sum has the `means` of its parts. One that does not read an example's accepted answers says `needs_references = False`:
+only such a reward may choose among answers at inference.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ def checked(name: str, examples: Sequence[Example], answers: Sequence[str], valu
         message = f"gives {found[wrong[0]]} for an answer to example {examples[wrong[0]].id}"
         raise RewardError(message, where=where, mend="give a finite number")
     return found
+
+
+def flops_of(reward: Any) -> float:
+    """Floating-point operations that a reward's models took so far; 0 for a reward without a model."""
+    return float(getattr(reward, "flops", 0.0))
 
 
 def notes_of(reward: Any) -> list[str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from kamerton.base.load import Base, DtypeName, choose_dtype
 from kamerton.base.sizes import check_shards
 from kamerton.base.sources import first_line, resolve
+from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError, ModelError
 from kamerton.inference.prefix import fill
 from kamerton.inference.reward_model import judged_tokens
@@ -80,6 +81,7 @@ class RewardModel:
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.limit = min((n for n in (options.limit, positions) if n), default=None)
         self._scored = self._cut = 0
+        self._work = Work()
 
     @classmethod
     def build(cls, base: Base, task: Task, options: Any) -> RewardModel:  # noqa: ARG003
@@ -91,6 +93,11 @@ class RewardModel:
         _writer(source, tokenizer, base)
 
     @property
+    def flops(self) -> float:
+        """Operations so far, padding included."""
+        return flops(self._work, self.hf)
+
+    @property
     def notes(self) -> list[str]:
         if not self._cut:
             return []
@@ -98,11 +105,12 @@ class RewardModel:
 
     def state(self) -> dict[str, Tensor]:
         """What was counted."""
-        return {"counts": torch.tensor([self._scored, self._cut])}
+        return {"counts": torch.tensor([self._scored, self._cut, self._work.tokens, self._work.pairs])}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        self._scored, self._cut = state["counts"].tolist()
+        self._scored, self._cut, tokens, pairs = state["counts"].tolist()
+        self._work = Work(tokens=tokens, pairs=pairs)
 
     def tokens(self, messages: Conversation, answer: str) -> list[int]:
         """Token ids of a conversation with its answer, cut in its longest message where it is too long."""
@@ -138,6 +146,7 @@ class RewardModel:
             last = {row[-1] for row in rows}
             pad = next(i for i in range(len(last) + 1) if i not in last)
         width = max(map(len, rows))
+        self._work.add(tokens=len(rows) * width, pairs=len(rows) * width * (width + 1) // 2)
         ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.hf.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.hf.device)
         try:

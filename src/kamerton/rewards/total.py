@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from kamerton.rewards.reward import Learning, Reward, checked, notes_of
+from kamerton.rewards.reward import Learning, Reward, checked, flops_of, notes_of
 from kamerton.tasks.example import Example
 from kamerton.training.objective import Stateful
 
@@ -48,6 +48,10 @@ class Total:
     @property
     def notes(self) -> list[str]:
         return [note for reward, _ in self._parts for note in notes_of(reward)]
+
+    @property
+    def flops(self) -> float:
+        return math.fsum(flops_of(reward) for reward, _ in self._parts)
 
     def parts(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, np.ndarray]:
         """(B,) rewards of each part, by name and without its weight."""

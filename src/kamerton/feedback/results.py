@@ -88,7 +88,7 @@ class Results:
     kinds: tuple[KindResult, ...]
 
 
-def results(store: FeedbackStore, *, resamples: int = RESAMPLES, seed: int = 0) -> Results:
+def results_of(store: FeedbackStore, *, resamples: int = RESAMPLES, seed: int = 0) -> Results:
     """Everything that a store's labels say.
 
     Args:

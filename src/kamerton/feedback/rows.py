@@ -36,8 +36,8 @@ CREATE UNIQUE INDEX places ON assignments (labeller, kind, place);
 LABEL = "id, item, labeller, kind, shown, scores, given, seconds, undone"
 
 
-class AlreadyLabelled(KamertonError):
-    """The labeller has a standing label on the same question."""
+class Outdated(KamertonError):
+    """What somebody goes by is not what is stored any more: the question has a label, or a label is not the last."""
 
 
 def answers_text(shown: Iterable[int]) -> str:
@@ -113,7 +113,7 @@ def add_label(
     if replace:
         db.execute(f"UPDATE labels SET undone = ? WHERE {standing}", (time.time(), *where))
     elif db.execute(f"SELECT 1 FROM labels WHERE {standing}", where).fetchone():
-        raise AlreadyLabelled(f"{name} has labelled this already", mend="load the page again")
+        raise Outdated(f"{name} has labelled this already", mend="load the page again")
     written = None if scores is None else json.dumps([float(score) for score in scores])
     made = db.execute(
         "INSERT INTO labels (item, labeller, kind, shown, answers, scores, given, seconds, token) "

@@ -22,7 +22,7 @@ from kamerton.feedback.records import Candidate, Item, Kind, Label, Source, labe
 from kamerton.feedback.rows import (
     LABEL,
     SCHEMA,
-    AlreadyLabelled,
+    Outdated,
     add_item,
     add_label,
     answers_text,
@@ -35,7 +35,7 @@ from kamerton.feedback.rows import (
 from kamerton.tasks.example import Conversation
 from kamerton.tasks.readers import shown as shown_path
 
-__all__ = ["AlreadyLabelled", "FeedbackStore", "is_store"]
+__all__ = ["FeedbackStore", "Outdated", "is_store"]
 
 VERSION = 1
 APPLICATION = 0x4B414D45
@@ -182,7 +182,7 @@ class FeedbackStore:
             replace: undo the labeller's standing label on the same question.
 
         Raises:
-            AlreadyLabelled: there is a standing label, and `replace` is not given.
+            Outdated: there is a standing label, and `replace` is not given.
             KamertonError: no such item, or scores that the kind does not have.
         """
         with self.writing() as db:
@@ -226,7 +226,8 @@ class FeedbackStore:
         """Take back a labeller's last standing label, which must be this one; done again it changes nothing.
 
         Raises:
-            KamertonError: it is not theirs, or not their last one.
+            Outdated: it is not their last one.
+            KamertonError: it is not theirs.
         """
         name = labeller_name(labeller)
         with self.writing() as db:
@@ -238,7 +239,7 @@ class FeedbackStore:
                 return label
             last = last_label(db, name, label.kind)
             if last is None or last.id != number:
-                raise KamertonError(f"label {number} is not the last one of {name}", mend="load the page again")
+                raise Outdated(f"label {number} is not the last one of {name}", mend="load the page again")
             return undo_label(db, label)
 
     def last(self, labeller: str, kind: Kind) -> Label | None:

@@ -1,8 +1,8 @@
 """The loop of feedback: answers of a model for people to label, and their labels as preference data.
 
-Through files: `export` samples answers into JSON lines, people fill in empty fields, `merge` puts the labels among those
-that were there. Through a store: `FeedbackStore` holds what people said on a page, `from_store` gives it as preference
-data, `results_of` says how far they agree and which model is better. A recipe reads the file (shape `preference`).
+Through files: `export` samples answers into JSON lines, people fill in empty fields, `merge` puts the labels among
+those that were there. Through a store: `FeedbackStore` holds what people said on a page, `from_store` gives it as
+preference data, `results_of` says how far they agree and which model is better. A recipe reads the file of preferences.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kamerton.errors import TaskError
+from kamerton.errors import KamertonError, TaskError
 from kamerton.feedback.lines import Line, prompt_of, read_lines
 from kamerton.feedback.records import Candidate, Item, make_item
 from kamerton.tasks.example import Conversation, Message
@@ -65,12 +65,11 @@ def item_of(line: Line) -> Item:
         raise TaskError("answers is not a list of answers", where=line.place, mend=f"write {_SHAPE}")
     found = tuple(_candidate(answer, whole, line.place) for answer in answers)
     name = line.record.get("id")
-    item = make_item(question_of(line), found, name="" if name is None else str(name))
+    prompt = question_of(line)
     try:
-        "".join([item.name, *(turn.content for turn in item.prompt), *(a.text for a in found)]).encode()
-    except UnicodeEncodeError:
-        raise TaskError("has half of a surrogate pair", where=line.place, mend="write the whole character") from None
-    return item
+        return make_item(prompt, found, name="" if name is None else str(name))
+    except KamertonError as error:
+        raise TaskError(error.message, where=line.place, mend=error.mend) from None
 
 
 def question_of(line: Line) -> Conversation:

@@ -102,7 +102,17 @@ def make_item(
     prompt: Conversation, answers: Sequence[Candidate], *, name: str = "", source: Source = "label",
     key: str | None = None,
 ) -> Item:  # fmt: skip
-    """An item whose key is made of its prompt, its answers and their models, unless another is given."""
+    """An item whose key is made of its prompt, its answers and their models, unless another is given.
+
+    Raises:
+        KamertonError: a text holds half of a surrogate pair, which no file can store.
+    """
+    texts = [name, *(turn.content for turn in prompt), *(part for a in answers for part in (a.text, a.model or ""))]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        mend = "write the whole character"
+        raise KamertonError("has half of a surrogate pair", where=ascii(name) if name else None, mend=mend) from None
     said = sorted((a.text, a.model or "") for a in answers)
     key = key or fingerprint([source, [asdict(turn) for turn in prompt], said])[:32]
     return Item(key, name, prompt, tuple(answers), source)

@@ -65,12 +65,7 @@ def add_item(db: sqlite3.Connection, item: Item) -> tuple[int, bool]:
         json.dumps([asdict(part) for part in parts], ensure_ascii=False) for parts in (item.prompt, item.answers)
     )
     values = (item.key, item.name, item.source, prompt, answers, time.time())
-    try:
-        made = db.execute(
-            "INSERT INTO items (key, name, source, prompt, answers, added) VALUES (?, ?, ?, ?, ?, ?)", values
-        )
-    except UnicodeEncodeError:
-        raise KamertonError("has half of a character", where=ascii(item.name), mend="write it as UTF-8") from None
+    made = db.execute("INSERT INTO items (key, name, source, prompt, answers, added) VALUES (?, ?, ?, ?, ?, ?)", values)
     return int(made.lastrowid or 0), True
 
 

@@ -86,7 +86,10 @@ def sentences(kind: KindResult) -> list[str]:
             "against an imaginary model of score 0."
         )
     if not s.bounded and s.added > 0:
-        found.append(f"The same was done in {percent(s.added)} of the resamples, where some won or lost everything.")
+        found.append(
+            f"In {percent(s.added)} of the bootstrap's resamples some models won or lost everything; there each was "
+            "given one tie against an imaginary model of score 0."
+        )
     if kind.same:
         found.append(f"{kind.same} pairs of answers are by the same model and say nothing of models.")
     if kind.unknown:

@@ -165,7 +165,7 @@ def test_files_of_others_are_refused_and_not_touched(tmp_path: Path) -> None:
             FeedbackStore(path)
         assert str(caught.value) == f"{path}: {says}"
         assert (path.read_bytes() if path.is_file() else b"") == before
-    with pytest.raises(KamertonError, match="none.sqlite: is not there; check the path"):
+    with pytest.raises(KamertonError, match=r"none\.sqlite: is not there; check the path"):
         FeedbackStore(tmp_path / "none.sqlite", create=False)
     assert not (tmp_path / "none.sqlite").exists()
     assert is_store(other)
@@ -214,10 +214,17 @@ def test_what_fails_in_the_middle_is_not_there(store: FeedbackStore) -> None:
     with pytest.raises(TypeError):
         store.add([item(1), make_item(conversation([("user", "q")]), [Candidate("a", about={"x": object()})])])
     assert store.items() == []
-    store.add([item(1)])
-    with pytest.raises(RuntimeError), store.writing():
-        store.label(store.items()[0].id, "Anna", "comparison", (0, 1), (1, 0))
-        raise RuntimeError
+    odd = make_item(conversation([("user", "q")]), [Candidate("a", about={"x": "\ud83d"})])  # a file may say so
+    store.add([odd])
+    assert store.items()[0].answers == odd.answers
+
+    def label_and_fail() -> None:
+        with store.writing():
+            store.label(store.items()[0].id, "Anna", "thumbs", (0,), (1,))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        label_and_fail()
     assert store.labels(undone=True) == []
 
 

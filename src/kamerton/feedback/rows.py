@@ -61,12 +61,16 @@ def add_item(db: sqlite3.Connection, item: Item) -> tuple[int, bool]:
     row = db.execute("SELECT id FROM items WHERE key = ?", (item.key,)).fetchone()
     if row is not None:
         return int(row[0]), False
-    prompt, answers = (
-        json.dumps([asdict(part) for part in parts], ensure_ascii=False) for parts in (item.prompt, item.answers)
-    )
+    prompt, answers = (_written([asdict(part) for part in parts]) for parts in (item.prompt, item.answers))
     values = (item.key, item.name, item.source, prompt, answers, time.time())
     made = db.execute("INSERT INTO items (key, name, source, prompt, answers, added) VALUES (?, ?, ?, ?, ?, ?)", values)
     return int(made.lastrowid or 0), True
+
+
+def _written(value: object) -> str:
+    """As JSON that people can read; escaped where a setting holds half of a surrogate pair."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() or text.encode(errors="ignore").decode() == text else json.dumps(value)
 
 
 def label_from(row: Any) -> Label:

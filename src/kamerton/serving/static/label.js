@@ -46,8 +46,9 @@
     const response = await fetch(path, {
       method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
     });
+    // an answer that breaks off is none: it is asked for again
+    if (response.ok) return response.json();
     const found = await response.json().catch(() => ({}));
-    if (response.ok) return found;
     const error = new Error((found.error && found.error.message) || `the server said ${response.status}`);
     error.status = response.status;
     throw error;
@@ -57,7 +58,7 @@
   async function send(path, body) {
     busy = true;
     enable();
-    for (let pause = 500; ; pause = Math.min(2 * pause, 5000)) {
+    for (let pause = 250; ; pause = Math.min(2 * pause, 4000)) {
       try {
         return await post(path, body);
       } catch (error) {
@@ -198,7 +199,7 @@
     }
     return [
       { text: "Save this order", key: "Enter", also: "enter", act: rank, className: "side" },
-      { text: "Take one back", key: "Backspace", also: "backspace", act: () => { order.pop(); drawRanks(); } },
+      { text: "Take one back", key: "Backspace", also: "backspace", act: takeBack },
     ];
   }
 
@@ -209,6 +210,13 @@
     drawRanks();
     const text = order.map((j) => LETTERS[j] || j + 1).join(", then ");
     say(order.length === answering ? `${text}. Save with Enter.` : text);
+  }
+
+  function takeBack() {
+    if (order.length === answering) order.pop(); // the last one came by itself
+    order.pop();
+    drawRanks();
+    say(order.map((j) => LETTERS[j] || j + 1).join(", then "));
   }
 
   function rank() {

@@ -101,7 +101,7 @@ def register(app: typer.Typer) -> None:
             if not questions and sampler is None:
                 mend = "give more answers to a prompt, or --kind rating or thumbs"
                 raise KamertonError(f"nothing can be asked as {chosen}", where=opened.path, mend=mend)
-            for note in [*notes, *_asked(opened, chosen, questions)]:
+            for note in [*notes, *_asked(opened, chosen, questions, sampler)]:
                 say(note)
             if sampler is not None:
                 sampler.start()
@@ -192,12 +192,15 @@ def _kind(store: FeedbackStore, given: str | None, sampler: Sampler | None) -> t
     return chosen, counts[chosen]
 
 
-def _asked(store: FeedbackStore, kind: Kind, questions: int) -> list[str]:
+def _asked(store: FeedbackStore, kind: Kind, questions: int, sampler: Sampler | None) -> list[str]:
+    """What is asked, what is not, and what is to come."""
     from kamerton.feedback.records import questions_of
 
     items = store.items("label")
     without = sum(not questions_of(item, kind) for item in items)
     notes = [f"{questions} questions of kind {kind} for each labeller"]
+    if sampler is not None:
+        notes.append(f"answers to {sampler.total - sampler.done} of {sampler.total} prompts are sampled meanwhile")
     if without:
         notes.append(f"{without} of {len(items)} items have no two different answers, and are not asked about")
     return notes

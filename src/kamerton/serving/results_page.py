@@ -20,7 +20,7 @@ from kamerton.feedback.bradley_terry import Strengths
 from kamerton.feedback.results import KindResult, Results
 from kamerton.serving.pages import read_static
 
-WIDTHS = (300, 132)
+WIDTHS = (300, 116)
 """Pixels of the plot: wide, for phones."""
 TITLES = {"comparison": "Comparisons", "ranking": "Rankings", "rating": "Ratings", "thumbs": "Thumbs"}
 LEVELS = {"nominal": "as names", "ordinal": "as an order", "interval": "as distances"}

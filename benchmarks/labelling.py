@@ -3,7 +3,7 @@
     python benchmarks/labelling.py                     # figures
     python benchmarks/labelling.py --store FILE        # also keeps the store of planted labels
 
-The labellers are simulated: each prefers by the true strengths of three models, and agrees with the other three times in
+The labellers are simulated: each prefers by the true strengths of three models, and copies the other three times in
 five beyond that. One client labels over HTTP on loopback as fast as it is acknowledged, every label committed to disk.
 """
 

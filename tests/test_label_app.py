@@ -354,3 +354,35 @@ def test_answers_are_sampled_live_and_gone_on_with(small_folder: Path, tmp_path:
     assert Sampler(store, models, prompts, Sampling(max_tokens=5, temperature=0.9, seed=1)).done == 0
     with pytest.raises(KamertonError, match="temperature 0 gives the same answer each time"):
         Sampler(store, models, prompts, Sampling(n=2))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_from_labels_on_the_page_to_an_aligned_model(
+    cli: Callable[..., tuple[int, str, str]], small_folder: Path, tmp_path: Path
+) -> None:
+    """Labels through the page's own requests → export → `kamerton align` with DPO, which learns from their pairs."""
+    made = FeedbackStore(tmp_path / "s.sqlite")
+    examples = tiny.colours(30, 1)
+    made.add(
+        make_item(e.messages, [Candidate("red", "one"), Candidate("blue", "two")], name=f"e{n}")
+        for n, e in enumerate(examples)
+    )
+    with client(made) as asked:
+        while (question := start(asked)["question"]) is not None:
+            scores = [float(text == "blue") for text in question["answers"]]
+            found = asked.post("/api/labels", json={
+                "labeller": "Anna", "question": question["id"], "scores": scores, "token": f"token-{question['id']:04}",
+            })  # fmt: skip
+            assert found.status_code == 200
+    made.close()
+    status, out, _ = cli("feedback", "export", tmp_path / "s.sqlite", "--output", tmp_path / "p.jsonl")
+    assert (status, out) == (0, f"{tmp_path}/p.jsonl: 30 questions with judged answers, of 30 labels\n")
+    (tmp_path / "r.yaml").write_text(
+        f"task: {{data: p.jsonl, max_answer_tokens: 6}}\nbase: {{model: {small_folder}, dtype: float32}}\n"
+        "methods:\n- lora: {objective: dpo, learning_rate: 0.01, validations: 2}\nbudget: {steps: 8}\n"
+    )
+    status, out, err = cli("align", tmp_path / "r.yaml", "--output", tmp_path / "aligned")
+    assert status == 0, err
+    assert (tmp_path / "aligned" / "adapter_model.safetensors").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert {row["graded"][0]["answer"] for row in rows} == {"blue"}

@@ -287,7 +287,7 @@ def fidelity(
         first = target if isinstance(target, Adapted) else load(target)
         models = {_label(target, first): first}
         if against is not None:
-            second = against if isinstance(against, Adapted) else _load_beside(against, first.base)
+            second = against if isinstance(against, Adapted) else load_beside(against, first.base)
             name = _label(against, second)
             models[name if name not in models else f"{name} (2)"] = second
         return run_assessment(models, recipe, task, split, settings, folder, report or (lambda *_: None), command)
@@ -350,7 +350,7 @@ def _label(target: str | Path | Adapted, adapted: Adapted) -> str:
     return adapted.method if isinstance(target, Adapted) else Path(target).name or str(target)
 
 
-def _load_beside(target: str | Path, base: Base) -> Adapted:
+def load_beside(target: str | Path, base: Base) -> Adapted:
     """As `load`, on a base that is in memory already where it is the same one."""
     folder = Path(target)
     for saved in (folder, folder / "adapter"):

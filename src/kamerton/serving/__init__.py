@@ -1,0 +1,1 @@
+"""What is served over HTTP: the labelling page, and what all pages share."""

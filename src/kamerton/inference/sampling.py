@@ -40,7 +40,8 @@ class Sampling:
         min_p: keep tokens at least this fraction as likely as the likeliest one.
         stop: the answer ends before the first of these strings.
         n: answers for each conversation.
-        seed: the same seed gives the same answers, whatever the batch.
+        seed: the same seed gives the same answers, whatever the batch (up to rounding, which in bfloat16 can turn a
+            close decision).
 
     Raises:
         KamertonError: a value outside its range.

@@ -151,7 +151,7 @@ class Engine:
         for step in self._decode([self.renderer.prompt(conversation)], sampling, samples=1):
             (row,) = step
             text = self._text(row, sampling)
-            safe = len(text) if row.finish else _safe_length(text, sampling.stop)
+            safe = len(text) if row.finish else safe_length(text, sampling.stop)
             if safe > len(given):
                 yield text[len(given) : safe]
                 given = text[:safe]
@@ -325,14 +325,7 @@ class Engine:
     ) -> Iterator[list[Row]]:
         if not prompts:
             return
-        room = [min(sampling.max_tokens, self._room(i, prompt)) for i, prompt in enumerate(prompts)]
-        longest = max((len(s.encode()) for s in sampling.stop), default=0) + 8
-
-        def stopped(tokens: list[int]) -> bool:
-            # a stop string of n bytes spans at most n tokens; eight more keep it off the window's edge
-            tail = self.renderer.decode(tokens[-longest:])
-            return any(s in tail for s in sampling.stop)
-
+        room, stopped = self._rooms(prompts, sampling), self._stopping(sampling)
         if samples is not None:
             sampling = replace(sampling, n=samples)
         decoder = self._decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens, first)
@@ -343,6 +336,21 @@ class Engine:
                     yield step
             finally:
                 self._count(decoder)
+
+    def _rooms(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[int]:
+        """The longest answer to each prompt, in tokens."""
+        return [min(sampling.max_tokens, self._room(i, prompt)) for i, prompt in enumerate(prompts)]
+
+    def _stopping(self, sampling: Sampling) -> Callable[[list[int]], bool]:
+        """Whether the text of an answer's tokens holds a stop string."""
+        longest = max((len(s.encode()) for s in sampling.stop), default=0) + 8
+
+        def stopped(tokens: list[int]) -> bool:
+            # a stop string of n bytes spans at most n tokens; eight more keep it off the window's edge
+            tail = self.renderer.decode(tokens[-longest:])
+            return any(s in tail for s in sampling.stop)
+
+        return stopped
 
     def _edges(
         self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
@@ -388,7 +396,7 @@ class Engine:
         )
 
 
-def _safe_length(text: str, stop: Sequence[str]) -> int:
+def safe_length(text: str, stop: Sequence[str]) -> int:
     """How much of a text cannot change any more: no unfinished character, no beginning of a stop string."""
     length = len(text.rstrip("\ufffd"))
     for s in stop:

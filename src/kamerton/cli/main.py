@@ -12,7 +12,21 @@ import warnings
 
 import typer
 
-from kamerton.cli import align, chat, compare, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
+from kamerton.cli import (
+    align,
+    chat,
+    compare,
+    evaluate,
+    feedback,
+    index,
+    merge,
+    methods,
+    recipe,
+    reward,
+    rewards,
+    serve,
+    tune,
+)
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -28,6 +42,7 @@ tune.register(app)
 align.register(app)
 evaluate.register(app)
 chat.register(app)
+serve.register(app)
 merge.register(app)
 methods.register(app)
 rewards.register(app)

@@ -141,7 +141,8 @@ class Batch:
                 self._advance(fresh, hidden, told)
                 self._leave()
             if self.rows:
-                assert self.cache is not None and self._prefix is not None
+                assert self.cache is not None
+                assert self._prefix is not None
                 self._fit(len(self.rows), int(self.cache.lengths[: len(self.rows)].max()) + 1)
                 step = self._prefix.forward([[place.row.tokens[-1]] for place in self.rows], cache=self.cache)
                 self._advance(self.rows, step.rows, told)
@@ -199,7 +200,7 @@ class Batch:
             wider = max(widest, self._columns(place))
             count = len(self.rows) + len(fresh)
             new = 0 if id(place.row.prompt) in known else self._held(place.row.prompt)
-            if count and (count + 1) * wider > self.max_tokens or reading and reading + new > PREFILL:
+            if (count and (count + 1) * wider > self.max_tokens) or (reading and reading + new > PREFILL):
                 break
             fresh.append(self.waiting.popleft())
             known.add(id(place.row.prompt))
@@ -216,7 +217,8 @@ class Batch:
         before = int(self.cache.lengths[: len(self.rows)].max()) if self.rows and self.cache is not None else 0
         # padding of a pass is written too, so that the cache must be as wide as the longest newcomer
         self._fit(len(self.rows) + len(fresh), max(before, *(self._held(p.row.prompt) for p in fresh)) + 1)
-        assert self.cache is not None and self._prefix is not None
+        assert self.cache is not None
+        assert self._prefix is not None
         for batch in fill([self._held(place.row.prompt) for place in new], PREFILL):
             part = [new[i] for i in batch]
             slots = range(len(self.rows), len(self.rows) + len(part))
@@ -292,7 +294,8 @@ class Batch:
         most = max(counts)
         if not most:
             return [()] * len(counts)
-        values, ids = logits.log_softmax(-1).topk(min(most, logits.shape[-1]), dim=-1)
+        values, ids = logits.topk(min(most, logits.shape[-1]), dim=-1)
+        values = values - torch.logsumexp(logits, -1, keepdim=True)
         return [
             tuple(zip(i[:count], v[:count], strict=True)) if count else ()
             for count, i, v in zip(counts, ids.tolist(), values.tolist(), strict=True)

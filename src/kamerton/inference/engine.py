@@ -150,7 +150,7 @@ class Engine:
         given = ""
         for step in self._decode([self.renderer.prompt(conversation)], sampling, samples=1):
             (row,) = step
-            text = self._text(row, sampling)
+            text = self.text(row.tokens, sampling)
             safe = len(text) if row.finish else safe_length(text, sampling.stop)
             if safe > len(given):
                 yield text[len(given) : safe]
@@ -380,15 +380,15 @@ class Engine:
             )  # fmt: skip
         return room
 
-    def _text(self, row: Row, sampling: Sampling) -> str:
-        tokens = row.tokens[:-1] if row.tokens[-1] in self.renderer.end_ids else row.tokens
-        text = self.renderer.decode(tokens)
+    def text(self, tokens: Sequence[int], sampling: Sampling) -> str:
+        """What the tokens of an answer say, without the end token and cut before a stop string."""
+        text = self.renderer.decode(tokens[:-1] if tokens[-1] in self.renderer.end_ids else tokens)
         cuts = [text.find(s) for s in sampling.stop if s in text]
         return text[: min(cuts)] if cuts else text
 
     def _answer(self, row: Row, sampling: Sampling, front: int) -> Answer:
         return Answer(
-            text=self._text(row, sampling),
+            text=self.text(row.tokens, sampling),
             tokens=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             finish="stop" if row.finish == "stop" else "length",

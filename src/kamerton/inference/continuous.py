@@ -189,7 +189,7 @@ class Batch:
     def _admit(self) -> list[_Place]:
         """Waiting rows, in their order, as far as there is room; they get no token yet."""
         fresh: list[_Place] = []
-        widest = max((self._columns(place) for place in self.rows), default=0)
+        widest = max((_rounded(self._columns(place)) for place in self.rows), default=0)
         reading = 0
         known = {id(place.row.prompt) for place in self.rows}
         while self.waiting and len(self.rows) + len(fresh) < self.max_rows:
@@ -197,7 +197,7 @@ class Batch:
             if place.job.cancelled:
                 self.waiting.popleft()
                 continue
-            wider = max(widest, self._columns(place))
+            wider = max(widest, _rounded(self._columns(place)))
             count = len(self.rows) + len(fresh)
             new = 0 if id(place.row.prompt) in known else self._held(place.row.prompt)
             if (count and (count + 1) * wider > self.max_tokens) or (reading and reading + new > PREFILL):
@@ -239,10 +239,9 @@ class Batch:
         cache = self.cache
         if cache is not None and rows <= cache.capacity and columns <= cache.columns:
             return
-        columns = max(-(-columns // COLUMNS) * COLUMNS, cache.columns if cache is not None else 0)
-        if cache is not None:
-            more = min(2 * rows, self.max_rows, self.max_tokens // columns) if rows > cache.capacity else 0
-            rows = max(rows, cache.capacity, more)
+        columns = _rounded(columns)
+        more = rows if cache is None else 2 * rows if rows > cache.capacity else cache.capacity
+        rows = max(rows, min(more, self.max_rows, self.max_tokens // columns))
         larger = RowCache(rows, columns)
         if cache is not None:
             live, wide = len(self.rows), int(cache.lengths.max())
@@ -313,3 +312,7 @@ class Batch:
                 self.cache.move(last, slot)
                 self.rows[slot] = self.rows[last]
             self.rows.pop()
+
+
+def _rounded(columns: int) -> int:
+    return -(-columns // COLUMNS) * COLUMNS

@@ -8,11 +8,12 @@ computes, and methods need not know that they are not alone.
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ from kamerton.inference.sampling import Sampling
 from kamerton.inference.turn import Turn
 
 T = TypeVar("T")
+REST = 0.5
+"""Seconds without work after which caches are given back; the next request would only make them anew."""
 
 
 class Ticket:
@@ -105,6 +108,7 @@ class Runner:
         return getattr(self._local, "ticket", None)
 
     def _run(self) -> None:
+        awake = woken = True
         while True:
             with self._wake:
                 if self._closing:
@@ -121,11 +125,14 @@ class Runner:
                     except Exception as error:  # whatever it is, it is the requests' and the thread goes on
                         batch.fail(error)
             if not busy:
-                with self.turn:
-                    for batch in self.batches:
-                        batch.rest()
                 with self._wake:
-                    self._wake.wait_for(lambda: self._inbox or self._closing)
+                    woken = self._wake.wait_for(lambda: self._inbox or self._closing, REST if awake else None)
+                if not woken:
+                    with self.turn:
+                        for batch in self.batches:
+                            batch.rest()
+                    _trim()
+            awake = bool(busy) or bool(woken)
         for _, future in self._inbox:
             future.set_exception(Cancelled())
         for batch in self.batches:
@@ -139,6 +146,12 @@ class Runner:
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, where the C library would keep it for later."""
+    with suppress(OSError, AttributeError, TypeError):  # glibc has it, others do not
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class BatchedEngine(Engine):

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from kamerton.inference import Sampling
 from kamerton.inference.continuous import Token
 from kamerton.inference.runner import Ticket
+from kamerton.rendering import Renderer
 from kamerton.serving.answering import Piece, Run, begin
 from kamerton.serving.delivery import deliver
 from kamerton.serving.errors import ApiError
@@ -101,10 +102,16 @@ class CompletionShape:
         for t in tokens:
             if t.token in renderer.end_ids:
                 continue
-            text, _ = shown(renderer, t.token)
+            text = _word(renderer, t.token)
             out["tokens"].append(text)
             out["token_logprobs"].append(t.logprob)
-            out["top_logprobs"].append({shown(renderer, token)[0]: logprob for token, logprob in t.top})
+            out["top_logprobs"].append({_word(renderer, token): logprob for token, logprob in t.top})
             out["text_offset"].append(self._written[index])
             self._written[index] += len(text)
         return out
+
+
+def _word(renderer: Renderer, token: int) -> str:
+    """A token's text; of a part of a character its bytes, as OpenAI writes them, so that no two are written alike."""
+    text, raw = shown(renderer, token)
+    return "bytes:" + "".join(f"\\x{b:02x}" for b in raw) if "\ufffd" in text and raw else text

@@ -27,6 +27,16 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def make_server(app: FastAPI) -> Server:
+    """A server for what `make_app` gives."""
+    hub: Hub = app.state.hub
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(hub.limits.grace) + 5, h11_max_incomplete_event_size=65536,
+    )  # fmt: skip
+    return Server(config, hub)
+
+
 def serve(app: FastAPI, sock: socket.socket, *, ready: Callable[[], Any] = lambda: None) -> None:
     """Serve on a bound socket until SIGINT or SIGTERM.
 
@@ -35,12 +45,7 @@ def serve(app: FastAPI, sock: socket.socket, *, ready: Callable[[], Any] = lambd
         sock: see `bound`.
         ready: called once requests are answered.
     """
-    hub: Hub = app.state.hub
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(hub.limits.grace) + 5, h11_max_incomplete_event_size=65536,
-    )  # fmt: skip
-    server = Server(config, hub)
+    server = make_server(app)
 
     async def run() -> None:
         async def tell() -> None:

@@ -126,13 +126,14 @@ class Runner:
                         batch.fail(error)
             if not busy:
                 with self._wake:
-                    woken = self._wake.wait_for(lambda: self._inbox or self._closing, REST if awake else None)
+                    wanted = lambda: bool(self._inbox) or self._closing  # noqa: E731
+                    woken = self._wake.wait_for(wanted, REST if awake else None)
                 if not woken:
                     with self.turn:
                         for batch in self.batches:
                             batch.rest()
                     _trim()
-            awake = bool(busy) or bool(woken)
+            awake = bool(busy) or woken
         for _, future in self._inbox:
             future.set_exception(Cancelled())
         for batch in self.batches:

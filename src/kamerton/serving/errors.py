@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -90,10 +90,9 @@ def install(app: FastAPI) -> None:
 
 def invalid(error: RequestValidationError) -> ApiError:
     """What a description of the request did not allow; the first mistake."""
-    first = error.errors()[0]
-    place = [
-        str(part) for part in first["loc"][1:] if not str(part).startswith(("function-", "list[", "str", "tagged"))
-    ]
+    first = _first(error.errors())
+    # pydantic names the branches of a union too, which no client knows
+    place = [str(part) for part in first["loc"][1:] if "[" not in str(part) and part != "str"]
     param = ".".join(place) or None
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
@@ -104,3 +103,10 @@ def invalid(error: RequestValidationError) -> ApiError:
         hint = "send a JSON object with content-type application/json"
         return ApiError(400, f"the body is not what is expected here ({message[:1].lower()}{message[1:]}); {hint}")
     return ApiError(400, f"{param}: {message[:1].lower()}{message[1:]}", param=param, code="invalid_value")
+
+
+def _first(errors: Sequence[Any]) -> Any:
+    """The first mistake; of a field that may be of several kinds, one of the kind that it is."""
+    field = errors[0]["loc"][:2]
+    own = [error for error in errors if error["loc"][:2] == field]
+    return next((error for error in own if not error["type"].endswith("_type")), own[0])

@@ -5,6 +5,7 @@ Written against ASGI itself, so that a client's leaving and the pieces of a stre
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 
 from starlette.datastructures import Headers
@@ -48,23 +49,36 @@ class Guard:
             self.hub.measures.requests.labels(path, str(status)).inc()
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        refused = self._refused(scope, headers)
+        refused = self._refused(scope, Headers(scope=scope))
         if refused is not None:
             await refused.response()(scope, receive, send)
             return
-        seen = 0
+        # the body is read here: what is raised inside `receive` later is taken for a mistake in the JSON
+        parts, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(self.settings.limits.seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return  # the client has gone
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    if size > self.settings.limits.body:
+                        await self._too_large().response()(scope, receive, send)
+                        return
+        except TimeoutError:
+            await ApiError(408, "the body did not come in time", code="timeout").response()(scope, receive, send)
+            return
+        whole: Message | None = {"type": "http.request", "body": b"".join(parts), "more_body": False}
 
-        async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self.settings.limits.body:
-                    raise self._too_large()
+        async def again() -> Message:
+            nonlocal whole
+            if whole is None:
+                return await receive()
+            message, whole = whole, None
             return message
 
-        await self.app(scope, bounded, send)
+        await self.app(scope, again, send)
 
     def _refused(self, scope: Scope, headers: Headers) -> ApiError | None:
         hosts, limit = self.settings.hosts, self.settings.limits.body
@@ -72,8 +86,8 @@ class Guard:
             return ApiError(403, "called by a name that is not this machine's own; use localhost", code="host")
         if self.settings.key is not None and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            # in bytes: a key may hold any character, and the time must not tell how much of it was right
-            same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self.settings.key.encode())
+            # the bytes that came: a key may hold any character, and the time must not tell how much of it was right
+            same = hmac.compare_digest(given.strip().encode("latin-1"), self.settings.key.encode())
             if scheme.lower() != "bearer" or not same:
                 told = "no valid API key; send it as: Authorization: Bearer KEY"
                 return ApiError(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from kamerton.serving.errors import ApiError, json_response
 from kamerton.serving.hub import Hub
@@ -37,7 +37,7 @@ async def health(request: Request) -> Response:
     return json_response({"status": "stopping" if stopping else "ok"}, 503 if stopping else 200)
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Numbers in Prometheus's text format."""
     hub: Hub = request.app.state.hub

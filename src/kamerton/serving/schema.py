@@ -11,13 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def _plain(text: str) -> str:
     found = _CONTROL.search(text)
     if found:
-        raise ValueError(f"a control character (U+{ord(found.group()):04X}) in a text; leave it out")
+        code = ord(found.group())
+        what = "half of a character" if code >= 0xD800 else "a control character"
+        raise ValueError(f"{what} (U+{code:04X}) in a text; leave it out")
     return text
 
 
@@ -124,10 +126,10 @@ class ChatRequest(Common):
     tools: list[Any] | None = None
     tool_choice: Any | None = None
     functions: list[Any] | None = None
-    modalities: list[str] | None = None
+    modalities: list[Name] | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[Name, Text] | None = None
     service_tier: Name | None = None
     safety_identifier: Name | None = None
     prompt_cache_key: Name | None = None

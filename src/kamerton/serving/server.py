@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -19,11 +21,17 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
         super().__init__(config)
-        self._hub = hub
+        self.hub = hub
         self._ending: asyncio.Task[None] | None = None
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        # uvicorn's own would raise the signal again at the end, and the process die of what was a wish to stop
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._ending = asyncio.get_running_loop().create_task(self._hub.stop())
+        self._ending = asyncio.get_running_loop().create_task(self.hub.stop())
         await super().shutdown(sockets)
 
 
@@ -57,7 +65,10 @@ def serve(app: FastAPI, sock: socket.socket, *, ready: Callable[[], Any] = lambd
         await server.serve(sockets=[sock])
         told.cancel()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        server.hub.close()  # a second Ctrl-C leaves the application's own end out
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tiny
+from kamerton.base import load_base
+from kamerton.inference import Sampling
 from kamerton.methods.method import Adapted
 from kamerton.serving.settings import Limits, Settings
-from served import GOOD, MESSAGES, Running, running, wait_for
+from kamerton.tasks.example import conversation
+from served import GOOD, MESSAGES, TURNS, Running, running, wait_for
+from tiny import fit
 
 pytest_plugins = ("tiny", "served")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -373,3 +380,41 @@ def test_streams_that_take_longer_than_the_grace_are_told(models: dict[str, Adap
                 rest = [line for line in lines if line]
         assert json.loads(rest[-2][6:])["error"]["code"] == "stopping"
         assert rest[-1] == "data: [DONE]"
+
+
+def test_a_client_that_does_not_read_loses_its_place(models: dict[str, Adapted]) -> None:
+    from kamerton.inference.runner import Ticket
+    from kamerton.serving import delivery
+    from kamerton.serving.hub import Hub
+
+    async def content() -> Any:
+        for _ in range(3):
+            yield b"data: {}\n\n"
+
+    async def never(*_: Any) -> Any:
+        await asyncio.sleep(60)
+
+    async def go() -> tuple[int, bool]:
+        hub, ticket = Hub({"small": models["small"]}, Settings()), Ticket()
+        hub.take()
+        late = asyncio.get_running_loop().time() - delivery.SLACK + 0.1
+        stream = delivery._Stream(content(), hub, ticket, late)
+        await asyncio.wait_for(stream({"type": "http", "asgi": {"spec_version": "2.4"}}, never, never), 10)
+        return hub.running, ticket.cancelled
+
+    assert asyncio.run(go()) == (0, True)
+
+
+def test_an_encoder_decoder_is_served_too(tmp_path: Path) -> None:
+    base = load_base(tiny.save_encoder_decoder(tmp_path / "t5"), dtype="float32", device="cpu")
+    adapted = fit(base, "zero-shot", tmp_path / "z")
+    alone = adapted.generate([conversation(TURNS)], Sampling(max_tokens=9, temperature=0.8, seed=3, n=2))
+    with running({"t5": adapted}) as made:
+        client = openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", max_retries=0)
+        asked: dict[str, Any] = {"model": "t5", "messages": MESSAGES, "max_tokens": 9, "temperature": 0.8, "seed": 3}
+        answer = client.chat.completions.create(**asked, n=2)
+        assert [c.message.content for c in answer.choices] == [a.text for a in alone]
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == alone[0].text
+        with pytest.raises(openai.BadRequestError, match="answers conversations"):
+            client.completions.create(model="t5", prompt="a")

@@ -16,7 +16,7 @@ from kamerton.serving.answering import Piece, Run, begin
 from kamerton.serving.delivery import deliver
 from kamerton.serving.errors import ApiError
 from kamerton.serving.hub import Hub, Served
-from kamerton.serving.sampled import sampling_of, shown
+from kamerton.serving.sampled import finite, sampling_of, shown
 from kamerton.serving.schema import ChatRequest
 from kamerton.tasks.example import Conversation, Message
 
@@ -111,7 +111,7 @@ class ChatShape:
 
 def _token(renderer: Any, token: int, logprob: float) -> dict[str, Any]:
     text, raw = shown(renderer, token)
-    return {"token": text, "logprob": logprob, "bytes": raw}
+    return {"token": text, "logprob": finite(logprob), "bytes": raw}
 
 
 def _told(piece: Piece) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from kamerton.serving.answering import Piece, Run, begin
 from kamerton.serving.delivery import deliver
 from kamerton.serving.errors import ApiError
 from kamerton.serving.hub import Hub, Served
-from kamerton.serving.sampled import sampling_of, shown
+from kamerton.serving.sampled import finite, sampling_of, shown
 from kamerton.serving.schema import CompletionRequest
 
 router = APIRouter()
@@ -104,8 +104,8 @@ class CompletionShape:
                 continue
             text = _word(renderer, t.token)
             out["tokens"].append(text)
-            out["token_logprobs"].append(t.logprob)
-            out["top_logprobs"].append({_word(renderer, token): logprob for token, logprob in t.top})
+            out["token_logprobs"].append(finite(t.logprob))
+            out["top_logprobs"].append({_word(renderer, token): finite(logprob) for token, logprob in t.top})
             out["text_offset"].append(self._written[index])
             self._written[index] += len(text)
         return out

@@ -26,6 +26,8 @@ from kamerton.serving.hub import Hub
 
 log = logging.getLogger("kamerton.serving")
 DONE = b"data: [DONE]\n\n"
+SLACK = 5.0
+"""Seconds behind its deadline in which a stream can say that it is late."""
 
 
 class Shape(Protocol):
@@ -69,7 +71,7 @@ async def deliver(
         run = await _watched(hub, request, begin(ticket), deadline)
         if stream:
             held = False  # the stream gives the place back
-            return _Stream(_events(hub, run, shape, usage, deadline), hub, ticket)
+            return _Stream(_events(hub, run, shape, usage, deadline), hub, ticket, deadline)
         pieces = await _watched(hub, request, _all(run.pieces), deadline)
         return json_response(shape.whole(pieces, run))
     except (ApiError, KamertonError):
@@ -166,9 +168,10 @@ def _stopped() -> ApiError:
 class _Stream(StreamingResponse):
     """A stream that holds a place until it is over, also where it never begins."""
 
-    def __init__(self, content: AsyncIterator[bytes], hub: Hub, ticket: Ticket) -> None:
+    def __init__(self, content: AsyncIterator[bytes], hub: Hub, ticket: Ticket, deadline: float) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._hub, self._ticket, self._whole = hub, ticket, False
+        self._deadline = deadline + SLACK
 
     async def stream_response(self, send: Send) -> None:
         await super().stream_response(send)
@@ -176,7 +179,11 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            # a client that does not read what it asked for would hold its place for ever
+            async with asyncio.timeout_at(self._deadline):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.warning("a client did not read its stream")
         finally:
             if not self._whole:
                 self._hub.measures.gone.inc()

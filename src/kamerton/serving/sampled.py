@@ -58,6 +58,11 @@ def shown(renderer: Renderer, token: int) -> tuple[str, list[int] | None]:
     return text, None
 
 
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can hold it; what is impossible is −9999, as in OpenAI's answers."""
+    return max(-9999.0, logprob)
+
+
 def _byte_table() -> dict[str, int]:
     """The bytes that the characters of a byte-level vocabulary stand for (Radford et al. 2019)."""
     if not _TABLE:

@@ -6,6 +6,7 @@ memory before, at its highest, and after.
 
     python benchmarks/serving.py                      # 64 clients, the demo model
     python benchmarks/serving.py --clients 16 --turns 1
+    python benchmarks/serving.py --equality float32   # are answers those that are given alone?
 """
 
 from __future__ import annotations
@@ -114,6 +115,40 @@ async def measure(url: str, process: psutil.Process, args: argparse.Namespace) -
     return {"turns": turns, "memory_before": before, "memory_highest_seen": highest}
 
 
+def equality(dtype: str, count: int, tokens: int) -> dict[str, str]:
+    """How many answers from a shared batch are, token for token, those that are given alone, by way of sampling."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from kamerton.base import load_base
+    from kamerton.inference import Engine, Sampling
+    from kamerton.inference.runner import BatchedEngine, Runner
+    from kamerton.tasks.example import conversation
+
+    base = load_base("demo", dtype=dtype)
+    alone, runner = Engine(base.model, base.renderer), Runner()
+    together = BatchedEngine(alone, runner)
+    runner.start()
+    ways = {"greedy": {}, "temperature 0.7, top_p 0.95": {"temperature": 0.7, "top_p": 0.95},
+            "temperature 1": {"temperature": 1.0}}  # fmt: skip
+    asked = [
+        (way, conversation([("user", f"Question {i}: tell me something about {TOPICS[i % len(TOPICS)]}.")]),
+         Sampling(max_tokens=tokens, seed=i, **options))
+        for way, options in ways.items() for i in range(count)
+    ]  # fmt: skip
+
+    def one(request: Any) -> list[Any]:
+        with runner.turn:
+            return together.generate([request[1]], request[2])
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        shared = list(pool.map(one, asked))
+    same = dict.fromkeys(ways, 0)
+    for (way, question, sampling), answers in zip(asked, shared, strict=True):
+        same[way] += answers[0].tokens == alone.generate([question], sampling)[0].tokens
+    runner.close()
+    return {way: f"{number} of {count}" for way, number in same.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=64)
@@ -121,7 +156,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="the longest answer")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("serving.json"))
+    parser.add_argument("--equality", metavar="DTYPE", help="only count answers that are those given alone")
     args = parser.parse_args()
+    if args.equality:
+        print(json.dumps(equality(args.equality, 16, args.tokens)))
+        return
     command = [sys.executable, "-m", "kamerton", "serve", "demo", "--port", "0", "--max-requests", str(args.clients)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "400"})
     try:

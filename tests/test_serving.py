@@ -196,3 +196,27 @@ def test_sources_are_in_the_answer(small_folder: Path, tmp_path: Path) -> None:
         assert "rivers" in json.dumps(message.sources)  # type: ignore[attr-defined]
         chunks = list(client.chat.completions.create(model="docs", messages=MESSAGES, max_tokens=6, stream=True))
         assert any("rivers" in json.dumps(getattr(c.choices[0].delta, "sources", "")) for c in chunks)
+
+
+def test_the_demo_model_answers_many_as_it_answers_one(demo: Base, tmp_path: Path) -> None:
+    adapted = fit(demo, "zero-shot", tmp_path)
+    words = ["What is the capital of France?", "Name three colours.", "Say hello.", "Why is the sky blue? Be short."]
+    asked = [(word, i, 0.7 if i % 2 else 0.0) for i, word in enumerate(words)]
+    alone = [
+        adapted.generate(
+            [conversation([("user", w)])], Sampling(max_tokens=12, temperature=t, top_p=0.9, seed=i)
+        )[0].text
+        for w, i, t in asked
+    ]  # fmt: skip
+    with running({"demo": adapted}) as made, ThreadPoolExecutor(len(asked)) as pool:
+        client = openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+        def one(request: tuple[str, int, float]) -> str:
+            chunks = client.chat.completions.create(
+                model="demo", messages=[{"role": "user", "content": request[0]}], max_tokens=12, seed=request[1],
+                temperature=request[2], top_p=0.9, stream=True,
+            )  # fmt: skip
+            return "".join(c.choices[0].delta.content or "" for c in chunks)
+
+        assert list(pool.map(one, asked)) == alone
+    assert "Paris" in alone[0]

@@ -112,9 +112,9 @@ def long(small_base: Base) -> dict[str, Any]:
     """A request whose answer is known to be long."""
     engine = Engine(small_base.model, small_base.renderer)
     for seed in range(200):
-        sampling = Sampling(max_tokens=450, temperature=1.0, seed=seed)
-        if len(engine.generate([conversation(TURNS)], sampling)[0].tokens) == 450:
-            return {"model": "small", "messages": MESSAGES, "max_tokens": 450, "temperature": 1.0, "seed": seed}
+        sampling = Sampling(max_tokens=300, temperature=1.0, seed=seed)
+        if len(engine.generate([conversation(TURNS)], sampling)[0].tokens) == 300:
+            return {"model": "small", "messages": MESSAGES, "max_tokens": 300, "temperature": 1.0, "seed": seed}
     raise AssertionError("no long answer")
 
 

@@ -26,10 +26,11 @@ class PackedLinears:
 
     Args:
         model: the module whose `nn.Linear` layers are sped up.
+        like: the packs of another model that shares some of the weights; theirs are not made a second time.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, like: PackedLinears | None = None) -> None:
+        self._model, self._like = model, like
         self._packs: dict[int, tuple[Any, Callable[[Tensor], Tensor]]] = {}
         self._layers: list[tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = []
 
@@ -37,7 +38,12 @@ class PackedLinears:
     def refresh(self) -> None:
         """Pack what is not packed yet or changed since; call it before a run of passes."""
         layers: list[Any] = [m for m in self._model.modules() if _packable(m)]
-        missing = sum(m.weight.numel() * m.weight.element_size() for m in layers if id(m) not in self._packs)
+        shared = self._like.by_state() if self._like is not None else {}
+        missing = sum(
+            m.weight.numel() * m.weight.element_size()
+            for m in layers
+            if id(m) not in self._packs and _state(m) not in shared
+        )
         self._layers = []
         if missing and 4 * missing > psutil.virtual_memory().available:
             return
@@ -45,9 +51,16 @@ class PackedLinears:
         for module in layers:
             state = _state(module)
             known = self._packs.get(id(module))
-            packs[id(module)] = known if known is not None and known[0] == state else (state, _packed(module))
+            if known is None or known[0] != state:
+                known = (state, shared[state] if state in shared else _packed(module))
+            packs[id(module)] = known
             self._layers.append((module.__dict__, packs[id(module)][1]))
         self._packs = packs
+
+    def by_state(self) -> dict[Any, Callable[[Tensor], Tensor]]:
+        """The packs by the state of their weights, made where they are not there yet."""
+        self.refresh()
+        return dict(self._packs.values())
 
     @contextmanager
     def active(self) -> Iterator[None]:

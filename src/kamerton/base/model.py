@@ -188,6 +188,35 @@ class LanguageModel:
         finally:
             self._inferring -= 1
 
+    def share_weights(self, other: LanguageModel) -> int:
+        """Take from another model every weight that is the same there, so that it is in memory once.
+
+        Layers that an adapter stands around are compared too. Nothing may be trained afterwards.
+
+        Returns:
+            Bytes that are no longer held twice.
+        """
+        if self.hf is other.hf:
+            return 0
+        known = dict(other.hf.named_parameters(remove_duplicate=False))
+        saved, done = 0, set()
+        for path, module in self.hf.named_modules():
+            for name, own in list(module._parameters.items()):
+                there = known.get(f"{path}.{name}".replace(".base_layer.", "."))
+                if own is None or there is None or own is there or own.dtype != there.dtype:
+                    continue
+                if own.shape != there.shape or own.device != there.device or not torch.equal(own, there):
+                    continue
+                if own.data_ptr() not in done:
+                    saved += own.numel() * own.element_size()
+                done.add(own.data_ptr())
+                module._parameters[name] = there
+        if saved:
+            if other._linears is None:
+                other._linears = PackedLinears(other.hf)
+            self._linears = PackedLinears(self.hf, like=other._linears)
+        return saved
+
     def _prepared(self) -> AbstractContextManager[None]:
         return self._linears.active() if self._inferring and self._linears is not None else nullcontext()
 

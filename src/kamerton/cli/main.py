@@ -25,6 +25,7 @@ from kamerton.cli import (
     recipe,
     reward,
     rewards,
+    serve,
     tune,
 )
 from kamerton.errors import KamertonError
@@ -43,6 +44,7 @@ align.register(app)
 evaluate.register(app)
 chat.register(app)
 label.register(app)
+serve.register(app)
 merge.register(app)
 methods.register(app)
 rewards.register(app)

@@ -150,8 +150,8 @@ class Engine:
         given = ""
         for step in self._decode([self.renderer.prompt(conversation)], sampling, samples=1):
             (row,) = step
-            text = self._text(row, sampling)
-            safe = len(text) if row.finish else _safe_length(text, sampling.stop)
+            text = self.text(row.tokens, sampling)
+            safe = len(text) if row.finish else safe_length(text, sampling.stop)
             if safe > len(given):
                 yield text[len(given) : safe]
                 given = text[:safe]
@@ -325,14 +325,7 @@ class Engine:
     ) -> Iterator[list[Row]]:
         if not prompts:
             return
-        room = [min(sampling.max_tokens, self._room(i, prompt)) for i, prompt in enumerate(prompts)]
-        longest = max((len(s.encode()) for s in sampling.stop), default=0) + 8
-
-        def stopped(tokens: list[int]) -> bool:
-            # a stop string of n bytes spans at most n tokens; eight more keep it off the window's edge
-            tail = self.renderer.decode(tokens[-longest:])
-            return any(s in tail for s in sampling.stop)
-
+        room, stopped = self._rooms(prompts, sampling), self._stopping(sampling)
         if samples is not None:
             sampling = replace(sampling, n=samples)
         decoder = self._decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens, first)
@@ -343,6 +336,21 @@ class Engine:
                     yield step
             finally:
                 self._count(decoder)
+
+    def _rooms(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[int]:
+        """The longest answer to each prompt, in tokens."""
+        return [min(sampling.max_tokens, self._room(i, prompt)) for i, prompt in enumerate(prompts)]
+
+    def _stopping(self, sampling: Sampling) -> Callable[[list[int]], bool]:
+        """Whether the text of an answer's tokens holds a stop string."""
+        longest = max((len(s.encode()) for s in sampling.stop), default=0) + 8
+
+        def stopped(tokens: list[int]) -> bool:
+            # a stop string of n bytes spans at most n tokens; eight more keep it off the window's edge
+            tail = self.renderer.decode(tokens[-longest:])
+            return any(s in tail for s in sampling.stop)
+
+        return stopped
 
     def _edges(
         self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
@@ -372,15 +380,15 @@ class Engine:
             )  # fmt: skip
         return room
 
-    def _text(self, row: Row, sampling: Sampling) -> str:
-        tokens = row.tokens[:-1] if row.tokens[-1] in self.renderer.end_ids else row.tokens
-        text = self.renderer.decode(tokens)
+    def text(self, tokens: Sequence[int], sampling: Sampling) -> str:
+        """What the tokens of an answer say, without the end token and cut before a stop string."""
+        text = self.renderer.decode(tokens[:-1] if tokens[-1] in self.renderer.end_ids else tokens)
         cuts = [text.find(s) for s in sampling.stop if s in text]
         return text[: min(cuts)] if cuts else text
 
     def _answer(self, row: Row, sampling: Sampling, front: int) -> Answer:
         return Answer(
-            text=self._text(row, sampling),
+            text=self.text(row.tokens, sampling),
             tokens=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             finish="stop" if row.finish == "stop" else "length",
@@ -388,7 +396,7 @@ class Engine:
         )
 
 
-def _safe_length(text: str, stop: Sequence[str]) -> int:
+def safe_length(text: str, stop: Sequence[str]) -> int:
     """How much of a text cannot change any more: no unfinished character, no beginning of a stop string."""
     length = len(text.rstrip("\ufffd"))
     for s in stop:

@@ -61,6 +61,27 @@ class Row:
     finish: str = ""
 
 
+def items_of(prompts: Sequence[Sequence[int]], room: Sequence[int], sampling: Sampling) -> list[Prompt]:
+    """The prompts with the rows of their answers, each row with its own stream of random numbers.
+
+    Args:
+        prompts: token ids, each at least one.
+        room: the longest answer to each prompt, in tokens.
+        sampling: its `n` and `seed` count here.
+    """
+    seen: dict[tuple[int, ...], int] = {}
+    items = []
+    for i, (tokens, limit) in enumerate(zip(prompts, room, strict=True)):
+        item = Prompt(tokens, limit)
+        first = seen.get(tuple(tokens), 0)  # a prompt that comes twice goes on in its own stream of samples
+        seen[tuple(tokens)] = first + sampling.n
+        for n in range(sampling.n):
+            item.samples.append(Row(item, i * sampling.n + n, stream_key(sampling.seed, tokens, first + n)))
+        item.waiting.extend(item.samples)
+        items.append(item)
+    return items
+
+
 class Decoder:
     """Decodes the answers of many prompts.
 
@@ -121,19 +142,7 @@ class Decoder:
         return len(item.own) + (self.model.inserted if item.own else 0)
 
     def _items(self, prompts: Sequence[Sequence[int]], room: Sequence[int]) -> list[Prompt]:
-        """The prompts with the rows of their answers, each row with its own stream of random numbers."""
-        seen: dict[tuple[int, ...], int] = {}
-        items = []
-        for i, (tokens, limit) in enumerate(zip(prompts, room, strict=True)):
-            item = Prompt(tokens, limit)
-            first = seen.get(tuple(tokens), 0)  # a prompt that comes twice goes on in its own stream of samples
-            seen[tuple(tokens)] = first + self.sampling.n
-            for n in range(self.sampling.n):
-                key = stream_key(self.sampling.seed, tokens, first + n)
-                item.samples.append(Row(item, i * self.sampling.n + n, key))
-            item.waiting.extend(item.samples)
-            items.append(item)
-        return items
+        return items_of(prompts, room, self.sampling)
 
     def _cohorts(self, items: list[Prompt]) -> Iterator[list[Prompt]]:
         """Prompts, longest first, that share a cache: where not all fit at once, none takes under half its columns."""

@@ -1,0 +1,133 @@
+"""`kamerton serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+KEY = "KAMERTON_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(
+        epilog="Examples:\n\nkamerton serve demo\n\nkamerton serve demo dates=runs/dates-lora --port 8080\n\n"
+        "KAMERTON_API_KEY=… kamerton serve runs/dates --host 0.0.0.0\n\n"
+        "Then: OpenAI(base_url='http://127.0.0.1:8000/v1', api_key='none')"
+    )
+    def serve(
+        targets: Annotated[
+            list[str],
+            typer.Argument(
+                help="Bases, tuned folders, comparisons (their winners); NAME=TARGET names one.", show_default=False
+            ),
+        ],
+        host: Annotated[
+            str, typer.Option(help="Address to listen on; other than this machine's own wants a key.")
+        ] = "127.0.0.1",
+        port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+        api_key: Annotated[
+            str | None,
+            typer.Option(envvar=KEY, help="What requests must bring.", show_default=False, show_envvar=True),
+        ] = None,
+        cors: Annotated[
+            list[str] | None, typer.Option(metavar="ORIGIN", help="A page's origin that may call; default: none.")
+        ] = None,
+        backend: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
+        rows: Annotated[int, typer.Option(min=1, help="Answers that are decoded at once, for each model.")] = 64,
+        batch_tokens: Annotated[
+            int, typer.Option(min=128, help="Tokens whose keys and values are kept at once, for each model.")
+        ] = 65536,
+        max_requests: Annotated[int, typer.Option(min=1, help="Requests at once; more get 429.")] = 64,
+        max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
+        max_n: Annotated[int, typer.Option(min=1, help="Answers to one prompt.")] = 16,
+        max_messages: Annotated[int, typer.Option(min=1, help="Messages of a conversation.")] = 256,
+        max_prompts: Annotated[int, typer.Option(min=1, help="Prompts, or texts to embed, in a request.")] = 64,
+        max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 2 * 2**20,
+        timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 600,
+        grace: Annotated[float, typer.Option(min=0, help="Seconds for running answers when stopped.")] = 10,
+    ) -> None:
+        """Serve models over HTTP, as OpenAI's API does."""
+        _check(host, api_key, backend)
+        try:
+            import fastapi  # noqa: F401
+            import prometheus_client  # noqa: F401
+            import uvicorn  # noqa: F401
+        except ImportError as error:
+            from kamerton.errors import MissingExtra
+
+            raise MissingExtra(str(error.name), "serve") from None
+        from rich.console import Console
+
+        from kamerton.serving.app import make_app
+        from kamerton.serving.api_server import bound
+        from kamerton.serving.api_server import serve as run
+        from kamerton.serving.settings import Limits, Settings
+        from kamerton.together import load_together
+
+        sock = bound(host, port)  # before the models: a taken port is known at once
+        console = Console()
+        try:
+            with console.status("loading") as status:
+                models = load_together(targets, report=lambda text: status.update(text))
+            limits = Limits(
+                body=max_body, messages=max_messages, prompts=max_prompts, answer=max_tokens, n=max_n,
+                requests=max_requests, rows=rows, tokens=batch_tokens, seconds=timeout, grace=grace,
+            )  # fmt: skip
+            hosts = ("localhost", "127.0.0.1", "[::1]") if api_key is None else ()
+            settings = Settings(limits, api_key, hosts, tuple(cors or ()), _embeddings())
+            place = sock.getsockname()
+            name = f"[{place[0]}]" if ":" in place[0] else place[0]
+            for label, adapted in models.items():
+                say(console, f"{label}: method {adapted.method}, {adapted.base.info}")
+
+            def ready() -> None:
+                say(console, f"serving on http://{name}:{place[1]}/v1; Ctrl-C stops")
+
+            run(make_app(models, settings), sock, ready=ready)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sock.close()
+        say(console, "stopped")
+
+
+def say(console: Any, text: str) -> None:
+    """One line, as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check(host: str, key: str | None, backend: str) -> None:
+    """Refuse what would be unsafe, or is not there."""
+    from kamerton.errors import KamertonError
+
+    if backend not in ("torch", "vllm"):
+        raise KamertonError(f"no backend '{backend}'", mend="use torch or vllm")
+    if backend == "vllm":
+        import importlib.util
+
+        there = importlib.util.find_spec("vllm") is not None
+        lacks = "which is not tied in yet" if there else "and vllm is not installed"
+        raise KamertonError(f"the backend vllm wants vLLM and a GPU, {lacks}", mend="use --backend torch")
+    if key is not None and (not key.strip() or not key.isprintable()):
+        raise KamertonError("the API key is empty or holds what a header cannot", mend="choose another key")
+    if host not in LOOPBACK and key is None:
+        raise KamertonError(
+            f"--host {host} can be reached by other machines, and there is no key",
+            mend=f"give --api-key or set {KEY}, or leave --host out",
+        )
+
+
+def _embeddings() -> str | None:
+    """The encoder of /v1/embeddings, where one is installed."""
+    from kamerton.errors import KamertonError
+    from kamerton.retrieval.encoder import MINILM, find_encoder
+
+    try:
+        find_encoder(MINILM)
+    except KamertonError:
+        return None
+    return MINILM

@@ -1,0 +1,57 @@
+"""The application: routers and what every request passes.
+
+Another page or group of addresses is a router of its own and one line in `make_app`; it finds models, places and
+measures in `request.app.state.hub`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from kamerton.methods.method import Adapted
+from kamerton.serving import chat, completions, embeddings, errors, info
+from kamerton.serving.api_guard import Guard
+from kamerton.serving.hub import Hub
+from kamerton.serving.schema import ErrorAnswer
+from kamerton.serving.settings import Settings
+
+
+def make_app(models: Mapping[str, Adapted], settings: Settings) -> FastAPI:
+    """The server's application.
+
+    Args:
+        models: what is served, by name.
+        settings: limits and manners.
+    """
+    hub = Hub(models, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        hub.start()
+        try:
+            yield
+        finally:
+            hub.close()
+
+    # no pages that load scripts from elsewhere: the description is at /openapi.json
+    app = FastAPI(
+        title="Kamerton", lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses={"4XX": {"model": ErrorAnswer, "description": "what is wrong, in OpenAI's shape"}},
+    )  # fmt: skip
+    app.state.hub = hub
+    app.state.embedder = embeddings.Embedder(settings.embeddings) if settings.embeddings else None
+    errors.install(app)
+    for part in (chat, completions, embeddings, info):
+        app.include_router(part.router)
+    app.add_middleware(Guard, hub=hub)
+    if settings.cors:
+        # outside the guard: a browser's first question (OPTIONS) brings no key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors), allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )  # fmt: skip
+    return app

@@ -1,0 +1,80 @@
+"""Several models in memory at once: `load_together` loads what they share only once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kamerton.api import load, winner
+from kamerton.base import Base
+from kamerton.errors import KamertonError
+from kamerton.methods.method import Adapted
+
+
+def load_together(
+    targets: Sequence[str | Path], *, report: Callable[[str], None] = lambda _: None
+) -> dict[str, Adapted]:  # fmt: skip
+    """Load several targets; methods over the same base share its weights.
+
+    Args:
+        targets: what `load` takes, each alone or as `NAME=TARGET`; without a name a target is called by the last part
+            of its path.
+        report: told what is being loaded.
+
+    Returns:
+        The models by name, in the order given.
+
+    Raises:
+        KamertonError: two of one name, or one that cannot be loaded.
+    """
+    named: dict[str, str] = {}
+    for target in map(str, targets):
+        name, place = split_name(target)
+        if name in named:
+            raise KamertonError(
+                f"two models are called {name!r}: {named[name]} and {place}", mend=f"name one: other={place}"
+            )
+        named[name] = place
+    bases: list[Base] = []
+    models: dict[str, Adapted] = {}
+    for name, place in named.items():
+        report(f"loading {name}")
+        adapted = load(place, base=_known(place, bases))
+        shared = next((base for base in bases if base.info.fingerprint == adapted.base.info.fingerprint), None)
+        if shared is None:
+            shared = adapted.base
+            bases.append(shared)
+        adapted.engine.model.share_weights(shared.model)
+        models[name] = adapted
+    return models
+
+
+def split_name(target: str) -> tuple[str, str]:
+    """`NAME=TARGET` as name and target; a target alone is called by the last part of its path.
+
+    Raises:
+        KamertonError: a name without anything behind it, or nothing at all.
+    """
+    name, equals, place = target.partition("=")
+    if not equals or Path(target).exists():  # a path may hold the sign
+        name, place = Path(target).name or str(Path(target).resolve().name), target
+    if not name.strip() or not place.strip():
+        raise KamertonError(f"{target!r} names no model", mend="write TARGET or NAME=TARGET")
+    return name.strip(), place.strip()
+
+
+def _known(place: str, bases: Sequence[Base]) -> Base | None:
+    """A base in memory that a target was made for, or is."""
+    folder = Path(place)
+    if (folder / "results.json").is_file() and not (folder / "kamerton.json").is_file():
+        folder = winner(folder)
+    for saved in (folder, folder / "adapter"):
+        if (saved / "kamerton.json").is_file():
+            try:
+                about = json.loads((saved / "kamerton.json").read_text(encoding="utf-8"))
+                prints = (about["base_fingerprint"], about["renderer_fingerprint"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return None  # loading says what is wrong with it
+            return next((b for b in bases if (b.info.fingerprint, b.renderer.fingerprint) == prints), None)
+    return next((base for base in bases if base.info.name == place), None)

@@ -21,9 +21,9 @@ import pytest
 from kamerton.base import Base
 from kamerton.inference import Engine, Sampling
 from kamerton.methods.method import Adapted
+from kamerton.serving.api_server import Server, bound, make_server
 from kamerton.serving.app import make_app
 from kamerton.serving.hub import Hub
-from kamerton.serving.api_server import Server, bound, make_server
 from kamerton.serving.settings import Limits, Settings
 from kamerton.tasks.example import conversation
 from tiny import fit

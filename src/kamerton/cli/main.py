@@ -22,6 +22,7 @@ from kamerton.cli import (
     label,
     merge,
     methods,
+    ngram,
     recipe,
     reward,
     rewards,
@@ -52,6 +53,7 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(reward.app, name="reward")
 app.add_typer(index.app, name="index")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(ngram.app, name="ngram")
 
 
 @app.callback(invoke_without_command=True)

@@ -62,9 +62,9 @@ def register(app: typer.Typer) -> None:
             raise MissingExtra(str(error.name), "serve") from None
         from rich.console import Console
 
-        from kamerton.serving.app import make_app
         from kamerton.serving.api_server import bound
         from kamerton.serving.api_server import serve as run
+        from kamerton.serving.app import make_app
         from kamerton.serving.settings import Limits, Settings
         from kamerton.together import load_together
 

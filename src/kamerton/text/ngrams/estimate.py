@@ -1,0 +1,48 @@
+"""From counts to probabilities: three ways of smoothing, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kamerton.errors import KamertonError
+from kamerton.text.ngrams.counts import count
+from kamerton.text.ngrams.katz import katz
+from kamerton.text.ngrams.kneser_ney import kneser_ney
+from kamerton.text.ngrams.maximum_likelihood import maximum_likelihood
+from kamerton.text.ngrams.model import NgramModel, Order
+from kamerton.text.ngrams.trie import Layer, trie
+from kamerton.text.ngrams.units import Units
+
+SMOOTHINGS: dict[str, Callable[[list[Layer]], tuple[list[Order], list[str]]]] = {
+    "kneser-ney": kneser_ney, "katz": katz, "mle": maximum_likelihood,
+}  # fmt: skip
+
+
+def estimate(
+    files: Sequence[Path], units: Units, order: int, smoothing: str = "kneser-ney", *, memory: int = 1 << 30,
+    progress: Callable[[int], None] | None = None,
+) -> NgramModel:  # fmt: skip
+    """Count text and estimate a model.
+
+    Args:
+        files: text, a sentence a line.
+        units: what is counted.
+        order: the longest n-gram, at least 1.
+        smoothing: `kneser-ney`, `katz` or `mle`.
+        memory: bytes that counts may take before they go to disk, about.
+        progress: told the bytes that were read.
+
+    Raises:
+        KamertonError: no text, or an order below 1.
+    """
+    if order < 1:
+        raise KamertonError(f"the order is {order}", mend="give an order of at least 1, such as --order 5")
+    cut = [0]
+    found = count(files, units, order, memory=memory, progress=progress, cut=cut)
+    if not len(found[0].counts):
+        where = ", ".join(map(str, files))
+        raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")
+    notes = [f"{cut[0]} lines of more than a megabyte were cut into several sentences"] if cut[0] else []
+    orders, more = SMOOTHINGS[smoothing](trie(found, units.size))
+    return NgramModel(units, orders, smoothing, [*notes, *more])

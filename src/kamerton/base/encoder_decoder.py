@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from kamerton.base.attention import LayerKeys
 from kamerton.base.model import CausalModel, Front, LanguageModel, Targets
+from kamerton.base.recurrent import RecurrentForCausalLM
+from kamerton.base.recurrent_model import RecurrentModel
 from kamerton.base.work import encoder_decoder_parts
 from kamerton.errors import ModelError
 
@@ -276,8 +278,10 @@ def model_for(
     *,
     inferring: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> LanguageModel:
-    """A transformers model as a `CausalModel` or an `EncoderDecoderModel`, whichever it is."""
-    kind = EncoderDecoderModel if hf.config.is_encoder_decoder else CausalModel
+    """A transformers model as a `CausalModel` (a recurrent one its kind) or an `EncoderDecoderModel`."""
+    kind: type[LanguageModel] = EncoderDecoderModel if hf.config.is_encoder_decoder else CausalModel
+    if isinstance(hf, RecurrentForCausalLM):
+        kind = RecurrentModel
     return kind(hf, front, inferring=inferring)
 
 

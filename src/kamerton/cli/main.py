@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from kamerton.cli import align, chat, compare, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
+from kamerton.cli import align, base, chat, compare, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -31,6 +31,7 @@ chat.register(app)
 merge.register(app)
 methods.register(app)
 rewards.register(app)
+app.add_typer(base.app, name="base")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(reward.app, name="reward")
 app.add_typer(index.app, name="index")

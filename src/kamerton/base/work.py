@@ -146,7 +146,7 @@ def _others(module: nn.Module, config: Any) -> Iterator[tuple[nn.Parameter, floa
 
     Those of a recurrent layer, and the experts of a mixture, (E, …) at once, of which a token goes through a few.
     """
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         yield from ((p, 1.0) for p in module.parameters(recurse=False) if p.ndim == 2)
         return
     for parameter in module.parameters(recurse=False):
@@ -194,6 +194,9 @@ def encoder_decoder_parts(hf: Any) -> tuple[dict[str, int], dict[str, int], dict
             continue
         cross = _CROSS.search(name)
         part = "decoder" if id(module) not in inside else "encoder"
+        for matrix, share in _others(module, hf.config):
+            weights[part] += round(share * matrix.numel())
+            trained[part] += round(share * matrix.numel()) if matrix.requires_grad else 0
         weight = getattr(module, "weight", None)
         if part == "decoder" and cross and _KEYS.search(name, cross.end() - 1):
             part = "memory"

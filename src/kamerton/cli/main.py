@@ -12,7 +12,22 @@ import warnings
 
 import typer
 
-from kamerton.cli import align, base, chat, compare, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
+from kamerton.cli import (
+    align,
+    base,
+    chat,
+    compare,
+    evaluate,
+    feedback,
+    index,
+    merge,
+    methods,
+    pretrain,
+    recipe,
+    reward,
+    rewards,
+    tune,
+)
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -25,6 +40,7 @@ app = typer.Typer(
 )  # fmt: skip
 compare.register(app)
 tune.register(app)
+pretrain.register(app)
 align.register(app)
 evaluate.register(app)
 chat.register(app)

@@ -15,6 +15,7 @@ import torch
 from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import load_base
 from kamerton.base.model import LanguageModel
+from kamerton.base.padded import PaddedModel
 from kamerton.base.presets import Kind, build, get_preset, parameters
 from kamerton.base.show import chosen_shape
 from kamerton.errors import KamertonError, RecipeError
@@ -111,17 +112,17 @@ def _from_preset(recipe: PretrainRecipe) -> Started:
     if torch.cuda.is_available():
         hf = hf.to("cuda")
     return Started(
-        masked_or(hf, preset.kind), tokenizer, end, preset.kind, preset.name, context, parameters(hf), []
+        as_trained(hf, preset.kind), tokenizer, end, preset.kind, preset.name, context, parameters(hf), []
     )
 
 
-def masked_or(hf: Any, kind: Kind) -> LanguageModel:
+def as_trained(hf: Any, kind: Kind) -> LanguageModel:
     """A transformers model as what its kind is trained through."""
     if kind == "masked":
         from kamerton.base.masked_model import MaskedModel
 
         return MaskedModel(hf)
-    return model_for(hf)
+    return PaddedModel(hf) if hf.config.model_type == "openai-gpt" else model_for(hf)
 
 
 _DROPOUT = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",

@@ -11,11 +11,13 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from kamerton.base.work import flops
 from kamerton.comparison.machine import kamerton_version, machine, versions
@@ -83,6 +85,7 @@ def pretrain(
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
     tell: Report = report or (lambda *_: None)
     lock = Store(folder).lock()
+    transformers.utils.logging.disable_progress_bar()
     try:
         started = start(recipe)
         goal = goal_of(recipe, started, folder, tell)
@@ -97,6 +100,8 @@ def pretrain(
         told = _told(recipe, started, goal, how, budget, result, metrics)
         write_json(folder / "pretraining.json", told)
         drop_checkpoints(folder / "fit")
+        with suppress(OSError):  # what trackers wrote there stays
+            (folder / "fit").rmdir()
         return Pretrained(folder, write_page(folder))
     finally:
         lock.release()
@@ -106,8 +111,6 @@ def _fit(
     recipe: PretrainRecipe, started: Started, goal: Goal, how: Settings, budget: Budget, folder: Path, tell: Report,
     trackers: Sequence[str], stop_after: int | None,
 ) -> Result:  # fmt: skip
-    from dataclasses import replace
-
     key = fingerprint(
         {
             "recipe": recipe.model_dump(mode="json", exclude={"name", "output", "samples"}),

@@ -86,10 +86,19 @@ def test_words_are_found_in_each_kind_of_vocabulary() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    names = {"mask_token": "[MASK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    names = {
+        "mask_token": "[MASK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+    }
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.train_from_iterator([" ".join(tiny.WORDS)], trainers.WordPieceTrainer(vocab_size=90, special_tokens=list(names.values()), show_progress=False))
+    backend.train_from_iterator(
+        [" ".join(tiny.WORDS)],
+        trainers.WordPieceTrainer(vocab_size=90, special_tokens=list(names.values()), show_progress=False),
+    )
     words = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     signs = signs_of(words)
     ids = words("garden mountain")["input_ids"]

@@ -137,7 +137,9 @@ def test_the_original_transformer_is_torchs_own() -> None:
     with torch.no_grad():
         hidden = theirs(embed(source), embed(target), tgt_mask=mask)
         expected = hidden @ ours.model.shared.weight.T + ours.final_logits_bias
-        torch.testing.assert_close(ours(input_ids=source, decoder_input_ids=target).logits, expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            ours(input_ids=source, decoder_input_ids=target).logits, expected, atol=2e-5, rtol=1e-4
+        )
 
 
 def test_llava_reads_an_image_and_a_text() -> None:
@@ -154,7 +156,9 @@ def test_llava_reads_an_image_and_a_text() -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(size=st.integers(400_000, 80_000_000), name=st.sampled_from(["llama", "gpt2", "bert", "transformer", "lstm", "moe"]))
+@given(
+    size=st.integers(400_000, 80_000_000), name=st.sampled_from(["llama", "gpt2", "bert", "transformer", "lstm", "moe"])
+)
 def test_a_size_is_met_within_the_step_of_the_rule(size: int, name: str) -> None:
     preset = PRESETS[name]
     vocabulary = 500
@@ -175,7 +179,9 @@ def test_the_rule_gives_the_published_shapes() -> None:
         assert (shape.width, shape.depth) == (width, depth)
 
 
-@pytest.mark.parametrize(("text", "value"), [("10m", 10**7), ("1.3B", 13 * 10**8), ("300k", 300_000), ("5_000", 5000), (7, 7)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("10m", 10**7), ("1.3B", 13 * 10**8), ("300k", 300_000), ("5_000", 5000), (7, 7)]
+)
 def test_sizes_are_read(text: Any, value: int) -> None:
     assert read_size(text) == value
 
@@ -232,8 +238,8 @@ def account_of(name: str, shape: Shape) -> Any:
 def test_work_of_training_is_what_show_says(name: str) -> None:
     """The same step, counted while it runs."""
     from kamerton.base.encoder_decoder import model_for
-    from kamerton.training.batches import make_batch
     from kamerton.rendering import Rendered
+    from kamerton.training.batches import make_batch
 
     shape = Shape(32, 2, 4, 60, 16, experts=4)
     hf = made(name, shape)
@@ -244,7 +250,12 @@ def test_work_of_training_is_what_show_says(name: str) -> None:
         row = Rendered(tuple(range(1, 2 * n + 1)), (0.0,) * n + (1.0,) * n)
         model.target_log_probs(make_batch([row])).sum().backward()
         assert model.work.encoder_tokens == model.work.tokens == model.work.grad_tokens == n
-        assert flops(model.work, hf) > 6 * sum(p.numel() for m in (hf.encoder.layers, hf.decoder.cells) for p in m.parameters() if p.ndim == 2) * n
+        assert (
+            flops(model.work, hf)
+            > 6
+            * sum(p.numel() for m in (hf.encoder.layers, hf.decoder.cells) for p in m.parameters() if p.ndim == 2)
+            * n
+        )
         return
     assert isinstance(model, CausalModel)
     hidden = model.forward([list(range(1, n + 1))]).rows

@@ -103,7 +103,9 @@ def test_attention_within_documents_is_separate_documents() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(size=st.integers(30, 300), context=st.integers(2, 29), stride=st.integers(1, 29), within=st.booleans())
-def test_every_token_but_the_first_is_a_target_once_whatever_the_stride(size: int, context: int, stride: int, within: bool) -> None:
+def test_every_token_but_the_first_is_a_target_once_whatever_the_stride(
+    size: int, context: int, stride: int, within: bool
+) -> None:
     data = stream(size, end_every=7)
     goal = PackedContexts(data, data, context=context, batch_size=3, within_documents=within)
     packs = goal.windows(data, min(stride, context))
@@ -252,7 +254,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_bit_for_bit(kind: str
     assert all(torch.equal(a[name], b[name]) for name in a)
     drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]  # noqa: E731
     assert drop(stopped.results["curve"]) == drop(straight.results["curve"])
-    samples = [json.loads(line) for line in (stopped.folder / "samples.jsonl").read_text().splitlines()] if kind != "bert" else []
+    samples = (
+        [json.loads(line) for line in (stopped.folder / "samples.jsonl").read_text().splitlines()]
+        if kind != "bert"
+        else []
+    )
     assert [row["step"] for row in samples] == ([2, 4, 6, 8] if kind != "bert" else [])
 
 
@@ -290,7 +296,7 @@ def test_what_is_left_is_a_model_folder_and_a_base(texts: Path, tmp_path: Path) 
         output=tmp_path / "further",
     )
     assert going_on is not None
-    first = [row["bits_per_byte"] for row in going_on.results["curve"] if "bits_per_byte" in row][0]
+    first = next(row["bits_per_byte"] for row in going_on.results["curve"] if "bits_per_byte" in row)
     assert first < held[0]
 
 
@@ -341,7 +347,7 @@ def test_bad_texts_are_one_line(content: bytes, says: str, texts: Path, tmp_path
         pretrain(recipe(texts), output=tmp_path / "out")
 
 
-def test_the_command_names_file_line_and_field(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_file_line_and_field(texts: Path, tmp_path: Path) -> None:
     import yaml
 
     path = tmp_path / "r.yaml"

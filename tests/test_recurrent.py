@@ -83,7 +83,7 @@ def test_padding_on_either_side_changes_nothing(model: RecurrentModel) -> None:
         pad = torch.zeros(1, 4, dtype=torch.long)
         both = [torch.cat([pad, ids] if left else [ids, pad], 1), torch.randint(1, V, (1, 11))]
         mask = torch.ones(2, 11, dtype=torch.long)
-        mask[0, :4 if left else None] = 0 if left else 1
+        mask[0, : 4 if left else None] = 0 if left else 1
         if not left:
             mask[0, 7:] = 0
         out = model.hf(torch.cat(both), attention_mask=mask).logits[0]
@@ -102,7 +102,9 @@ def test_generate_carries_the_state_and_beams_find_what_search_by_hand_finds(mod
     beam = hf.generate(ids, max_new_tokens=2, num_beams=V, do_sample=False, eos_token_id=None, pad_token_id=0)
     # as many beams as tokens: exhaustive over two steps
     first = hf(ids).logits[0, -1].log_softmax(-1)
-    pairs = hf(torch.cat([ids.expand(V, -1), torch.arange(V)[:, None]], 1)).logits[:, -1].log_softmax(-1) + first[:, None]
+    pairs = (
+        hf(torch.cat([ids.expand(V, -1), torch.arange(V)[:, None]], 1)).logits[:, -1].log_softmax(-1) + first[:, None]
+    )
     assert beam[0, 3:].tolist() == list(np.unravel_index(int(pairs.argmax()), (V, V)))
 
 
@@ -181,7 +183,9 @@ def test_the_state_is_carried_and_the_gradient_ends_with_the_step(model: Recurre
             _, state = hf.layers(hf.embedding(ids))
         out, _ = hf.layers(hf.embedding(torch.as_tensor(second.ids[:, :-1])), state)
         logits = out @ hf.embedding.weight.T
-        return nn.functional.cross_entropy(logits.flatten(0, 1), torch.as_tensor(second.ids[:, 1:]).flatten(), reduction="sum")
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), torch.as_tensor(second.ids[:, 1:]).flatten(), reduction="sum"
+        )
 
     hf.zero_grad()
     expected = by_torch()
@@ -226,7 +230,9 @@ def test_attention_by_hand() -> None:
             for i, lstm in enumerate(d.cells):
                 hidden[i], cell[i] = lstm(x, (hidden[i], cell[i]))
                 x = hidden[i]
-            scores = torch.stack([(d.energy.weight[0] * torch.tanh(d.query.weight @ x + d.key(one))).sum() for one in h[0]])
+            scores = torch.stack(
+                [(d.energy.weight[0] * torch.tanh(d.query.weight @ x + d.key(one))).sum() for one in h[0]]
+            )
             mean = scores.softmax(0) @ h[0]
             out = torch.tanh(d.join(torch.cat([x, mean])))
             torch.testing.assert_close(logits[row, t], out @ hf.embedding.weight.T)
@@ -239,7 +245,9 @@ def test_the_encoder_decoder_writes_by_steps_what_it_writes_at_once(tmp_path: Pa
     again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     source = torch.tensor([[5, 6, 7, 0], [8, 9, 3, 2]])
     mask = (source > 0).long()
-    made_ids = again.generate(source, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    made_ids = again.generate(
+        source, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     by_steps = torch.zeros(2, 1, dtype=torch.long)
     for _ in range(6):
         logits = hf(input_ids=source, attention_mask=mask, decoder_input_ids=by_steps).logits

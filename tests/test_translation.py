@@ -55,7 +55,9 @@ def test_the_smoothed_loss_is_torchs_own(name: str) -> None:
     read = torch.cat([torch.zeros(2, 1, dtype=torch.long), labels[:, :-1].clamp(min=0)], 1)
     source = torch.tensor([[5, 6, 7, 1], [4, 1, 0, 0]])
     logits = hf(input_ids=source, attention_mask=(source > 0).long(), decoder_input_ids=read).logits
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.1, reduction="sum")
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.1, reduction="sum"
+    )
     torch.testing.assert_close(loss.total, expected, rtol=1e-4, atol=1e-4)
     loss.total.backward()
     assert all(p.grad is not None for p in hf.parameters() if p.requires_grad)
@@ -72,7 +74,10 @@ def test_pairs_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     kept, notes = encode(byte_tokenizer(), 0, rows, 20)
     assert [len(a) for a, _ in kept] == [3, 2]
     assert all(a[-1] == b[-1] == 0 for a, b in kept)
-    assert notes == ["2 pairs have an empty side and are left out", "1 pairs are longer than 20 tokens and are left out"]
+    assert notes == [
+        "2 pairs have an empty side and are left out",
+        "1 pairs are longer than 20 tokens and are left out",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,9 @@ def test_broken_files_are_one_line(damage: Any, says: str, tmp_path: Path) -> No
 def test_batches_of_different_lengths_translate_as_each_alone() -> None:
     preset, words = PRESETS["transformer"], byte_tokenizer()
     torch.manual_seed(1)
-    hf = build(preset.config(Shape(32, 1, 2, len(words), 40), {"eos_token_id": 0, "pad_token_id": 1}), preset.kind).eval()
+    hf = build(
+        preset.config(Shape(32, 1, 2, len(words), 40), {"eos_token_id": 0, "pad_token_id": 1}), preset.kind
+    ).eval()
     sources = ["abc", "a", "abcdefgh"]
     for beams in (1, 3):
         together = translate(hf, words, 0, sources, beams=beams, context=20)

@@ -1,7 +1,7 @@
 """The recipe of a pretraining: which architecture or base, which tokenizer, which texts, which objective, how long.
 
-Read and checked as the recipe of a comparison is (`recipe.py`): every mistake is one `RecipeError` line with file, line,
-field and mend.
+Read and checked as the recipe of a comparison is (`recipe.py`): every mistake is one `RecipeError` line with file,
+line, field and mend.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def _recurrent(cell: str) -> Callable[[Shape, Special], Any]:
 
         return RecurrentConfig(
             cell=cell, vocab_size=s.vocabulary, hidden_size=s.width, num_hidden_layers=s.depth,
-            tie_word_embeddings=s.tied is not False, **special,
+            tie_word_embeddings=s.tied is not False, **dict[str, Any](special),
         )  # fmt: skip
 
     return make
@@ -193,8 +193,9 @@ def _lstm_attention(s: Shape, special: Special) -> Any:
 
     pad = special.get("pad_token_id")
     return RecurrentAttentionConfig(
-        vocab_size=s.vocabulary, hidden_size=s.width, num_hidden_layers=s.depth, tie_word_embeddings=s.tied is not False,
-        eos_token_id=special.get("eos_token_id"), pad_token_id=pad, decoder_start_token_id=0 if pad is None else pad,
+        vocab_size=s.vocabulary, hidden_size=s.width, num_hidden_layers=s.depth,
+        tie_word_embeddings=s.tied is not False, eos_token_id=special.get("eos_token_id"), pad_token_id=pad,
+        decoder_start_token_id=0 if pad is None else pad,
     )  # fmt: skip
 
 

@@ -185,7 +185,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         return RecurrentOutput(loss=loss, logits=logits, last_hidden_state=hidden, state=after)
 
     def prepare_inputs_for_generation(  # what `generate` asks at every token
-        self, input_ids: Tensor, state: State | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+        self, input_ids: Tensor, state: State | None = None, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
         if state is not None:
             return {"input_ids": input_ids[:, -1:], "state": state}

@@ -99,14 +99,12 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def begin(self, memory: Tensor, mask: Tensor) -> State:
-        """The states before the first token, from the mean of the encoder's: hidden, cells (D, B, H), mean (1, B, H)."""
+        """The states before the first token, from the encoder's mean: hidden, cells (D, B, H), mean (1, B, H)."""
         mean = (memory * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         both = torch.tanh(self.start(mean)).view(len(mean), 2, self.depth, -1).permute(1, 2, 0, 3)
         return both[0], both[1], torch.zeros_like(mean)[None]
 
-    def forward(
-        self, input_ids: Tensor, memory: Tensor, mask: Tensor, state: State | None
-    ) -> tuple[Tensor, State]:
+    def forward(self, input_ids: Tensor, memory: Tensor, mask: Tensor, state: State | None) -> tuple[Tensor, State]:
         """(B, T) tokens → (B, T, H) what the output layer reads, and the state behind them."""
         hidden, cell, context = self.begin(memory, mask) if state is None else state
         h, c, mean = list(hidden), list(cell), context[0]

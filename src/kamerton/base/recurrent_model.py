@@ -4,7 +4,7 @@ Where a transformer's caches hold keys and values (heads, positions, size) of ea
 layers: the states (layers, positions, width) after each position. So everything that moves, copies or cuts caches works
 on recurrent models unchanged; a prefix is continued from its last position, a row of a cache from the last one in use.
 
-What it leaves out: trained keys and values (a recurrent model has none to put in front of), and soft tokens inside rows.
+What it leaves out: trained keys and values (a recurrent model has none to stand before), and soft tokens inside rows.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ class RecurrentModel(CausalModel):
         lengths = tuple(map(len, rows))
         total = sum(lengths)
         # products with weights are all there is: a token's work does not depend on what stands before it
-        self.work.add(
-            tokens=len(before) + total, passes=0 if self._inferring else 1, grad=torch.is_grad_enabled() and embed.weight.requires_grad,
-        )  # fmt: skip
+        grad = torch.is_grad_enabled() and embed.weight.requires_grad
+        self.work.add(tokens=len(before) + total, passes=0 if self._inferring else 1, grad=grad)
         if not rows:
             return Hidden(told, told[:0], ())
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
@@ -117,9 +116,7 @@ class RecurrentModel(CausalModel):
             parts.append(part)
         return tuple(parts)
 
-    def _keep(
-        self, cache: RowCache, slots: Sequence[int] | None, lengths: Sequence[int], after: State
-    ) -> None:
+    def _keep(self, cache: RowCache, slots: Sequence[int] | None, lengths: Sequence[int], after: State) -> None:
         """Write the state behind each row into its slot, in the column of the row's last token."""
         keys, values = cache.layer(0, after[0].detach().transpose(0, 1))  # (B, layers, H): heads are layers
         for row, length in enumerate(lengths):
@@ -152,11 +149,11 @@ class RecurrentModel(CausalModel):
         for level in range(int(depth[:, :s][real].max()) + 1):
             row, place = torch.nonzero((depth[:, :s] == level) & real, as_tuple=True)
             parent = torch.where(at[row, place] >= 0, at[row, place], s)
-            given = tuple(part[:, row, parent].contiguous() for part in states)
-            hidden, after = self.hf.hidden(embeds[row, place][:, None], given)
+            before = tuple(part[:, row, parent].contiguous() for part in states)
+            hidden, after = self.hf.hidden(embeds[row, place][:, None], before)
             out[row, place] = hidden[:, 0]
-            for part, new in zip(states, after, strict=True):
-                part[:, row, place] = new
+            for kept, new in zip(states, after, strict=True):
+                kept[:, row, place] = new
         return out
 
 

@@ -1,10 +1,10 @@
 """What `kamerton base show` prints: a model's shape, parameters, arithmetic and memory, known without building it.
 
 Parameters are counted on a model of the meta device (shapes, no numbers), FLOPs by the same function that counts them
-in training (`work.py`). Memory to train is the sum of what can be known beforehand: 16 bytes for each parameter (weight,
-gradient and two moments in float32), and what the layers keep for the backward pass of one sequence of the full context,
-34 numbers for each token and width in each layer in float16 (Korthikanti et al. 2022, arXiv 2205.05198, attention
-matrices not kept), taken twice for float32.
+in training (`work.py`). Memory to train is the sum of what can be known beforehand: 16 bytes for each parameter
+(weight, gradient and two moments in float32), and what the layers keep for the backward pass of one sequence of the
+full context, 34 bytes for each token and unit of width in each layer in float16 (Korthikanti et al. 2022, arXiv
+2205.05198, attention matrices not kept), taken twice for float32.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def _flops(hf: Any) -> tuple[float, float]:
         model = build(transformers.LlamaConfig(**hf.config.text_config.to_dict()), "causal", meta=True)
     n = getattr(config, "max_position_embeddings", None) or 1
     if getattr(config, "is_encoder_decoder", False):
-        done = Work(tokens=n, pairs=n * (n + 1) // 2 + n * n, outputs=n, encoder_tokens=n, encoder_pairs=n * n, memory=n)
+        pairs = n * (n + 1) // 2 + n * n
+        done = Work(tokens=n, pairs=pairs, outputs=n, encoder_tokens=n, encoder_pairs=n * n, memory=n)
         trained = replace(
             done, grad_tokens=done.tokens, grad_pairs=done.pairs, grad_outputs=n, grad_encoder_tokens=n,
             grad_encoder_pairs=done.encoder_pairs, grad_memory=n,

@@ -81,7 +81,7 @@ def spoil(
         # a word ends where another begins, or at a special token
         after_special = np.concatenate([[True], special[:-1]])
         heads = signs.begins[ids] | after_special
-        words = np.split(places, np.flatnonzero(heads[places])[1:] if heads[places[0]] else np.flatnonzero(heads[places]))
+        words = np.split(places, np.flatnonzero(heads[places]))
         words = [word for word in words if len(word)]
         picked: list[int] = []
         for i in rng.permutation(len(words)):
@@ -183,8 +183,12 @@ class Masked:
     def sequence(
         self, stream: Stream, at: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, int, int, np.ndarray, np.ndarray]:
-        """A sequence that starts at a place of a stream: spoiled ids, where its second segment begins, whether that does
-        not follow, the places that are predicted, and their tokens."""
+        """A sequence that starts at a place of a stream.
+
+        Returns:
+            Its spoiled ids, where its second segment begins, 1 where that does not follow, the places that are
+            predicted, and their tokens.
+        """
         at = max(0, min(at, len(stream) - self._room))
         text = stream.tokens[at : at + self._room].astype(np.int64)
         text = text[text != stream.end]  # documents meet: a separator of segments means something else
@@ -212,12 +216,13 @@ class Masked:
         for i, (row, second, *_) in enumerate(rows):
             ids[i, : len(row)] = row
             segments[i, second : len(row)] = 1
-        where = np.concatenate([np.full(len(row[3]), i) for i, row in enumerate(rows)]), np.concatenate([row[3] for row in rows])
+        which = np.repeat(np.arange(len(rows)), [len(row[3]) for row in rows])
+        where = which, np.concatenate([row[3] for row in rows])
         follows = np.array([row[2] for row in rows]) if self.next_sentence else None
         return MaskedBatch(ids, segments, lengths, where, np.concatenate([row[4] for row in rows]), follows)
 
     def loss(self, model: LanguageModel, batch: MaskedBatch) -> Loss:
-        """The summed loss of predicted tokens; the mean loss of the segments' question, where asked, counts beside it."""
+        """The summed loss of predicted tokens, and as many times the mean loss of the segments' question."""
         assert isinstance(model, MaskedModel)
         ids = torch.as_tensor(batch.ids)
         mask = (torch.arange(ids.shape[1]) < torch.as_tensor(batch.lengths)[:, None]).long()

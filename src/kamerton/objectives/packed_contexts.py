@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +132,7 @@ class PackedContexts:
             cuts = np.flatnonzero(read == end).tolist() if self.within_documents else []
             edges = sorted({0, *cuts, len(read)})
             ids = read.tolist()
-            rows += [tuple(ids[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+            rows += [tuple(ids[a:b]) for a, b in pairwise(edges)]
         weights = [np.ones(len(w) - 1) for w in windows]
         for weight, n in zip(weights, skip or (), strict=False):
             weight[:n] = 0.0
@@ -156,16 +158,15 @@ class PackedContexts:
             skip.append(done - start)
             done = end
         most = max(1, self.max_tokens // self.context)
-        return [
-            self.pack(windows[i : i + most], stream.end, skip[i : i + most]) for i in range(0, len(windows), most)
-        ]
+        return [self.pack(windows[i : i + most], stream.end, skip[i : i + most]) for i in range(0, len(windows), most)]
 
     def loss(self, model: LanguageModel, batch: Pack) -> Loss:
         """The negative log-likelihood of all targets, in nats."""
         assert isinstance(model, CausalModel)
         if self.balance and self._balance is None:
             self._balance = Balance(model.hf)
-        with self._balance.watch() if self._balance is not None else nullcontext([]) as routed:
+        watched: Any = self._balance.watch() if self._balance is not None else nullcontext([])
+        with watched as routed:
             hidden = model.forward(batch.rows).rows
         targets = torch.as_tensor(batch.targets, device=hidden.device)
         vocabulary = model.hf.get_output_embeddings().weight.shape[0]
@@ -178,6 +179,4 @@ class PackedContexts:
             return Loss(total)
         extra, metrics = self._balance.loss(routed)
         # the mean over tokens, in the currency of sums
-        return Loss(
-            total + self.balance * batch.count * extra, {k: v * batch.count for k, v in metrics.items()}
-        )
+        return Loss(total + self.balance * batch.count * extra, {k: v * batch.count for k, v in metrics.items()})

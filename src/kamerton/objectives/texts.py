@@ -31,7 +31,7 @@ def read_texts(path: str | Path) -> list[str]:
 
 
 def iter_texts(path: str | Path) -> Iterator[str]:
-    """The texts of a file or folder one after another, in the order of the files' names; one file is in memory at a time.
+    """The texts of a file or folder one by one, in the order of the files' names; one file is in memory at a time.
 
     Raises:
         TaskError: nothing there, a file that is not UTF-8, a line that has no text, or no text at all.

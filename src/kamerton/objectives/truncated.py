@@ -21,7 +21,7 @@ from kamerton.objectives.packed_contexts import LOGITS, Stream
 from kamerton.training.objective import Loss
 
 VALIDATION_STREAMS, SHORTEST = 16, 1024
-"""Streams that are validated on at once, each of at least so many tokens: each starts from nothing, which costs bits."""
+"""Streams that are validated on at once, each of at least so many tokens: each starts from no state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,7 @@ class Truncated:
 
     name = "truncated"
 
-    def __init__(
-        self, train: Stream, held_out: Stream | None, *, context: int, batch_size: int, seed: int = 0
-    ) -> None:
+    def __init__(self, train: Stream, held_out: Stream | None, *, context: int, batch_size: int, seed: int = 0) -> None:
         self.train, self.held_out, self.context, self.seed = train, held_out, context, seed
         self.batch_size = min(batch_size, (len(train) - 1) // context)
         self.steps = (len(train) - 1) // self.batch_size // context
@@ -111,11 +109,12 @@ class Truncated:
             total, state = self._part(model, ids, None if batch.fresh else self._state, None)
             self._state = tuple(part.detach() for part in state)
             return Loss(total)
-        total, state = ids.new_zeros((), dtype=torch.float32), None
+        total = ids.new_zeros((), dtype=torch.float32)
+        at: State | None = None
         weights = torch.as_tensor(batch.weights, device=model.device, dtype=torch.float32)
         for start in range(0, ids.shape[1] - 1, self.context):
             part = ids[:, start : start + self.context + 1]
-            value, state = self._part(model, part, state, weights[:, start : start + part.shape[1] - 1])
+            value, at = self._part(model, part, at, weights[:, start : start + part.shape[1] - 1])
             total = total + value
         return Loss(total)
 

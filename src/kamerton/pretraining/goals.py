@@ -122,7 +122,11 @@ def _causal(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch
     else:
         config = started.model.config
         objective = PackedContexts(
-            corpus.train, held, **common, max_tokens=t.max_tokens, within_documents=recipe.attention == "documents",
+            corpus.train,
+            held,
+            **common,
+            max_tokens=t.max_tokens,
+            within_documents=recipe.attention == "documents",
             balance=getattr(config, "router_aux_loss_coef", 0.0) if hasattr(config, "num_experts_per_tok") else 0.0,
         )
         measure = lambda model: causal_metrics(objective, model, held)  # noqa: E731

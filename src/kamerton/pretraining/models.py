@@ -81,7 +81,8 @@ def _from_base(recipe: PretrainRecipe) -> Started:
 
 def _from_preset(recipe: PretrainRecipe) -> Started:
     spec = recipe.model
-    assert spec is not None and recipe.tokenizer is not None
+    assert spec is not None
+    assert recipe.tokenizer is not None
     try:
         preset = get_preset(spec.preset)
     except RecipeError as error:
@@ -105,15 +106,14 @@ def _from_preset(recipe: PretrainRecipe) -> Started:
         field = ("model", error.where) if error.where in ("size", "heads") else ("model",)
         raise recipe.error(field, error.message, mend=error.mend) from None
     end, pad = end_of(tokenizer), tokenizer.pad_token_id
-    config = preset.config(shape, {"eos_token_id": end, "bos_token_id": None, "pad_token_id": end if pad is None else pad})
+    special = {"eos_token_id": end, "bos_token_id": None, "pad_token_id": end if pad is None else pad}
+    config = preset.config(shape, special)
     _set(recipe, config, preset.kind)
     torch.manual_seed(recipe.training.seed)
     hf = build(config, preset.kind)
     if torch.cuda.is_available():
         hf = hf.to("cuda")
-    return Started(
-        as_trained(hf, preset.kind), tokenizer, end, preset.kind, preset.name, context, parameters(hf), []
-    )
+    return Started(as_trained(hf, preset.kind), tokenizer, end, preset.kind, preset.name, context, parameters(hf), [])
 
 
 def as_trained(hf: Any, kind: Kind) -> LanguageModel:

@@ -25,8 +25,8 @@ SHOWN = 12
 """Samples that are shown, the last ones of training."""
 
 METRICS: dict[str, tuple[str, str]] = {
-    "bits_per_byte": ("bits per byte", "held-out text, windows of one context side by side (a recurrent model: in one go)"),
-    "bits_per_byte_half_overlap": ("bits per byte, overlapping", "the same with at least half a context before each token"),
+    "bits_per_byte": ("bits per byte", "held-out text, contexts side by side (a recurrent model: in one go)"),
+    "bits_per_byte_half_overlap": ("bits per byte, overlapping", "the same with half a context before each token"),
     "perplexity": ("perplexity", "of a token; not comparable between tokenizers"),
     "loss": ("loss", "nats a token"),
     "bleu": ("BLEU", "sacrebleu, beam search"),
@@ -141,15 +141,20 @@ def curves(rows: Sequence[Mapping[str, float]], named: Mapping[str, str], what: 
             parts += [svg.text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
         for value, _ in x.ticks:
             at = x.place(value)
-            parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark"), svg.text(at, bottom + 18, plain(value), cls="tick mid")]
+            parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark")]
+            parts += [svg.text(at, bottom + 18, plain(value), cls="tick mid")]
         parts += [svg.line(left, bottom, right, bottom, "axis")]
         parts += [svg.text(right, bottom + 38, "tokens", cls="axis-name", text_anchor="end")]
+        named_at: list[float] = []
         for n, (shown, line) in enumerate(lines.items()):
-            at = [(x.place(a), max(top - 8, y.place(b))) for a, b in line]
+            points = [(x.place(a), max(top - 8, y.place(b))) for a, b in line]
             kind = "curve train" if n == 0 and len(lines) > 1 else "curve validation"
-            parts += [svg.tag("path", svg.tag("title", escape(shown)), d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in at), cls=kind)]
-            parts += [svg.text(right + 6, at[-1][1] + 4 + (12 if n and abs(at[-1][1] - first) < 12 else 0), shown, cls="name")]
-            first = at[-1][1]
+            path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+            parts += [svg.tag("path", svg.tag("title", escape(shown)), d=path, cls=kind)]
+            end = points[-1][1] + 4
+            end += 13 if any(abs(end - other) < 12 for other in named_at) else 0  # no name covers another
+            parts += [svg.text(right + 6, end, shown, cls="name")]
+            named_at.append(end)
         return svg.picture(width, height, f"{what} against tokens", parts, cls)
 
     return svg.both_sizes(draw)

@@ -28,7 +28,7 @@ def continuations(hf: Any, started: Started, spec: SamplesSpec, seed: int) -> li
     for n, prompt in enumerate(spec.prompts):
         ids = [started.end, *started.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
         room = spec.tokens if most is None else min(spec.tokens, most - len(ids))
-        if room < 1:
+        if most is not None and room < 1:
             ids, room = ids[-(most // 2) :], min(spec.tokens, most - most // 2)
         given = torch.tensor([ids], device=hf.device)
         how: dict[str, Any] = {"do_sample": spec.temperature > 0}

@@ -215,10 +215,9 @@ def read_tokenizer(name: str | Path) -> Any:
         reason = " ".join(str(error).split())[:160]
         mend = "name a folder that kamerton tokenizer or transformers wrote, a hub id, or bytes"
         raise RecipeError(f"the tokenizer cannot be read ({reason})", where=f"tokenizer: {name}", mend=mend) from error
-    if tokenizer.eos_token_id is None:
-        if tokenizer.sep_token_id is None:
-            mend = "set eos_token in its tokenizer_config.json"
-            raise RecipeError("the tokenizer has no end token", where=f"tokenizer: {name}", mend=mend)
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
+        mend = "set eos_token in its tokenizer_config.json"
+        raise RecipeError("the tokenizer has no end token", where=f"tokenizer: {name}", mend=mend)
     return tokenizer
 
 

@@ -143,9 +143,7 @@ def translation_goal(recipe: PretrainRecipe, started: Started, folder: Path, wat
     beams = recipe.samples.beams if recipe.samples is not None else 4
 
     def decode(hf: Any, sources: Sequence[str], n: int) -> list[str]:
-        return translate(
-            hf, started.tokenizer, started.end, sources, beams=n, context=started.context, watch=watch
-        )
+        return translate(hf, started.tokenizer, started.end, sources, beams=n, context=started.context, watch=watch)
 
     def make(hf: Any) -> list[dict[str, str]]:
         shown = held_texts[:SHOWN]

@@ -2,7 +2,7 @@
 
 * `cosine`: a half cosine down to the floor (Loshchilov & Hutter 2017, arXiv 1608.03983).
 * `inverse-sqrt`: falls with the inverse square root of the step (Vaswani et al. 2017, arXiv 1706.03762).
-* `warmup-stable-decay`: stays at the peak and falls along a straight line at the end (Hu et al. 2024, arXiv 2404.06395).
+* `warmup-stable-decay`: stays at the peak and falls along a line at the end (Hu et al. 2024, arXiv 2404.06395).
 * `constant`: stays at the peak.
 
 What drives it is the share of the budget that is spent, whatever the budget counts, so that a run that is limited by

@@ -323,6 +323,9 @@ class RecurrentEncoderDecoder(EncoderDecoderModel):
     def fresh(self, rows: int, front: Front | None = None) -> DecoderCache:  # noqa: ARG002
         return StateCache()
 
+    def keys_of(self, text: Sequence[int]) -> LayerKeys:  # noqa: ARG002
+        raise ModelError("a recurrent model has no keys and values to train", mend="use full, or prompt-tuning")
+
 
 def causal(model: LanguageModel, what: str) -> CausalModel:
     """The model, for what only a causal one can do.

@@ -54,6 +54,7 @@ class RecurrentConfig(PreTrainedConfig):
             raise ValueError(f"unknown cell {cell!r}: use one of {', '.join(CELLS)}")
         self.cell, self.vocab_size, self.hidden_size = cell, vocab_size, hidden_size
         self.num_hidden_layers, self.dropout = num_hidden_layers, dropout
+        self.num_attention_heads = 1  # it has none; peft wants to read a number
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 

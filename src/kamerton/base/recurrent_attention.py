@@ -41,6 +41,7 @@ class RecurrentAttentionConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size must be even, not {hidden_size}: half of it reads in each direction")
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.dropout = dropout
+        self.num_attention_heads = 1  # peft wants to read a number
         kwargs.pop("is_encoder_decoder", None)
         super().__init__(
             is_encoder_decoder=True, tie_word_embeddings=tie_word_embeddings,

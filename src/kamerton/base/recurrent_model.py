@@ -34,6 +34,9 @@ class RecurrentModel(CausalModel):
     def max_length(self) -> int | None:
         return None  # the state carries any length
 
+    def keys_of(self, text: Sequence[int]) -> LayerKeys:  # noqa: ARG002
+        raise ModelError("a recurrent model has no keys and values to train", mend="use full, or prompt-tuning")
+
     @property
     def _parts(self) -> int:
         return 2 if self.config.cell == "lstm" else 1

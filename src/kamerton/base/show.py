@@ -134,7 +134,7 @@ def _flops(hf: Any) -> tuple[float, float]:
         )  # fmt: skip
     else:
         both = model.config.model_type == "bert"  # a token sees those behind it too
-        pairs = 0 if not hasattr(config, "num_attention_heads") else n * n if both else n * (n + 1) // 2
+        pairs = 0 if config.model_type.startswith("kamerton-recurrent") else n * n if both else n * (n + 1) // 2
         done = Work(tokens=n, pairs=pairs, outputs=n)
         trained = replace(done, grad_tokens=n, grad_pairs=pairs, grad_outputs=n)
     return flops(done, model) / n, flops(trained, model) / n

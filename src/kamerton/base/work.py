@@ -125,8 +125,8 @@ def flops(work: Work, hf: Any) -> float:
             weights += count
             trained += count if weight.requires_grad else 0
             below += count if id(module) in inside else 0
-    heads = getattr(config, "num_attention_heads", 0)  # a recurrent model has none, and no pairs
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    heads = config.num_attention_heads  # a recurrent model has none, and no pairs
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     pair = 4 * heads * head_dim  # scores and their weighted sum, for one pair in one layer
     attention, attention_below = pair * config.num_hidden_layers, pair * len(frozen)
     output = 2 * shape(head.weight).numel()

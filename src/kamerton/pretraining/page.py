@@ -69,7 +69,7 @@ def facts(result: Result) -> list[str]:
     return [
         start, f"{human(model['parameters'])} parameters", f"context {model['context']:,}",
         f"{plain(result['tokens'])} tokens, {result['epochs']:.2f} epochs", f"{result['steps']:,} steps",
-        f"{duration(result['seconds'])} on {result['threads']} threads", f"{human(result['flops'])} FLOPs",
+        f"{duration(result["seconds"])} on {result["threads"]} thread{"s" if result["threads"] != 1 else ""}", f"{human(result['flops'])} FLOPs",
     ]  # fmt: skip
 
 

@@ -69,7 +69,8 @@ def facts(result: Result) -> list[str]:
     return [
         start, f"{human(model['parameters'])} parameters", f"context {model['context']:,}",
         f"{plain(result['tokens'])} tokens, {result['epochs']:.2f} epochs", f"{result['steps']:,} steps",
-        f"{duration(result["seconds"])} on {result["threads"]} thread{"s" if result["threads"] != 1 else ""}", f"{human(result['flops'])} FLOPs",
+        f"{duration(result['seconds'])} on {result['threads']} threads".replace(" 1 threads", " 1 thread"),
+        f"{human(result['flops'])} FLOPs",
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from kamerton.base.attention import RowCache
 from kamerton.base.encoder_decoder import RecurrentEncoderDecoder, model_for
 from kamerton.base.presets import PRESETS, Shape, build
 from kamerton.base.recurrent_model import RecurrentModel
+from kamerton.errors import KamertonError
 from kamerton.inference import Sampling
 from kamerton.inference.engine import Engine
 from kamerton.objectives.packed_contexts import Stream
@@ -281,6 +282,21 @@ def test_a_saved_model_is_a_base_and_is_tuned(name: str, tmp_path: Path) -> None
     again = load_adapted(tmp_path / "saved", base)
     asked = [e.messages for e in tiny.colour_task().test[:2]]
     assert again.score(asked, [["red", "blue"]] * 2) == adapted.score(asked, [["red", "blue"]] * 2)
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm-attention"])
+@pytest.mark.parametrize("method", ["prefix-tuning", "adapter", "ia3", "prompt-tuning"])
+def test_what_a_state_cannot_be_tuned_by_is_refused_in_one_line(name: str, method: str, tmp_path: Path) -> None:
+    words = tiny.tokenizer()
+    words.save_pretrained(tmp_path / "base")
+    made(name, vocabulary=len(words)).save_pretrained(tmp_path / "base")
+    base = load_base(tmp_path / "base", dtype="float32")
+    if method == "prompt-tuning":  # soft tokens are read like others
+        tiny.fit(base, method, tmp_path / "fit", learning_rate=1e-2)
+        return
+    with pytest.raises(KamertonError) as caught:
+        tiny.fit(base, method, tmp_path / "fit", learning_rate=1e-2)
+    assert "\n" not in str(caught.value)
 
 
 def test_importing_kamertons_bases_is_all_that_loading_wants(tmp_path: Path) -> None:

@@ -48,9 +48,8 @@ def main() -> None:
         for gram, number in zip(named, one.counts, strict=True):
             peer = theirs[gram[0]] if n == 1 else theirs[list(gram[:-1])][gram[-1]]
             assert peer == number, (gram, peer, number)
-    print(
-        f"order {args.order}: {', '.join(f'{len(one.counts):,}' for one in found)} different n-grams, all counts equal"
-    )
+    sizes = ", ".join(f"{len(one.counts):,}" for one in found)
+    print(f"orders 1 to {args.order}: {sizes} different n-grams, all counts equal")
     ratios = []
     for turn in range(args.turns):
         seconds = []

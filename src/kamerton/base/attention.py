@@ -99,6 +99,7 @@ class Layout:
         positions: (T,) positions of the packed tokens.
         placed: what stands among the rows' tokens, with keys and values of its own.
         record: a list that receives the prefix's keys and values, layer by layer (what `shared` is made of).
+        used: whether a layer has asked; a model that computes attention by itself never does.
     """
 
     prefix: int
@@ -110,6 +111,7 @@ class Layout:
     tree: Tensor | None = None
     record: LayerKeys | None = None
     placed: Placed | None = None
+    used: bool = False
     _masks: dict[Any, Tensor | None] = field(default_factory=dict)
     _index: tuple[Tensor, Tensor] | None = None
     _slots: Tensor | None = None
@@ -388,6 +390,7 @@ def packed_attention(
     """
     if layout is None:
         raise RuntimeError("the attention function 'kamerton' needs a layout; call the model through CausalModel")
+    layout.used = True
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases are not supported")
     if query.dtype != value.dtype:  # float32 weights under mixed precision: rotation by position left them in float32

@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kamerton.base.attention import LayerKeys
 from kamerton.base.model import CausalModel, Front, LanguageModel, Targets
+from kamerton.base.recurrent import RecurrentForCausalLM, State
+from kamerton.base.recurrent_attention import RecurrentAttentionForSeq2SeqLM
+from kamerton.base.recurrent_model import RecurrentModel
 from kamerton.base.work import encoder_decoder_parts
 from kamerton.errors import ModelError
 
@@ -114,6 +117,7 @@ class EncoderDecoderModel(LanguageModel):
 
     encoder_decoder = True
     task_type = "SEQ_2_SEQ_LM"
+    recurrent: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -239,6 +243,11 @@ class EncoderDecoderModel(LanguageModel):
         return logits if bias is None else logits + bias
 
     def target_log_probs(self, batch: Targets) -> Tensor:
+        picked = self.target_hidden(batch)
+        return self.log_probs(picked, torch.as_tensor(batch.targets, device=picked.device))
+
+    def target_hidden(self, batch: Targets) -> Tensor:
+        """(N, H) hidden states from which a batch's targets are predicted, with gradient."""
         split = list(zip(batch.rows, batch.prompts, strict=True))
         front = self.front()
         memory = self.encode([(*batch.prefix, *row[:n]) for row, n in split], front)
@@ -255,8 +264,67 @@ class EncoderDecoderModel(LanguageModel):
         place = positions - begins[row] + len(self.start)
         if bool((place < len(self.start) - 1).any()):
             raise ValueError("a target inside a prompt: an encoder–decoder model predicts only answers")
-        picked = hidden[row.to(hidden.device), place.to(hidden.device)]
-        return self.log_probs(picked, torch.as_tensor(batch.targets, device=hidden.device))
+        return hidden[row.to(hidden.device), place.to(hidden.device)]
+
+
+class StateCache(DecoderCache):
+    """What the recurrent decoder carries, in place of keys and values.
+
+    Args:
+        parts: (n, B, H) tensors of its state; None where nothing has been read.
+        read: tokens that were read.
+    """
+
+    def __init__(self, parts: State | None = None, read: int = 0) -> None:
+        self.parts, self.read = parts, read
+
+    @property
+    def length(self) -> int:
+        return self.read
+
+    @property
+    def begun(self) -> bool:
+        return self.parts is not None
+
+    def layers(self) -> LayerKeys:
+        raise ModelError("a recurrent model has no keys and values", mend="use full, or another base")
+
+    def select(self, rows: Tensor, longest: int) -> StateCache:  # noqa: ARG002 - nothing of the encoder's is in it
+        chosen = None if self.parts is None else tuple(part.index_select(1, rows) for part in self.parts)
+        return StateCache(chosen, self.read)
+
+
+class RecurrentEncoderDecoder(EncoderDecoderModel):
+    """A `RecurrentAttentionForSeq2SeqLM`; see `EncoderDecoderModel` for what its members mean."""
+
+    recurrent = True
+
+    @property
+    def max_length(self) -> int | None:
+        return None  # the state carries any length
+
+    def decode(
+        self, tokens: Tensor, memory: Memory, cache: DecoderCache | None = None, front: Front | None = None
+    ) -> Tensor:
+        if (self.front() if front is None else front).keys:
+            raise ModelError("a recurrent model has no keys and values to train", mend="use prompt-tuning, or full")
+        kept = cache if isinstance(cache, StateCache) else StateCache()
+        begun, (b, t) = kept.begun, tokens.shape
+        read = self.hf.get_decoder()
+        hidden, kept.parts = read(
+            tokens.to(self.device), memory.hidden, memory.mask.to(memory.hidden.dtype), kept.parts
+        )
+        kept.read += t
+        self.work.add(tokens=b * t, pairs=t * int(memory.lengths.sum()), grad=hidden.requires_grad)
+        if not begun:
+            self.work.add_encoder(memory=memory.mask.numel(), grad=memory.hidden.requires_grad)
+        return hidden
+
+    def fresh(self, rows: int, front: Front | None = None) -> DecoderCache:  # noqa: ARG002
+        return StateCache()
+
+    def keys_of(self, text: Sequence[int]) -> LayerKeys:  # noqa: ARG002
+        raise ModelError("a recurrent model has no keys and values to train", mend="use full, or prompt-tuning")
 
 
 def causal(model: LanguageModel, what: str) -> CausalModel:
@@ -276,8 +344,12 @@ def model_for(
     *,
     inferring: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> LanguageModel:
-    """A transformers model as a `CausalModel` or an `EncoderDecoderModel`, whichever it is."""
-    kind = EncoderDecoderModel if hf.config.is_encoder_decoder else CausalModel
+    """A transformers model as a `CausalModel` (a recurrent one its kind) or an `EncoderDecoderModel`."""
+    kind: type[LanguageModel] = EncoderDecoderModel if hf.config.is_encoder_decoder else CausalModel
+    if isinstance(hf, RecurrentForCausalLM):
+        kind = RecurrentModel
+    elif isinstance(hf, RecurrentAttentionForSeq2SeqLM):
+        kind = RecurrentEncoderDecoder
     return kind(hf, front, inferring=inferring)
 
 
@@ -292,13 +364,13 @@ def probe(model: EncoderDecoderModel, tokens: Sequence[int]) -> float:
         ValueError: its layers have names from which its work cannot be counted.
     """
     weights, _, pair = encoder_decoder_parts(model.hf)
-    if not all((*weights.values(), pair["encoder"], pair["decoder"])):
+    if not model.recurrent and not all((*weights.values(), pair["encoder"], pair["decoder"])):
         raise ValueError("its attention layers are not found by their names")
     half = len(tokens) // 2
     prompts = [list(tokens), list(tokens[:half])]
     read = torch.tensor([[*model.start, *tokens[half:]]], device=model.device)
     memory = model.encode(prompts)
-    cache = DecoderCache()
+    cache = model.fresh(2, Front())
     first = model.decode(read[:, :2].expand(2, -1), memory, cache)
     turned = torch.tensor([1, 0], device=model.device)  # rows may be chosen anew between two turns
     memory, cache = memory.select(turned), cache.select(turned, int(memory.lengths.max()))

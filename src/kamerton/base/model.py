@@ -458,6 +458,8 @@ class CausalModel(LanguageModel):
             out = self._backbone()(
                 inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, layout=layout
             )
+        if not layout.used:  # it would look from one row into another
+            raise NotImplementedError("its attention does not go through transformers' attention interface")
         hidden = out.last_hidden_state[0]
         before = p * past + sum(lengths) * (past + p) + sum(n * int(s) for n, s in zip(lengths, starts, strict=True))
         own = p * (p + 1) // 2 + sum(n * (n + 1) // 2 for n in lengths)
@@ -504,12 +506,13 @@ def probe(model: CausalModel, tokens: Sequence[int]) -> float:
     """Largest absolute difference between our log-probabilities and the model's own forward pass on one sequence.
 
     The check that an architecture is computed correctly through packs; `load.py` refuses a model that fails it. Half of
-    the tokens go in as a prefix, half as a row, so that both kinds of attention are exercised.
+    the tokens go in as a prefix, half as a row, so that both kinds of attention are exercised; the row stands there
+    twice, so that a model whose attention looks from one row into another is found out.
     """
     ids = torch.tensor([list(tokens)], device=model.device)
     half = len(tokens) // 2
     with torch.no_grad():
         own = model.hf(input_ids=ids, use_cache=False).logits[0].float()
-        packed = model.forward([tokens[half:]], prefix=tokens[:half])
+        packed = model.forward([tokens[half:]] * 2, prefix=tokens[:half])
         ours = model.output(torch.cat([packed.prefix, packed.rows])).float()
-    return float((own.log_softmax(-1) - ours.log_softmax(-1)).abs().max())
+    return float((torch.cat([own, own[half:]]).log_softmax(-1) - ours.log_softmax(-1)).abs().max())

@@ -12,6 +12,7 @@ said once for each of its states. Padding goes through all of them and is counte
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,6 +111,10 @@ def flops(work: Work, hf: Any) -> float:
         if len(getattr(module, "lora_magnitude_vector", ())):  # B A is written out, through the unit matrix
             n, m = module.in_features, module.out_features
             prepared += sum(n * rank * (n + m) for rank in module.r.values())
+        for matrix, share in _others(module, config):
+            weights += round(share * matrix.numel())
+            trained += round(share * matrix.numel()) if matrix.requires_grad else 0
+            below += round(share * matrix.numel()) if id(module) in inside else 0
         weight = getattr(module, "weight", None)
         if id(weight) in seen:  # a LoRA layer shows its base layer's weight as its own
             continue
@@ -120,7 +125,7 @@ def flops(work: Work, hf: Any) -> float:
             weights += count
             trained += count if weight.requires_grad else 0
             below += count if id(module) in inside else 0
-    heads = config.num_attention_heads
+    heads = config.num_attention_heads  # a recurrent model has none, and no pairs
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     pair = 4 * heads * head_dim  # scores and their weighted sum, for one pair in one layer
     attention, attention_below = pair * config.num_hidden_layers, pair * len(frozen)
@@ -136,6 +141,19 @@ def flops(work: Work, hf: Any) -> float:
         output * work.grad_outputs if head is not None and head.weight.requires_grad else 0
     )
     return float(forward + activations + own)
+
+
+def _others(module: nn.Module, config: Any) -> Iterator[tuple[nn.Parameter, float]]:
+    """Matrices that are not a module's `weight`, with the share of tokens that go through each.
+
+    Those of a recurrent layer, and the experts of a mixture, (E, …) at once, of which a token goes through a few.
+    """
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        yield from ((p, 1.0) for p in module.parameters(recurse=False) if p.ndim == 2)
+        return
+    for parameter in module.parameters(recurse=False):
+        if parameter.ndim == 3 and parameter.shape[0] == getattr(config, "num_local_experts", None):
+            yield parameter, config.num_experts_per_tok / config.num_local_experts
 
 
 def _frozen_layers(hf: Any) -> list[nn.Module]:
@@ -178,6 +196,9 @@ def encoder_decoder_parts(hf: Any) -> tuple[dict[str, int], dict[str, int], dict
             continue
         cross = _CROSS.search(name)
         part = "decoder" if id(module) not in inside else "encoder"
+        for matrix, share in _others(module, hf.config):
+            weights[part] += round(share * matrix.numel())
+            trained[part] += round(share * matrix.numel()) if matrix.requires_grad else 0
         weight = getattr(module, "weight", None)
         if part == "decoder" and cross and _KEYS.search(name, cross.end() - 1):
             part = "memory"

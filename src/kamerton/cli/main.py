@@ -14,6 +14,7 @@ import typer
 
 from kamerton.cli import (
     align,
+    base,
     chat,
     compare,
     evaluate,
@@ -23,6 +24,7 @@ from kamerton.cli import (
     merge,
     methods,
     ngram,
+    pretrain,
     recipe,
     reward,
     rewards,
@@ -41,6 +43,7 @@ app = typer.Typer(
 )  # fmt: skip
 compare.register(app)
 tune.register(app)
+pretrain.register(app)
 align.register(app)
 evaluate.register(app)
 chat.register(app)
@@ -49,6 +52,7 @@ serve.register(app)
 merge.register(app)
 methods.register(app)
 rewards.register(app)
+app.add_typer(base.app, name="base")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(reward.app, name="reward")
 app.add_typer(index.app, name="index")

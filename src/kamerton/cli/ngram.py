@@ -86,7 +86,7 @@ def evaluate(
         _say(out, f"{name:24s}{shown}")
     if figures["bits per byte"] is None:
         _say(
-            out, "bits per byte: not given where units are unknown; train with --tokens bytes or a byte-level tokenizer"
+            out, "bits per byte: not given where units are unknown; train with --tokens bytes, or a tokenizer's folder"
         )
 
 

@@ -25,7 +25,31 @@ def read_texts(path: str | Path) -> list[str]:
     """All texts of a file or folder, in the order of the files' names.
 
     Raises:
+        TaskError: as `iter_texts`.
+    """
+    return list(iter_texts(path))
+
+
+def iter_texts(path: str | Path) -> Iterator[str]:
+    """The texts of a file or folder one by one, in the order of the files' names; one file is in memory at a time.
+
+    Raises:
         TaskError: nothing there, a file that is not UTF-8, a line that has no text, or no text at all.
+    """
+    found = False
+    for file in text_files(path):
+        for text in _read(file):
+            found = True
+            yield text
+    if not found:
+        raise TaskError("has no text", where=path, mend="give texts that are not empty")
+
+
+def text_files(path: str | Path) -> list[Path]:
+    """The files that `iter_texts` reads.
+
+    Raises:
+        TaskError: nothing there, or a file of another kind.
     """
     path = Path(path)
     if not path.exists():
@@ -34,10 +58,7 @@ def read_texts(path: str | Path) -> list[str]:
     if not files or any(p.suffix not in SUFFIXES for p in files):
         message = "is not a file of texts" if files else "has no files of texts"
         raise TaskError(message, where=path, mend=f"give {', '.join(SUFFIXES)}")
-    texts = [text for file in files for text in _read(file)]
-    if not texts:
-        raise TaskError("has no text", where=path, mend="give texts that are not empty")
-    return texts
+    return files
 
 
 def _read(file: Path) -> Iterator[str]:

@@ -28,6 +28,7 @@ from kamerton.training.average import Average
 from kamerton.training.budget import Budget
 from kamerton.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, trained_weights
 from kamerton.training.objective import Loss, Objective, Observant, Stateful
+from kamerton.training.schedule import Schedule, learning_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,10 @@ class Settings:
 
     Attributes:
         learning_rate: the peak.
-        warmup: share of the budget over which the learning rate rises from 0; it falls along a half cosine after.
+        warmup: share of the budget over which the learning rate rises from 0.
+        warmup_steps: the rise in steps, in place of that share.
+        schedule: how the learning rate goes on behind the rise (`schedule.py`).
+        decay: share of the budget over which `warmup-stable-decay` falls.
         floor: the learning rate at the end, as a share of the peak.
         weight_decay, betas: of AdamW.
         clip: largest norm of the gradient.
@@ -52,6 +56,9 @@ class Settings:
 
     learning_rate: float
     warmup: float = 0.1
+    warmup_steps: int | None = None
+    schedule: Schedule = "cosine"
+    decay: float = 0.2
     floor: float = 0.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -249,7 +256,7 @@ def fit(
     while done < until and not state.stopped_early:
         torch.manual_seed(_step_seed(settings.seed, state.step))
         batches = objective.batches(state.step, model)
-        rate = _learning_rate(settings, done)
+        rate = learning_rate(settings, done, state.step)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         loss, metrics, norm = _step(accelerator, wrapped, batches, parameters, optimiser, settings)
@@ -322,11 +329,17 @@ def fit(
 
 
 def _groups(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameters by their own share of the learning rate: the attribute `rate` of a parameter, 1 where it has none."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    """Parameters by what they say of themselves.
+
+    The attribute `rate` is their share of the learning rate, 1 where they have none; `decays = False` takes them out of
+    weight decay.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
-        groups.setdefault(float(getattr(parameter, "rate", 1.0)), []).append(parameter)
-    return [{"params": members, "rate": rate} for rate, members in groups.items()]
+        kind = float(getattr(parameter, "rate", 1.0)), bool(getattr(parameter, "decays", True))
+        groups.setdefault(kind, []).append(parameter)
+    still = {"weight_decay": 0.0}
+    return [{"params": p, "rate": rate, **({} if decays else still)} for (rate, decays), p in groups.items()]
 
 
 def _step(
@@ -376,15 +389,6 @@ def _total(accelerator: Any, value: float) -> Any:
         return value
     summed = accelerator.reduce(torch.tensor(float(value), device=accelerator.device), reduction="sum").item()
     return type(value)(summed)
-
-
-def _learning_rate(settings: Settings, share: float) -> float:
-    """Linear warm-up, then a half cosine down to the floor, by the share of the budget that is spent."""
-    if share < settings.warmup:
-        # the first step is not wasted on a rate of zero
-        return settings.learning_rate * max(share / settings.warmup, 0.05)
-    rest = min((share - settings.warmup) / max(1 - settings.warmup, 1e-9), 1.0)
-    return settings.learning_rate * (settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * rest)))
 
 
 def _step_seed(seed: int, step: int) -> int:

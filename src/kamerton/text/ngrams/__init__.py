@@ -1,4 +1,4 @@
-"""N-gram models: counts, smoothing, perplexity, sampling, and help with typing. The baseline that came before networks."""
+"""N-gram models: counts, smoothing, perplexity, sampling, help with typing. The baseline that came before networks."""
 
 from kamerton.text.ngrams.estimate import SMOOTHINGS, estimate
 from kamerton.text.ngrams.model import NgramModel

@@ -1,5 +1,5 @@
-"""ARPA files, the format that other tools for n-gram models read (KenLM, SRILM, Kaldi): log₁₀ probability, n-gram, log₁₀
-back-off weight."""
+"""ARPA files, which other tools for n-gram models read (KenLM, SRILM, Kaldi): log₁₀ probability, n-gram, log₁₀ back-off
+weight."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Counts of n-grams over more text than fits into memory.
 
-Text is read in batches. The n-grams of a batch are packed into whole numbers of 64 bits, as few as hold them, sorted and
-counted; when what was counted takes more memory than allowed it is written to disk as a sorted run, and in the end the
-runs are merged in blocks. What stays in memory is the table of different n-grams, not the text.
+Text is read in batches. The n-grams of a batch are packed into whole numbers of 64 bits, as few as hold them, sorted
+and counted; when what was counted takes more memory than allowed it is written to disk as a sorted run, and in the end
+the runs are merged in blocks. What stays in memory is the table of different n-grams, not the text.
 """
 
 from __future__ import annotations
@@ -71,10 +71,7 @@ def tally(packed: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.ndar
     new[0] = True
     new[1:] = (ordered[:, 1:] != ordered[:, :-1]).any(0)
     firsts = np.flatnonzero(new)
-    if weights is None:
-        found = np.diff(np.append(firsts, ordered.shape[1]))
-    else:
-        found = np.add.reduceat(weights, firsts)
+    found = np.diff(np.append(firsts, ordered.shape[1])) if weights is None else np.add.reduceat(weights, firsts)
     return ordered[:, firsts], found.astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Counts as a sorted trie: each n-gram's place in its order, its context's and its suffix's place in the order below."""
+"""Counts as a sorted trie: each n-gram's place in its order, and its context's and suffix's in the order below."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """What an n-gram model counts: words, characters, bytes, or the tokens of a tokenizer folder; and reading text as them.
 
 A line of text is a sentence: it begins with `<s>`, ends with `</s>`, and no n-gram reaches over its ends. Words are
-letters and digits with the apostrophes and hyphens inside them, and single signs of punctuation. Bytes and the tokens of a byte-level tokenizer lose nothing, so that bits per byte can be
-given for them; a word or a character that was not in the training text is `<unk>`.
+letters and digits with the apostrophes and hyphens inside them, and single signs of punctuation. Bytes and the tokens
+of a byte-level tokenizer lose nothing, so that bits per byte can be given for them; a word or a character that was not
+in the training text is `<unk>`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,181 @@
+"""The model of a recipe: a preset in a size for a tokenizer, or a base that is trained further; and what suits it.
+
+Defaults are those of the papers: the original encoder–decoder's Adam with β₂ 0.98, 4,000 steps of warm-up and the
+inverse square root behind them; BERT's and GPT's linear rise; a higher learning rate for smaller models, by the line
+0.003 · (1 M / parameters)^0.25 between 0.0002 and 0.005, which lies within a factor of two of GPT-3's table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kamerton.base.encoder_decoder import model_for
+from kamerton.base.load import load_base
+from kamerton.base.model import LanguageModel
+from kamerton.base.padded import PaddedModel
+from kamerton.base.presets import Kind, build, get_preset, parameters
+from kamerton.base.show import chosen_shape
+from kamerton.errors import KamertonError, RecipeError
+from kamerton.pretraining.tokens import end_of, read_tokenizer
+from kamerton.recipe_pretrain import PretrainRecipe, TrainingSpec
+from kamerton.training.loop import Settings
+
+CONTEXT = 256
+
+
+@dataclass
+class Started:
+    """A model before its first step.
+
+    Attributes:
+        model: in float32, on the CPU or the first GPU.
+        tokenizer: its tokenizer; `end` the id between documents.
+        kind: what it is trained to do.
+        preset: the preset's name, None for a base.
+        context: tokens that are read at once.
+        parameters: numbers that are learned.
+        notes: what the user should know.
+    """
+
+    model: Any
+    tokenizer: Any
+    end: int
+    kind: Kind
+    preset: str | None
+    context: int
+    parameters: int
+    notes: list[str]
+
+
+def start(recipe: PretrainRecipe) -> Started:
+    """Build the recipe's model with fresh weights, or load its base.
+
+    Raises:
+        RecipeError: the recipe asks for what does not fit together.
+        ModelError: the base cannot be loaded.
+    """
+    return _from_base(recipe) if recipe.base is not None else _from_preset(recipe)
+
+
+def _from_base(recipe: PretrainRecipe) -> Started:
+    assert recipe.base is not None
+    beside = recipe.resolve(recipe.base)
+    base = load_base(beside if beside.is_dir() else recipe.base, dtype="float32")
+    model, tokenizer = base.model, base.renderer.tokenizer
+    if model.encoder_decoder:
+        mend = "use a causal base"
+        raise recipe.error(("base",), "going on from an encoder–decoder is not supported", mend=mend)
+    context = recipe.context or min(CONTEXT, model.max_length or CONTEXT)
+    if model.max_length is not None and context > model.max_length:
+        mend = f"use at most {model.max_length}"
+        raise recipe.error(("context",), f"a context of {context} is longer than the base's positions", mend=mend)
+    if recipe.objective not in (None, "causal"):
+        raise recipe.error(("objective",), f"a causal base cannot learn {recipe.objective}", mend="leave it out")
+    model.hf.requires_grad_(True)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else base.renderer.end_id
+    return Started(model, tokenizer, int(end), "causal", None, context, parameters(model.hf), [])
+
+
+def _from_preset(recipe: PretrainRecipe) -> Started:
+    spec = recipe.model
+    assert spec is not None
+    assert recipe.tokenizer is not None
+    try:
+        preset = get_preset(spec.preset)
+    except RecipeError as error:
+        raise recipe.error(("model", "preset"), error.message, mend=error.mend) from None
+    asked = {"causal": "causal", "masked": "masked", "translation": "encoder-decoder"}
+    if recipe.objective is not None and asked[recipe.objective] != preset.kind:
+        mend = "leave objective out, or choose another preset"
+        raise recipe.error(("objective",), f"{preset.name} cannot learn {recipe.objective}", mend=mend)
+    if preset.name == "llava":
+        mend = "use llama; the multimodal shape is shown by kamerton base show llava"
+        raise recipe.error(("model", "preset"), "training on images is not supported", mend=mend)
+    beside = recipe.resolve(recipe.tokenizer)
+    tokenizer = read_tokenizer(beside if beside.is_dir() else recipe.tokenizer)
+    context = recipe.context or CONTEXT
+    given = {name: getattr(spec, name) for name in ("width", "depth", "heads", "kv_heads", "feed_forward", "experts",
+                                                    "active", "tied")}  # fmt: skip
+    given = {k: v for k, v in given.items() if v is not None} | {"vocabulary": len(tokenizer), "context": context}
+    try:
+        shape = chosen_shape(preset, spec.size, given)
+    except RecipeError as error:
+        field = ("model", error.where) if error.where in ("size", "heads") else ("model",)
+        raise recipe.error(field, error.message, mend=error.mend) from None
+    end, pad = end_of(tokenizer), tokenizer.pad_token_id
+    special = {"eos_token_id": end, "bos_token_id": None, "pad_token_id": end if pad is None else pad}
+    config = preset.config(shape, special)
+    _set(recipe, config, preset.kind)
+    torch.manual_seed(recipe.training.seed)
+    hf = build(config, preset.kind)
+    if torch.cuda.is_available():
+        hf = hf.to("cuda")
+    return Started(as_trained(hf, preset.kind), tokenizer, end, preset.kind, preset.name, context, parameters(hf), [])
+
+
+def as_trained(hf: Any, kind: Kind) -> LanguageModel:
+    """A transformers model as what its kind is trained through."""
+    if kind == "masked":
+        from kamerton.base.masked_model import MaskedModel
+
+        return MaskedModel(hf)
+    return PaddedModel(hf) if hf.config.model_type == "openai-gpt" else model_for(hf)
+
+
+_DROPOUT = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",
+            "attention_probs_dropout_prob")  # fmt: skip
+
+
+def _set(recipe: PretrainRecipe, config: Any, kind: Kind) -> None:
+    spec = recipe.model
+    assert spec is not None
+    rate = spec.dropout if spec.dropout is not None else 0.0 if kind == "causal" else 0.1
+    for name in _DROPOUT:
+        if hasattr(config, name):
+            # the original encoder–decoder has none on its attention weights
+            setattr(config, name, 0.0 if kind == "encoder-decoder" and name == "attention_dropout" else rate)
+    for name, value in spec.config.items():
+        if not hasattr(config, name):
+            message = f"{type(config).__name__} has no field {name!r}"
+            raise recipe.error(("model", "config", name), message, mend="see transformers' documentation of it")
+        setattr(config, name, value)
+
+
+def settings(recipe: PretrainRecipe, started: Started) -> Settings:
+    """The recipe's training options, with what suits the model where it names none."""
+    t: TrainingSpec = recipe.training
+    original = started.preset == "transformer"
+    rate = t.learning_rate
+    if rate is None and original:  # d^-0.5 · warmup^-0.5, the peak of the paper's formula
+        rate = (started.model.config.d_model * (t.warmup_steps or 4000)) ** -0.5
+    elif rate is None:
+        rate = min(max(3e-3 * (1e6 / started.parameters) ** 0.25, 2e-4), 5e-3)
+        rate = rate if started.preset is not None else rate / 10  # a base has learned already
+    steps = t.warmup_steps if t.warmup_steps is not None or t.warmup is not None or not original else 4000
+    betas = t.betas or ((0.9, 0.98) if original else (0.9, 0.95))
+    for name, parameter in started.model.hf.named_parameters():
+        # gains, biases and embeddings stay out of weight decay
+        if parameter.ndim < 2 or "embed" in name or name.endswith(("wte.weight", "wpe.weight")):
+            parameter.decays = False
+    return Settings(
+        learning_rate=rate, warmup=0.05 if t.warmup is None else t.warmup, warmup_steps=steps,
+        schedule=t.schedule or ("inverse-sqrt" if original else "cosine"), decay=t.decay, floor=t.floor,
+        weight_decay=t.weight_decay, betas=betas, clip=t.clip, average=t.average, validations=t.validations,
+        patience=t.patience or t.validations + 1, bfloat16=t.dtype == "bfloat16", seed=t.seed,
+    )  # fmt: skip
+
+
+def check_room(recipe: PretrainRecipe, tokens: int, context: int) -> None:
+    """Refuse a corpus that is smaller than one context.
+
+    Raises:
+        KamertonError: it is.
+    """
+    if tokens <= context:
+        raise KamertonError(
+            f"the corpus has {tokens:,} tokens, fewer than one context of {context:,}",
+            where=recipe.source or "data", mend="give more text, or a shorter context",
+        )  # fmt: skip

@@ -1,0 +1,171 @@
+"""One pretraining: corpus, model, the one training loop, what came of it, and the folder that is left.
+
+The folder is an ordinary model folder (configuration, safetensors, tokenizer), with `pretraining.json`, `samples.jsonl`
+and `report.html` beside it. A run that was stopped goes on from its last checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from kamerton.base.work import flops
+from kamerton.comparison.machine import kamerton_version, machine, versions
+from kamerton.comparison.store import Store
+from kamerton.pretraining.goals import Goal, goal_of
+from kamerton.pretraining.models import Started, settings, start
+from kamerton.pretraining.page import write_page
+from kamerton.recipe_pretrain import PretrainRecipe, as_pretrain_recipe
+from kamerton.tasks.example import fingerprint
+from kamerton.training import Budget, Progress, Result, Settings, fit
+from kamerton.training.checkpoint import drop_checkpoints
+from kamerton.training.files import write_json
+from kamerton.training.loop import check_trackers
+
+Report = Callable[[str, float, str], None]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a pretraining left.
+
+    Attributes:
+        folder: the model folder.
+        results: what is in `pretraining.json`.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The HTML page."""
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the held-out texts: bits per byte, perplexity, accuracy, BLEU, whatever the objective has."""
+        return dict(self.results["metrics"])
+
+
+def pretrain(
+    recipe: str | Path | Mapping[str, Any] | PretrainRecipe,
+    *,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    report: Report | None = None,
+    trackers: Sequence[str] = (),
+    stop_after: int | None = None,
+) -> Pretrained | None:
+    """Train a model from a recipe and save it as a model folder.
+
+    Args:
+        recipe: a recipe's path, its content, or a `PretrainRecipe`.
+        output: the folder; default: the recipe's `output`, else `runs/<name>`.
+        overrides: fields of the recipe to set, as `["budget.tokens=1000"]`.
+        report: told about progress.
+        trackers: names of accelerate's trackers.
+        stop_after: end after this step, as if the process had been stopped there (tests); gives None.
+
+    Raises:
+        KamertonError: recipe, tokenizer, texts or base are wrong, or another run uses the folder.
+    """
+    recipe = as_pretrain_recipe(recipe, overrides)
+    check_trackers(trackers)
+    folder = Path(output or recipe.output or Path("runs") / recipe.name)
+    tell: Report = report or (lambda *_: None)
+    lock = Store(folder).lock()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        started = start(recipe)
+        goal = goal_of(recipe, started, folder, tell)
+        how = settings(recipe, started)
+        budget = Budget(**recipe.budget.model_dump())
+        result = _fit(recipe, started, goal, how, budget, folder, tell, trackers, stop_after)
+        if stop_after is not None and not result.finished:
+            return None
+        tell("measuring", 0.0, "")
+        metrics = goal.measure(started.model)
+        _save(folder, started)
+        told = _told(recipe, started, goal, how, budget, result, metrics)
+        write_json(folder / "pretraining.json", told)
+        drop_checkpoints(folder / "fit")
+        with suppress(OSError):  # what trackers wrote there stays
+            (folder / "fit").rmdir()
+        return Pretrained(folder, write_page(folder))
+    finally:
+        lock.release()
+
+
+def _fit(
+    recipe: PretrainRecipe, started: Started, goal: Goal, how: Settings, budget: Budget, folder: Path, tell: Report,
+    trackers: Sequence[str], stop_after: int | None,
+) -> Result:  # fmt: skip
+    key = fingerprint(
+        {
+            "recipe": recipe.model_dump(mode="json", exclude={"name", "output", "samples"}),
+            "settings": {k: v for k, v in asdict(how).items() if k != "trackers"},
+            "data": goal.key, "start": sum(float(p.detach().double().sum()) for p in started.model.hf.parameters()),
+        }
+    )  # fmt: skip
+
+    def watch(p: Progress) -> None:
+        held = goal.shown(p.validation_loss) if p.validation_loss is not None else ""
+        tell("training", p.share, f"step {p.step:,}, loss {p.loss:.3f}{held}, {p.tokens_per_second:,.0f} tokens/s")
+
+    return fit(
+        started.model, started.model.hf, goal.objective, replace(how, trackers=tuple(trackers)), budget, folder / "fit",
+        key=key, watch=watch, stop_after=stop_after,
+    )  # fmt: skip
+
+
+def _save(folder: Path, started: Started) -> None:
+    """The model and its tokenizer, each file whole or not at all, the configuration last."""
+    partial = folder / f".partial-{os.getpid()}-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        started.model.hf.save_pretrained(partial, safe_serialization=True)
+        started.tokenizer.save_pretrained(partial)
+        for file in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _told(
+    recipe: PretrainRecipe, started: Started, goal: Goal, how: Settings, budget: Budget, result: Result,
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    state = result.state
+    spent = flops(started.model.work, started.model.hf)
+    return {
+        "name": recipe.name,
+        "recipe": recipe.text,
+        "model": {
+            "preset": started.preset, "base": recipe.base, "class": type(started.model.hf).__name__,
+            "parameters": started.parameters, "context": started.context,
+            "config": json.loads(started.model.hf.config.to_json_string()),
+        },
+        "objective": goal.objective.name,
+        "data": goal.told,
+        "settings": asdict(how),
+        "budget": {k: v for k, v in asdict(budget).items() if v is not None},
+        "steps": state.step, "tokens": state.tokens, "seconds": state.seconds, "flops": spent,
+        "threads": torch.get_num_threads(),
+        "epochs": state.examples / goal.objective.epoch_examples,
+        "best_step": state.best_step if state.best_step >= 0 else None,
+        "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
+        "curve": goal.curve(state.curve),
+        "notes": [*started.notes, *goal.notes, *goal.objective.notes, *result.notes],
+        "kamerton": kamerton_version(), "versions": versions(), "machine": machine(),
+    }  # fmt: skip

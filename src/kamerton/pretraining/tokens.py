@@ -1,0 +1,242 @@
+"""A corpus as one stream of tokens on disk, and the part of it that is held out.
+
+Texts are read one file at a time and their tokens are written as they come, so a corpus may be larger than memory. What
+is written is used again where texts and tokenizer are the same. Held out are whole documents, picked by their number,
+the same for every seed; of a single document its end, from a line's start on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kamerton.errors import RecipeError, TaskError
+from kamerton.objectives.packed_contexts import Stream
+from kamerton.objectives.texts import iter_texts, text_files
+from kamerton.tasks.halves import halves_note, replace_halves
+from kamerton.training.files import write_text
+
+Documents = Literal["file", "line", "paragraph"]
+BATCH = 256
+"""Documents that the tokenizer reads at once."""
+
+Watch = Callable[[str, float, str], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Streams to learn from and to validate on.
+
+    Attributes:
+        train, held_out: the streams; no `held_out` where nothing was held out.
+        documents: how many documents each has.
+        notes: what was left out or changed, in words.
+    """
+
+    train: Stream
+    held_out: Stream | None
+    documents: tuple[int, int]
+    notes: list[str]
+
+
+def cut_documents(texts: Iterable[str], kind: Documents) -> Iterator[str]:
+    """Texts as documents: each a text, a line of it, or a paragraph (between empty lines); empty ones are left out."""
+    for text in texts:
+        parts = [text] if kind == "file" else text.split("\n") if kind == "line" else re.split(r"\n[ \t]*\n", text)
+        yield from (part for part in parts if part.strip())
+
+
+def hold_out_end(text: str, share: float) -> tuple[str, str]:
+    """A text and its end, cut before the line in which the share (of characters) begins."""
+    at = len(text) - round(len(text) * share)
+    line = text.rfind("\n", 0, at) + 1
+    return text[: line or at], text[line or at :]
+
+
+def split_documents(documents: Iterator[str], share: float) -> Iterator[tuple[str, bool]]:
+    """Documents, each with whether it is held out."""
+    first = next(documents, None)
+    second = next(documents, None)
+    if first is None:
+        return
+    if second is None:
+        train, held_out = hold_out_end(first, share)
+        yield from ((part, held) for part, held in ((train, False), (held_out, True)) if part)
+        return
+    any_held = False
+    for number, text in enumerate(itertools.chain((first, second), documents)):
+        digest = hashlib.sha256(str(number).encode()).digest()
+        # the second document in any case, so that a few documents have one to be judged by
+        held = int.from_bytes(digest[:8], "big") < share * 2**64 or (number == 1 and not any_held)
+        any_held |= held
+        yield text, held
+
+
+class _Writer:
+    """One stream as it is written."""
+
+    def __init__(self, path: Path, end: int, size: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._partial = path, path.with_name(f".partial-{os.getpid()}-{path.name}")
+        self.dtype = np.uint16 if size <= 2**16 else np.uint32
+        self._file = self._partial.open("wb")
+        self.tokens = self.bytes = self.documents = 0
+        self._end = np.array([end], dtype=self.dtype)
+        self._put(self._end)
+
+    def _put(self, ids: np.ndarray) -> None:
+        self._file.write(ids.tobytes())
+        self.tokens += len(ids)
+
+    def add(self, ids: Iterable[int], size: int) -> None:
+        """A document of so many bytes."""
+        self._put(np.asarray(ids, dtype=self.dtype))
+        self._put(self._end)
+        self.bytes += size
+        self.documents += 1
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._partial, self.path)
+
+
+def read_corpus(
+    tokenizer: Any, end: int, folder: Path, train: Path, held_out: Path | float | None, documents: Documents,
+    watch: Watch | None = None,
+) -> Corpus:  # fmt: skip
+    """The texts of a recipe as streams, from `folder` where they were written there before.
+
+    Args:
+        tokenizer: a transformers tokenizer; texts are read without its special tokens.
+        end: the id that stands between documents.
+        folder: the streams are written here.
+        train: a file or folder of texts.
+        held_out: another one, or the share of `train` that is held out, or None.
+        documents: what a document is.
+        watch: told about progress.
+
+    Raises:
+        TaskError: no texts, or texts that cannot be read.
+    """
+    files = text_files(train) + (text_files(held_out) if isinstance(held_out, Path) else [])
+    key = _key(tokenizer, end, files, held_out, documents)
+    about = folder / "about.json"
+    if not (about.is_file() and (read := json.loads(about.read_text(encoding="utf-8")))["key"] == key):
+        read = {"key": key, **_write(tokenizer, end, folder, train, held_out, documents, watch or (lambda *_: None))}
+        write_text(about, json.dumps(read, ensure_ascii=False, indent=1))
+
+    def stream(name: str) -> Stream:
+        one = read[name]
+        tokens = np.memmap(folder / f"{name}.bin", dtype=one["dtype"], mode="r")
+        if len(tokens) != one["tokens"]:
+            raise TaskError("is not whole", where=folder / f"{name}.bin", mend=f"delete {folder} and run again")
+        return Stream(tokens, end, one["bytes"])
+
+    has = "held_out" in read
+    return Corpus(
+        stream("train"), stream("held_out") if has else None,
+        (read["train"]["documents"], read["held_out"]["documents"] if has else 0), list(read["notes"]),
+    )  # fmt: skip
+
+
+def _write(
+    tokenizer: Any, end: int, folder: Path, train: Path, held_out: Path | float | None, kind: Documents, watch: Watch
+) -> dict[str, Any]:
+    size = sum(file.stat().st_size for file in text_files(train))
+    writers = {"train": _Writer(folder / "train.bin", end, len(tokenizer))}
+    if held_out is not None:
+        writers["held_out"] = _Writer(folder / "held_out.bin", end, len(tokenizer))
+    share = held_out if isinstance(held_out, float) else 0.0
+    documents = cut_documents(iter_texts(train), kind)
+    marked = split_documents(documents, share) if share else ((text, False) for text in documents)
+    if isinstance(held_out, Path):
+        marked = itertools.chain(marked, ((text, True) for text in cut_documents(iter_texts(held_out), kind)))
+    halves = 0
+    for batch in _batched(marked, BATCH):
+        texts, found = replace_halves([text for text, _ in batch])
+        halves += found
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for (_, held), text, own in zip(batch, texts, ids, strict=True):
+            writers["held_out" if held else "train"].add(own, len(text.encode()))
+        done = writers["train"].bytes
+        watch("reading", min(done / max(size, 1), 1.0), f"{writers['train'].documents:,} documents, {done:,} bytes")
+    out: dict[str, Any] = {"notes": [halves_note(halves, str(train))] if halves else []}
+    for name, writer in writers.items():
+        writer.close()
+        if not writer.documents:
+            raise TaskError(
+                "no text is left " + ("to learn from" if name == "train" else "to hold out"), where=train,
+                mend="give more texts, or another held_out",
+            )  # fmt: skip
+        out[name] = {"tokens": writer.tokens, "bytes": writer.bytes, "documents": writer.documents,
+                     "dtype": np.dtype(writer.dtype).name}  # fmt: skip
+    return out
+
+
+def _batched(items: Iterator[tuple[str, bool]], size: int) -> Iterator[tuple[tuple[str, bool], ...]]:
+    while batch := tuple(itertools.islice(items, size)):
+        yield batch
+
+
+def _key(tokenizer: Any, end: int, files: list[Path], held_out: Path | float | None, kind: Documents) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(json.dumps([vocabulary, end, str(held_out), kind]).encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def read_tokenizer(name: str | Path) -> Any:
+    """A tokenizer from a folder or hub id, or the one whose tokens are bytes (`bytes`), with an end token.
+
+    Raises:
+        RecipeError: it cannot be read, or has no end token.
+    """
+    if str(name) == "bytes":
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    except Exception as error:  # transformers raises many kinds; every one is about what the user named
+        reason = " ".join(str(error).split())[:160]
+        mend = "name a folder that kamerton tokenizer or transformers wrote, a hub id, or bytes"
+        raise RecipeError(f"the tokenizer cannot be read ({reason})", where=f"tokenizer: {name}", mend=mend) from error
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
+        mend = "set eos_token in its tokenizer_config.json"
+        raise RecipeError("the tokenizer has no end token", where=f"tokenizer: {name}", mend=mend)
+    return tokenizer
+
+
+def end_of(tokenizer: Any) -> int:
+    """The id that stands between documents: the end token, or BERT's separator."""
+    return int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id)
+
+
+def byte_tokenizer() -> Any:
+    """256 bytes and the special tokens that the objectives know; no text is unknown to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|end|>", "<|pad|>", "<|mask|>", "<|start|>", "<|separator|>"]
+    alphabet = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=special[0], pad_token=special[1], mask_token=special[2],
+        cls_token=special[3], sep_token=special[4],
+    )  # fmt: skip

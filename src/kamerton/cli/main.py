@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from kamerton.cli import align, chat, compare, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
+from kamerton.cli import align, chat, compare, corpus, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -35,6 +35,7 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(reward.app, name="reward")
 app.add_typer(index.app, name="index")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(corpus.app, name="corpus")
 
 
 @app.callback(invoke_without_command=True)

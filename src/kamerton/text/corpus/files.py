@@ -17,10 +17,13 @@ from kamerton.text.corpus.recipe import CorpusRecipe, SourceSpec
 MOST_TASKS = 64
 """A run's inputs are cut into at most so many pieces of work, whatever the number of workers."""
 
+LEAST_BYTES = 400_000
+"""Of a piece of work; smaller ones would cost more to set up than to do."""
+
 
 @contextmanager
-def whole(path: Path, *, compressed: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that is there when the block has ended well, and else is not."""
+def whole(path: Path, *, compressed: bool = False, lasting: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that is there when the block has ended well, and else is not; `lasting`: even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
@@ -32,15 +35,16 @@ def whole(path: Path, *, compressed: bool = False) -> Iterator[BinaryIO]:
             else:
                 yield raw
             raw.flush()
-            os.fsync(raw.fileno())
+            if lasting:
+                os.fsync(raw.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, lasting: bool = False) -> None:
     """Write a value as JSON, whole or not at all."""
-    with whole(path) as file:
+    with whole(path, lasting=lasting) as file:
         file.write((json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
@@ -114,8 +118,8 @@ def _matching(path: Path) -> tuple[Path, list[Path]]:
 
 def shares(files: Sequence[Input]) -> list[list[Input]]:
     """The files in pieces of work: neighbours stay together, pieces have about equally many bytes."""
-    count = min(len(files), MOST_TASKS)
     total = sum(file.size + 1 for file in files)
+    count = min(len(files), MOST_TASKS, 1 + total // LEAST_BYTES)
     pieces: list[list[Input]] = [[] for _ in range(count)]
     seen = 0
     for file in files:

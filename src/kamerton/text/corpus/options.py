@@ -175,15 +175,15 @@ class NearDuplicates(Part):
     words: Count = 3
     bands: Annotated[int, BeforeValidator(not_bool), Field(gt=0, le=1000)] = 100
     rows: Annotated[int, BeforeValidator(not_bool), Field(gt=0, le=64)] = 3
-    similarity: Share = 0.2
+    similarity: Share = 0.25
 
 
 class RepeatedLines(Part):
-    """Lines (or paragraphs) that stand in `documents` documents or more are cut from all but the first."""
+    """Lines (or paragraphs) that stand in `documents` documents or more are cut from all but the first; shorter ones are left."""
 
     unit: Literal["line", "paragraph"] = "line"
     documents: Annotated[int, BeforeValidator(not_bool), Field(ge=2)] = 3
-    characters: Count = 1
+    characters: Count = 20
     keep: Literal["first", "none"] = "first"
 
 

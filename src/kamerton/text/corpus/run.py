@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kamerton.errors import KamertonError, MissingExtra
+from kamerton.errors import KamertonError, MissingExtra, RecipeError
 from kamerton.text.corpus.files import Input, inputs, shares, whole, write_json
 from kamerton.text.corpus.options import STEPS
 from kamerton.text.corpus.recipe import CorpusRecipe, StepSpec
@@ -102,11 +102,14 @@ def build_corpus(
             total = sum(f.size for f in files) if number == 0 else _documents_out(work, number - 1, recipe, stages)
             name = ", ".join(spec.name for spec in stages[number]) or "read"
             run_stage(workers_pool, pipeline, len(pieces), stage, _meter(watch, name, total))
+            watch(name, 1.0, "")
             if before is not None and not (stage / "decided").exists():
                 watch(before.label[3:], 0.0, "all documents at once")
-                before.decide(stage / "notes", len(pieces), workers_pool, _meter(watch, before.label[3:], 1))
+                try:
+                    before.decide(stage / "notes", len(pieces), workers_pool, _meter(watch, before.label[3:], 1))
+                except RecipeError as error:
+                    raise recipe.error(stages[number + 1][0].path, error.message, mend=error.mend) from None
                 (stage / "decided").touch()
-            watch(name, 1.0, "")
     finally:
         workers_pool.close()
     return _finish(recipe, folder, work, stages, files, len(pieces), time.monotonic() - started)
@@ -253,20 +256,20 @@ def _finish(
         for label, name in labels + [(spec.label, spec.name) for spec in stage]:
             domains = _tally(work, number, label, tasks)
             rejected = work / f"stage-{number}" / "rejected" / label
-            with whole(folder / "rejected" / f"{label}{suffix}", compressed=packed) as file:
+            with whole(folder / "rejected" / f"{label}{suffix}", compressed=packed, lasting=True) as file:
                 for rank in range(tasks):
                     with (rejected / f"{rank:05d}.jsonl").open("rb") as part:
                         shutil.copyfileobj(part, file, 1 << 20)
             steps.append({"step": name, "label": label, "domains": domains, "rejected_file": f"rejected/{label}{suffix}"})
     last = work / f"stage-{len(stages) - 1}"
-    with whole(folder / f"corpus{suffix}", compressed=packed) as file:
+    with whole(folder / f"corpus{suffix}", compressed=packed, lasting=True) as file:
         for row in corpus_lines(last, tasks):
             file.write(row)
     results = summary(recipe, steps, files, f"corpus{suffix}", seconds)
-    with whole(folder / "recipe.yaml") as file:
+    with whole(folder / "recipe.yaml", lasting=True) as file:
         file.write(recipe.text.encode())
-    with whole(folder / "report.html") as file:
+    with whole(folder / "report.html", lasting=True) as file:
         file.write(page(results).encode())
-    write_json(folder / "report.json", results)
+    write_json(folder / "report.json", results, lasting=True)
     shutil.rmtree(folder / "work")
     return Corpus(folder, results)

@@ -21,6 +21,9 @@ BLOCKS = {
 APART = {"div", "sp", "lg", "castList", "front", "body", "back", "table", "list"}
 """Blocks with an empty line around them."""
 _SPACE = re.compile(r"\s+")
+_EDGE = "\0"
+"""Stands for a line end until all are known; XML cannot hold it."""
+_BREAK = re.compile("[ \n\0]*[\n\0][ \n\0]*")
 
 
 def as_text(data: bytes) -> Found:
@@ -61,7 +64,7 @@ def _walk(element: Any, out: list[str]) -> None:
     while stack:
         node, closing = stack.pop()
         name = _name(node)
-        edge = "\n\n" if name in APART else "\n" if name in BLOCKS else ""
+        edge = "\n\n" if name in APART else _EDGE if name in BLOCKS else ""
         if closing:
             out.append(edge)
             if node is not element and node.tail:
@@ -79,8 +82,8 @@ def _walk(element: Any, out: list[str]) -> None:
 
 
 def _tidy(text: str) -> str:
-    text = re.sub(r"[ \t]*\n[ \t]*", "\n", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    # edges of blocks that meet are one line end, or an empty line where one of the blocks stands apart
+    return _BREAK.sub(lambda edges: "\n\n" if "\n" in edges.group() else "\n", text).strip()
 
 
 def plain_text(root: Any) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kamerton.cli import corpus_classifier
+
 
 class _Group(TyperGroup):
     """`kamerton corpus RECIPE` is `kamerton corpus build RECIPE`."""
@@ -19,6 +21,7 @@ class _Group(TyperGroup):
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, help="Make a clean corpus from raw files: kamerton corpus RECIPE.")
+app.add_typer(corpus_classifier.app, name="classifier")
 
 
 @app.callback()

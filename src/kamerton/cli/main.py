@@ -12,7 +12,21 @@ import warnings
 
 import typer
 
-from kamerton.cli import align, chat, compare, corpus, evaluate, feedback, index, merge, methods, recipe, reward, rewards, tune
+from kamerton.cli import (
+    align,
+    chat,
+    compare,
+    corpus,
+    evaluate,
+    feedback,
+    index,
+    merge,
+    methods,
+    recipe,
+    reward,
+    rewards,
+    tune,
+)
 from kamerton.errors import KamertonError
 
 SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)

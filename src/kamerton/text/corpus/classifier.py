@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,34 @@ def train(
     Raises:
         KamertonError: there are not two labels.
     """
+    return next(_path(texts, labels, features, (l2,), balanced))
+
+
+def search(
+    texts: Sequence[str], labels: Sequence[str], held_texts: Sequence[str], held_labels: Sequence[str],
+    features: Features, *, penalties: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0), balanced: bool = False,
+) -> TextClassifier:  # fmt: skip
+    """The classifier whose penalty has the highest Matthews correlation on held-out texts; the largest of equals."""
+    best: TextClassifier | None = None
+    score = -2.0
+    for made in _path(texts, labels, features, sorted(penalties, reverse=True), balanced):
+        figures = measure(made, held_texts, held_labels)
+        if figures["matthews"] > score:
+            best, score = replace(made, about={**made.about, "validation": figures}), figures["matthews"]
+    assert best is not None
+    return best
+
+
+def _path(
+    texts: Sequence[str], labels: Sequence[str], features: Features, penalties: Sequence[float], balanced: bool
+) -> Iterator[TextClassifier]:
+    """A classifier for each penalty, each started from the one before."""
     from scipy.optimize import minimize
 
     names = tuple(sorted(set(labels)))
     if len(names) < 2:
-        raise KamertonError(f"all texts have the label {names[0] if names else ''!r}", mend="give it texts of two labels")
+        message = f"all texts have the label {names[0]!r}" if names else "there are no texts"
+        raise KamertonError(message, mend="give it texts of two labels")
     x = _matrix(texts, features)
     used = np.flatnonzero(np.bincount(x.indices, minlength=x.shape[1]))  # other weights stay 0
     x = x[:, used]
@@ -171,7 +194,7 @@ def train(
     hot = np.zeros((len(y), len(names)))
     hot[np.arange(len(y)), y] = 1
 
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(flat: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
         w, b = flat[: -len(names)].reshape(-1, len(names)), flat[-len(names) :]
         scores = x @ w + b
         scores -= scores.max(axis=1, keepdims=True)
@@ -181,27 +204,16 @@ def train(
         return value, np.concatenate([(x.T @ error + l2 * w).ravel(), error.sum(axis=0)])
 
     start = np.zeros((len(used) + 1) * len(names))
-    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "maxcor": 10})
-    weights = np.zeros((1 << features.bits, len(names)), np.float32)
-    weights[used] = best.x[: -len(names)].reshape(-1, len(names))
-    about = {"texts": len(texts), "l2": l2, "balanced": balanced, "loss": best.fun / len(texts), "steps": int(best.nit)}
-    return TextClassifier(names, features, weights, best.x[-len(names) :].astype(np.float32), about)
-
-
-def search(
-    texts: Sequence[str], labels: Sequence[str], held_texts: Sequence[str], held_labels: Sequence[str],
-    features: Features, *, penalties: Sequence[float] = (0.1, 0.3, 1.0, 3.0), balanced: bool = False,
-) -> TextClassifier:  # fmt: skip
-    """The classifier whose penalty has the highest Matthews correlation on held-out texts; the largest of equals."""
-    best: TextClassifier | None = None
-    score = -2.0
-    for l2 in sorted(penalties, reverse=True):
-        made = train(texts, labels, features, l2=l2, balanced=balanced)
-        figures = measure(made, held_texts, held_labels)
-        if figures["matthews"] > score:
-            best, score = replace(made, about={**made.about, "validation": figures}), figures["matthews"]
-    assert best is not None
-    return best
+    for l2 in penalties:
+        best = minimize(loss, start, args=(l2,), jac=True, method="L-BFGS-B", options={"maxiter": 100})
+        start = best.x
+        weights = np.zeros((1 << features.bits, len(names)), np.float32)
+        weights[used] = start[: -len(names)].reshape(-1, len(names))
+        about = {
+            "texts": len(texts), "l2": l2, "balanced": balanced, "loss": float(best.fun) / len(texts),
+            "steps": int(best.nit),
+        }  # fmt: skip
+        yield TextClassifier(names, features, weights, start[-len(names) :].astype(np.float32), about)
 
 
 def measure(classifier: TextClassifier, texts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:

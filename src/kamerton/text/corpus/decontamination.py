@@ -35,7 +35,9 @@ class DecontaminateStep(Step):
         super().__init__(folder, label)
         if not tests:
             raise KamertonError("no test sets are given", mend="name task recipes: decontaminate: {recipes: [FILE]}")
-        config = NGramsDecontConfig(n_grams=options.words, hash_config=HashConfig(hash_fc="sha1"))  # xxhash 4 takes no text
+        config = NGramsDecontConfig(
+            n_grams=options.words, hash_config=HashConfig(hash_fc="sha1")
+        )  # xxhash 4 takes no text
         words, digest = Words(), create_hash_func(config.hash_config)
         self.told: dict[str, tuple[int, int]] = {}
         names = {}
@@ -53,7 +55,7 @@ class DecontaminateStep(Step):
             path.parent.mkdir(parents=True, exist_ok=True)
             np.array(sorted(hashes), dtype=config.hash_config.np_descr).tofile(path)
         self.names = names
-        self.filter = NGramsDecontFilter(str(index), config=config, language=words)  # type: ignore[arg-type]
+        self.filter = NGramsDecontFilter(str(index), config=config, language=words)
 
     def judge(self, doc: Document) -> str | None:
         if self.filter.filter(doc) is True:

@@ -96,7 +96,7 @@ class Piece(PipelineExecutor):
     """One stage's pipeline, for one piece of work at a time; datatrove keeps statistics and marks what is done."""
 
     def __init__(self, pipeline: list[PipelineStep], tasks: int, folder: str) -> None:
-        super().__init__(pipeline, logging_dir=str(Path(folder) / "log"))  # type: ignore[arg-type]
+        super().__init__(pipeline, logging_dir=str(Path(folder) / "log"))
         self.tasks = tasks
 
     @property

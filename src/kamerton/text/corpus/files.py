@@ -95,7 +95,9 @@ def inputs(recipe: CorpusRecipe) -> list[Input]:
                     found[path] = Input(path, name, domain, status.st_size, status.st_mtime_ns, source)
         if len(found) == before:
             what = "all its files belong to sources above" if named else "there are no such files"
-            mend = "take the source out" if named else "check the path; a folder, a file or a pattern such as pages/*.html"
+            mend = (
+                "take the source out" if named else "check the path; a folder, a file or a pattern such as pages/*.html"
+            )
             raise recipe.error(("sources", number, "path"), what, mend=mend)
     return list(found.values())
 

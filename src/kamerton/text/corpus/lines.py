@@ -38,7 +38,9 @@ def digests(parts: Iterable[str], characters: int) -> np.ndarray:
     import xxhash
 
     folded = (_FOLDED.sub("", part.casefold()) for part in parts)
-    return np.fromiter((xxhash.xxh3_64_intdigest(f.encode()) | 1 if len(f) >= characters else 0 for f in folded), np.uint64)
+    return np.fromiter(
+        (xxhash.xxh3_64_intdigest(f.encode()) | 1 if len(f) >= characters else 0 for f in folded), np.uint64
+    )
 
 
 class Lines(WholeStep):
@@ -74,7 +76,7 @@ class LineNotes(PipelineStep):
         super().__init__()
         self.folder, self.options = folder, options
 
-    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override] # noqa: ARG002
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
         rows = [np.empty(0, np.uint64)]
         for doc in data or ():
             found = np.unique(digests(cut(doc.text, self.options.unit), self.options.characters))

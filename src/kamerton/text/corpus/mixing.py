@@ -56,18 +56,20 @@ class Mixing(WholeStep):
             weights = {name: float(size) for name, size in bytes_of.items()}
         for name in self.options.weights or {}:
             if _hash(name) not in here:
-                raise RecipeError(f"no documents of domain {name!r} are left to mix", mend="check weights: and what the steps reject")
+                raise RecipeError(
+                    f"no documents of domain {name!r} are left to mix", mend="check weights: and what the steps reject"
+                )
         scale = min(bytes_of[name] * self.options.repeat / weight for name, weight in weights.items())
         if self.options.bytes is not None:
             scale = min(scale, self.options.bytes / sum(weights.values()))
         decided = {}
-        for name, part in here.items():
-            times = weights.get(name, 0.0) * scale / max(bytes_of[name], 1)
+        for domain, part in here.items():
+            times = weights.get(domain, 0.0) * scale / max(bytes_of[domain], 1)
             often, rest = int(times + 1e-9), times - int(times + 1e-9)
             order = np.argsort(part["key"], kind="stable")
-            reach = np.searchsorted(np.cumsum(part["bytes"][order]), rest * bytes_of[name] + 0.5, side="right")
+            reach = int(np.searchsorted(np.cumsum(part["bytes"][order]), rest * bytes_of[domain] + 0.5, side="right"))
             below = int(part["key"][order][reach]) if reach < len(order) else 1 << 64
-            decided[str(name)] = [often, below if rest > 1e-12 else 0]
+            decided[str(domain)] = [often, below if rest > 1e-12 else 0]
         write_json(folder / "mix.json", decided)
 
     def judging(self, stage: Path, folder: Path) -> PipelineStep:
@@ -93,5 +95,3 @@ class Sample(Step):
             return "not sampled by the mix"
         doc.metadata[COPIES] = copies
         return None
-
-

@@ -37,7 +37,9 @@ SEED = 1
 
 def config(options: NearDuplicates) -> MinhashConfig:
     """datatrove's settings: 32-bit hashes, of which hundreds are needed for each document; xxhash 4 takes no text."""
-    return MinhashConfig(options.words, options.bands, options.rows, SEED, hash_config=HashConfig(precision=32, hash_fc="sha1"))
+    return MinhashConfig(
+        options.words, options.bands, options.rows, SEED, hash_config=HashConfig(precision=32, hash_fc="sha1")
+    )
 
 
 def caught(similarity: float, options: NearDuplicates) -> float:
@@ -49,7 +51,7 @@ class Signatures(MinhashDedupSignature):
     """datatrove's signatures; beside its sorted bands, every document's whole signature and id are kept."""
 
     def __init__(self, folder: str, options: NearDuplicates) -> None:
-        super().__init__(f"{folder}/bands", config(options), language=Words())  # type: ignore[arg-type]
+        super().__init__(f"{folder}/bands", config(options), language=Words())
         self.notes = folder
 
     def get_shingles(self, text: str) -> np.ndarray:
@@ -63,7 +65,7 @@ class Signatures(MinhashDedupSignature):
         self.numbers.append(self.at)
         return bands
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         self.at, names = -1, []
         self.rows: list[np.ndarray] = []
         self.numbers: list[int] = []
@@ -89,7 +91,9 @@ class Near(WholeStep):
         return Signatures(str(folder), self.options)
 
     def decide(self, folder: Path, tasks: int, pool: Pool, report: Report) -> None:
-        finder = MinhashDedupBuckets(str(folder / "bands"), str(folder / "pairs"), config=config(self.options), lines_to_buffer=1000)
+        finder = MinhashDedupBuckets(
+            str(folder / "bands"), str(folder / "pairs"), config=config(self.options), lines_to_buffer=1000
+        )
         run_stage(pool, [finder], self.options.bands, folder / "finding", report)
         estimate = Estimate(folder, tasks)
         groups = Groups()
@@ -180,5 +184,3 @@ class Groups:
     def copies(self) -> dict[Place, Place]:
         """Every document but the first of each group, with that first one."""
         return {place: self.root(place) for place in list(self.above)}
-
-

@@ -56,7 +56,9 @@ class _Zstd(io.RawIOBase):
         except ImportError:
             raise MissingExtra("zstandard", "corpus") from None
         self._error = zstandard.ZstdError
-        self._reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(stream, read_across_frames=True)
+        self._reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+            stream, read_across_frames=True
+        )
 
     def readable(self) -> bool:
         return True
@@ -96,6 +98,7 @@ def named_kind(path: Path) -> tuple[str | None, str | None]:
 
 
 _HTML = re.compile(rb"<(?:!doctype\s+html|html[\s>]|head[\s>]|body[\s>])", re.I)
+_XHTML = re.compile(rb"<(?:!doctype\s+html|html[\s>])", re.I)  # TEI has a <body> too
 _XML = re.compile(rb"\s*(?:<\?xml[\s>]|<(?:\w+:)?TEI[\s>])")
 _RECORD = re.compile(rb"\s*\{\s*(?:\"|\}|$)")
 
@@ -119,7 +122,7 @@ def found_kind(head: bytes) -> str:
         raise Unreadable("is not text (it has zero bytes)")
     start = head.removeprefix(b"\xef\xbb\xbf")
     if _XML.match(start):
-        return "html" if _HTML.search(start[:1024]) else "xml"
+        return "html" if _XHTML.search(start[:1024]) else "xml"
     if start.lstrip().startswith(b"<") and _HTML.search(start):
         return "html"
     if _RECORD.match(start):

@@ -59,12 +59,12 @@ class GopherQualityStep(Rules):
         given = options.stop_words if options.stop_words is not None else STOP_WORDS.get(options.language)
         rules = GopherQualityFilter(
             min_doc_words=max(options.min_words, 1), max_doc_words=options.max_words,
-            min_avg_word_length=options.min_mean_word, max_avg_word_length=options.max_mean_word,  # type: ignore[arg-type]
+            min_avg_word_length=options.min_mean_word, max_avg_word_length=options.max_mean_word,
             max_symbol_word_ratio=options.max_symbols, max_bullet_lines_ratio=options.max_bullet_lines,
             max_ellipsis_lines_ratio=options.max_ellipsis_lines,
             max_non_alpha_words_ratio=options.min_alphabetic_words,
             min_stop_words=options.min_stop_words if given else 0, stop_words=list(given or ()),
-            language=Words(options.language),  # type: ignore[arg-type]
+            language=Words(options.language),
         )  # fmt: skip
         super().__init__(folder, label, rules)
 
@@ -83,8 +83,8 @@ class GopherRepetitionStep(Rules):
     def __init__(self, folder: str, label: str, options: GopherRepetition) -> None:
         rules = GopherRepetitionFilter(
             dup_line_frac=options.lines, dup_para_frac=options.paragraphs, dup_line_char_frac=options.line_characters,
-            dup_para_char_frac=options.paragraph_characters, top_n_grams=tuple(sorted(options.top.items())),  # type: ignore[arg-type]
-            dup_n_grams=tuple(sorted(options.duplicated.items())), language=Words(options.language),  # type: ignore[arg-type]
+            dup_para_char_frac=options.paragraph_characters, top_n_grams=tuple(sorted(options.top.items())),
+            dup_n_grams=tuple(sorted(options.duplicated.items())), language=Words(options.language),
         )  # fmt: skip
         super().__init__(folder, label, rules)
 
@@ -109,7 +109,7 @@ class C4QualityStep(Rules):
             min_num_sentences=options.min_sentences or -1, filter_lorem_ipsum=options.lorem_ipsum,
             filter_javascript=options.javascript, filter_curly_bracket=options.curly_bracket,
             filter_policy=options.policy, remove_citations=options.citations,
-            language=Words(options.language),  # type: ignore[arg-type]
+            language=Words(options.language),
         )  # fmt: skip
         super().__init__(folder, label, rules)
         self.counted = rules
@@ -135,6 +135,6 @@ class FineWebQualityStep(Rules):
         rules = FineWebQualityFilter(
             line_punct_thr=options.min_lines_with_end_mark, short_line_thr=options.max_short_lines,
             short_line_length=options.short_line, char_duplicates_ratio=options.max_repeated_line_characters,
-            new_line_ratio=options.max_new_lines_to_words, language=Words(options.language),  # type: ignore[arg-type]
+            new_line_ratio=options.max_new_lines_to_words, language=Words(options.language),
         )  # fmt: skip
         super().__init__(folder, label, rules)

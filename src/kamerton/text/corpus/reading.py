@@ -35,7 +35,7 @@ class Reader(PipelineStep):
         super().__init__()
         self.folder, self.pieces, self.limit, self.label = folder, pieces, limit, label
 
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override] # noqa: ARG002
+    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
         tally = Tally()
         with Aside(Path(self.folder), self.label, rank) as aside:
             for file in self.pieces[rank]:

@@ -59,7 +59,7 @@ def _sum(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def size(count: int) -> str:
     """Bytes for people."""
     value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(value) < 1000 or unit == "TB":
             break
         value /= 1000
@@ -149,7 +149,8 @@ def page(results: Results) -> str:
         for name, d in results["domains"].items()
     ]
     domains = _html_table(
-        [("domain", ""), ("documents in", "n"), ("out", "n"), ("bytes out", "n"), ("share of bytes", "n"), ("", "")], rows
+        [("domain", ""), ("documents in", "n"), ("out", "n"), ("bytes out", "n"), ("share of bytes", "n"), ("", "")],
+        rows,
     )
     title = escape(f"Corpus {results['name']}")
     return _PAGE.format(title=title, told=escape(sentence(results)), steps=steps, domains=domains)

@@ -94,7 +94,11 @@ def build_corpus(
     try:
         for number, steps in enumerate(made):
             stage = work / f"stage-{number}"
-            head = [Reader(str(stage), pieces, recipe.most_bytes)] if number == 0 else [Take(str(work / f"stage-{number - 1}"))]
+            head = (
+                [Reader(str(stage), pieces, recipe.most_bytes)]
+                if number == 0
+                else [Take(str(work / f"stage-{number - 1}"))]
+            )
             pipeline = [*head, *steps, Keep(str(stage))]
             before = _whole(recipe, stages, number + 1)
             if before is not None:
@@ -135,7 +139,11 @@ def _tree(path: Path) -> list[Path]:
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise KamertonError("is a file", where=folder, mend="name a folder with --output")
-    if folder.is_dir() and any(folder.iterdir()) and not ((folder / "report.json").exists() or (folder / "work").exists()):
+    if (
+        folder.is_dir()
+        and any(folder.iterdir())
+        and not ((folder / "report.json").exists() or (folder / "work").exists())
+    ):
         raise KamertonError("holds something else", where=folder, mend="name a new or empty folder with --output")
 
 
@@ -192,7 +200,9 @@ def _make(
         options = _resolved(recipe, spec)
         try:
             if spec.name == "decontaminate":
-                steps.append(_class(spec)(str(stage), spec.label, options, tests.get(spec.label, {}), work / spec.label))
+                steps.append(
+                    _class(spec)(str(stage), spec.label, options, tests.get(spec.label, {}), work / spec.label)
+                )
             else:
                 steps.append(_class(spec)(str(stage), spec.label, options))
         except MissingExtra:
@@ -241,7 +251,13 @@ def _documents_out(work: Path, number: int, recipe: CorpusRecipe, stages: list[l
 
 
 def _finish(
-    recipe: CorpusRecipe, folder: Path, work: Path, stages: list[list[StepSpec]], files: list[Input], tasks: int, seconds: float
+    recipe: CorpusRecipe,
+    folder: Path,
+    work: Path,
+    stages: list[list[StepSpec]],
+    files: list[Input],
+    tasks: int,
+    seconds: float,
 ) -> Corpus:
     """Join the pieces into the result's files, and write the report last."""
     from kamerton.text.corpus.final import corpus_lines
@@ -260,7 +276,9 @@ def _finish(
                 for rank in range(tasks):
                     with (rejected / f"{rank:05d}.jsonl").open("rb") as part:
                         shutil.copyfileobj(part, file, 1 << 20)
-            steps.append({"step": name, "label": label, "domains": domains, "rejected_file": f"rejected/{label}{suffix}"})
+            steps.append(
+                {"step": name, "label": label, "domains": domains, "rejected_file": f"rejected/{label}{suffix}"}
+            )
     last = work / f"stage-{len(stages) - 1}"
     with whole(folder / f"corpus{suffix}", compressed=packed, lasting=True) as file:
         for row in corpus_lines(last, tasks):

@@ -39,7 +39,14 @@ class Tally:
     def of(self, domain: str) -> dict[str, Any]:
         """The counts of a domain."""
         if domain not in self.domains:
-            self.domains[domain] = {"in": [0, 0], "out": [0, 0], "added": [0, 0], "rejected": {}, "changed": 0, "notes": {}}
+            self.domains[domain] = {
+                "in": [0, 0],
+                "out": [0, 0],
+                "added": [0, 0],
+                "rejected": {},
+                "changed": 0,
+                "notes": {},
+            }
         return self.domains[domain]
 
     def came(self, domain: str, size: int) -> None:
@@ -120,7 +127,7 @@ class Step(PipelineStep):
         """Keep a document (None), perhaps with another text, or give the reason why it is rejected."""
         raise NotImplementedError
 
-    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override] # noqa: ARG002
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
         self.tally = Tally()
         self.begin(rank)
         with Aside(Path(self.folder), self.label, rank) as aside:
@@ -151,7 +158,7 @@ class Keep(PipelineStep):
         super().__init__()
         self.folder = folder
 
-    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override] # noqa: ARG002
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
         with whole(Path(self.folder) / "documents" / f"{rank:05d}.jsonl") as file:
             for doc in data or ():
                 file.write(line({"id": doc.id, "text": doc.text, "metadata": doc.metadata}))
@@ -167,7 +174,7 @@ class Take(PipelineStep):
         super().__init__()
         self.folder = folder
 
-    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override] # noqa: ARG002
+    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
         for row in lines(Path(self.folder) / "documents" / f"{rank:05d}.jsonl"):
             yield Document(text=row["text"], id=row["id"], metadata=row["metadata"])
             advance(1)

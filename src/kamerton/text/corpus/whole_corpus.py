@@ -57,7 +57,7 @@ class Numbers(PipelineStep):
         super().__init__()
         self.folder, self.note, self.dtype = folder, note, dtype
 
-    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override] # noqa: ARG002
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
         rows, names = [], []
         for doc in data or ():
             rows.append(self.note(doc))

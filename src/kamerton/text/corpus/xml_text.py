@@ -32,7 +32,9 @@ def as_text(data: bytes) -> Found:
         from lxml import etree
     except ImportError:
         raise MissingExtra("lxml", "corpus") from None
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False, remove_comments=True, remove_pis=True)
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, huge_tree=False, remove_comments=True, remove_pis=True
+    )
     try:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
@@ -41,7 +43,9 @@ def as_text(data: bytes) -> Found:
     if root is None:
         return Found("", len(data), "xml", reason="is not well-formed XML")
     tei = _name(root) in ("TEI", "teiCorpus")
-    return Found(tei_text(root) if tei else plain_text(root), len(data), "text", about={"format": "tei" if tei else "xml"})
+    return Found(
+        tei_text(root) if tei else plain_text(root), len(data), "text", about={"format": "tei" if tei else "xml"}
+    )
 
 
 def _name(element: Any) -> str:
@@ -90,7 +94,8 @@ def plain_text(root: Any) -> str:
     """All text of other XML, one line for each element that has some."""
     out: list[str] = []
     for node in root.iter():
-        for part in (node.text if _name(node) not in LEFT_OUT else None, node.tail):
+        # what is no element is an entity that is not expanded
+        for part in (node.text if _name(node) and _name(node) not in LEFT_OUT else None, node.tail):
             line = _SPACE.sub(" ", part or "").strip()
             if line:
                 out.append(line)

@@ -31,9 +31,8 @@ def build(folder, sources, steps=(), output="out", **more):
 
 
 def rows(path: Path) -> list[dict]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        return [json.loads(row) for row in file]
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(row) for row in data.decode().split("\n") if row]
 
 
 def check_sums(corpus):

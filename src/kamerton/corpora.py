@@ -1,4 +1,4 @@
-"""Corpora with what the rooms above `text` know: test sets that a corpus must not hold, labels that classifiers learn from."""
+"""Corpora with what the rooms above `text` know: test sets that must not be in them, labels for classifiers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from kamerton.text.corpus.classifier import Features, TextClassifier
 
 __all__ = [
-    "Corpus", "CorpusRecipe", "build_corpus", "labelled", "load_corpus_recipe", "measure_classifier", "train_classifier",
+    "Corpus", "CorpusRecipe", "build_corpus", "labelled", "load_corpus_recipe", "measure_classifier",
+    "train_classifier",
 ]  # fmt: skip
 
 

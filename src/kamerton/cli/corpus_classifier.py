@@ -35,8 +35,8 @@ def train(
 ) -> None:
     """Train a linear classifier over hashed n-grams on a task's labels.
 
-    All training examples are used; the penalty is chosen on the validation split. The step `classifier` of a corpus takes
-    the folder.
+    All training examples are used; the penalty is chosen on the validation split. The step `classifier` of a corpus
+    takes the folder.
     """
     from kamerton.corpora import train_classifier
     from kamerton.errors import KamertonError

@@ -2,14 +2,13 @@
 
 As fastText (Joulin et al. 2017) it hashes n-grams into a fixed number of buckets and learns one linear layer; it has no
 hidden layer of embeddings, so that the problem is convex and the result does not depend on a seed: softmax regression,
-L2-regularised, by L-BFGS. A folder of two files: `classifier.safetensors` (weights) and `classifier.json` (labels, options,
-figures).
+L2-regularised, by L-BFGS. A folder of two files: `classifier.safetensors` (weights) and `classifier.json` (labels,
+options, figures).
 """
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +18,7 @@ import numpy as np
 
 from kamerton.errors import KamertonError
 from kamerton.text.corpus.files import whole, write_json
-
-_PRIME = np.uint64(0x9E3779B97F4A7C15)
+from kamerton.text.corpus.hashing import grams, mix, word_hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +32,18 @@ class Features:
     lower: bool = True
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """64 bits well mixed (the finaliser of splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def _grams(units: np.ndarray, least: int, most: int, salt: int) -> list[np.ndarray]:
-    """Hashes of all n-grams of a sequence of numbers."""
-    out = []
-    rolling = np.zeros(len(units), np.uint64)
-    for n in range(1, most + 1):
-        if len(units) < n:
-            break
-        rolling = _mix(rolling[: len(units) - n + 1] * _PRIME + units[n - 1 :])
-        if n >= least:
-            out.append(rolling + np.uint64(salt * 31 + n))
-    return out
-
-
 def buckets(text: str, features: Features) -> tuple[np.ndarray, np.ndarray]:
     """The buckets of a text (sorted) and their weights: square roots of counts, to unit length."""
     text = " ".join((text.lower() if features.lower else text).split())
     parts: list[np.ndarray] = []
     with np.errstate(over="ignore"):
         if features.words:
-            words = np.fromiter((zlib.crc32(w.encode("utf-8", "replace")) for w in text.split(" ")), np.uint64)
-            parts += _grams(_mix(words + np.uint64(1)), 1, features.words, 1)
+            words = word_hashes(text.split(" "))
+            parts += grams(words, 1, features.words, 1)
         if features.characters:
             codes = np.frombuffer(f" {text} ".encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
-            parts += _grams(_mix(codes + np.uint64(1)), features.least_characters, features.characters, 2)
-        hashes = _mix(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+            parts += grams(codes, features.least_characters, features.characters, 2)
+        hashes = mix(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
     found, counts = np.unique(hashes >> np.uint64(64 - features.bits), return_counts=True)
     weights = np.sqrt(counts)
     return found.astype(np.int64), weights / (np.linalg.norm(weights) or 1)

@@ -1,4 +1,4 @@
-"""Repair and normalisation of texts: mojibake (ftfy, through datatrove's step), Unicode form, spaces, control characters."""
+"""Repair and normalisation: mojibake (ftfy, through datatrove's step), Unicode form, spaces, control characters."""
 
 from __future__ import annotations
 

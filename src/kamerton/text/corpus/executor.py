@@ -1,4 +1,4 @@
-"""Who does the work: pieces of it, in this process or in several; datatrove's executor runs each piece and marks it done.
+"""Who does the work: pieces of it, in this process or in several; datatrove runs each piece and marks it done.
 
 Every piece's result depends on its input alone, so the number of workers changes nothing. A `Pool` for a cluster needs
 one method, `each`; datatrove's own local executor is not used because a worker that is killed (out of memory) leaves it

@@ -1,4 +1,4 @@
-"""The lines of the finished corpus: id, text, domain, and what steps found (language, scores); copies where a mix asks."""
+"""The lines of the finished corpus: id, text, domain, what steps found (language, scores); copies where a mix asks."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def read_text(stream: BufferedReader, source: SourceSpec, limit: int) -> Iterato
 
 
 def _pieces(stream: BufferedReader, mark: bytes, limit: int) -> Iterator[tuple[bytes, int]]:
-    """What stands between separators, without blank pieces, each with its size; of one above the limit only its head."""
+    """What stands between separators, with its size, without blank pieces; of one above the limit only its head."""
     held, head, skipped = b"", b"", 0
     while piece := stream.read(PIECE * 16):
         *done, held = (held + piece).split(mark)
@@ -156,7 +156,9 @@ def _record(record: Mapping[str, Any], source: SourceSpec, size: int, note: str 
     if not isinstance(text, str):
         return Found(shown[:SHOWN], size, reason=f"field {source.text!r} is not text")
     about = {key: record[key] for key in source.keep if key in record}
-    return Found(text, size, id=str(name) if isinstance(name, (str, int)) else None, note=note, about=about)
+    return Found(
+        text, size, source.content, id=str(name) if isinstance(name, (str, int)) else None, note=note, about=about
+    )
 
 
 def read_parquet(stream: BufferedReader, source: SourceSpec, limit: int) -> Iterator[Found]:

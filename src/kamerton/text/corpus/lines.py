@@ -1,8 +1,8 @@
-"""Lines or paragraphs that stand in many documents: menus, notices, advertising, citations (after Lee et al. 2022; CCNet,
-Wenzek et al. 2020, does it with paragraphs). They are cut from all documents but the first, or from all.
+"""Lines or paragraphs that stand in many documents: menus, notices, advertising (as CCNet does it with paragraphs,
+Wenzek et al. 2020). They are cut from all documents but the first, or from all.
 
-A line is compared without case, digits and punctuation, as CCNet does. 64 bits of every line are sorted: 16 bytes a line
-in memory while it is decided.
+A line is compared without case, digits and punctuation, as CCNet does. 64 bits of every line are sorted: 16 bytes a
+line in memory while it is decided.
 """
 
 from __future__ import annotations

@@ -25,9 +25,11 @@ from datatrove.pipeline.dedup.minhash import (
     MinhashDedupBuckets,
     MinhashDedupSignature,
 )
+from datatrove.utils.text import simplify_text
 
 from kamerton.text.corpus.executor import Pool, Report, run_stage
 from kamerton.text.corpus.files import write_json
+from kamerton.text.corpus.hashing import grams, word_hashes
 from kamerton.text.corpus.options import NearDuplicates
 from kamerton.text.corpus.whole_corpus import Copies, Place, WholeStep, drop, save, save_names
 from kamerton.text.corpus.words import Words
@@ -36,7 +38,7 @@ SEED = 1
 
 
 def config(options: NearDuplicates) -> MinhashConfig:
-    """datatrove's settings: 32-bit hashes, of which hundreds are needed for each document; xxhash 4 takes no text."""
+    """datatrove's settings: 32-bit hashes, of which hundreds are needed for each document."""
     return MinhashConfig(
         options.words, options.bands, options.rows, SEED, hash_config=HashConfig(precision=32, hash_fc="sha1")
     )
@@ -48,16 +50,20 @@ def caught(similarity: float, options: NearDuplicates) -> float:
 
 
 class Signatures(MinhashDedupSignature):
-    """datatrove's signatures; beside its sorted bands, every document's whole signature and id are kept."""
+    """datatrove's signatures; beside its sorted bands, every document's whole signature and id are kept.
+
+    Sequences of words are hashed all at once; datatrove hashes them one by one, with xxhash as it was before version 4.
+    """
 
     def __init__(self, folder: str, options: NearDuplicates) -> None:
         super().__init__(f"{folder}/bands", config(options), language=Words())
         self.notes = folder
 
     def get_shingles(self, text: str) -> np.ndarray:
-        shingles = np.unique(super().get_shingles(text)).reshape(-1, 1)
         self.at += 1
-        return shingles
+        words = self.word_tokenizer.word_tokenize(simplify_text(text, self.config.norm_config))
+        found = grams(word_hashes(words), self.config.n_grams, self.config.n_grams)
+        return np.unique(found[0]).reshape(-1, 1) if found else np.empty((0, 1), np.uint64)
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
         bands = super().get_signature(shingles)

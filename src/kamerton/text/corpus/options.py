@@ -75,8 +75,8 @@ class GopherRepetition(Worded):
     paragraphs: Share = 0.3
     line_characters: Share = 0.2
     paragraph_characters: Share = 0.2
-    top: dict[int, Share] = {2: 0.2, 3: 0.18, 4: 0.16}
-    duplicated: dict[int, Share] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1}
+    top: dict[int, Share] = Field({2: 0.2, 3: 0.18, 4: 0.16})
+    duplicated: dict[int, Share] = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1})
 
 
 class C4Quality(Worded):
@@ -179,7 +179,10 @@ class NearDuplicates(Part):
 
 
 class RepeatedLines(Part):
-    """Lines (or paragraphs) that stand in `documents` documents or more are cut from all but the first; shorter ones are left."""
+    """Lines (or paragraphs) that stand in `documents` documents or more are cut from all but the first.
+
+    Those with fewer than `characters` letters are left.
+    """
 
     unit: Literal["line", "paragraph"] = "line"
     documents: Annotated[int, BeforeValidator(not_bool), Field(ge=2)] = 3

@@ -1,4 +1,4 @@
-"""Personal data: e-mail addresses, phone numbers, IP addresses and card numbers become `[EMAIL]`, `[PHONE]`, `[IP]`, `[CARD]`.
+"""Personal data: e-mail addresses, phone, IP and card numbers become `[EMAIL]`, `[PHONE]`, `[IP]`, `[CARD]`.
 
 datatrove's own formatter knows e-mail and IPv4 only, puts other real addresses in their place in turn (so that results
 depend on what a process saw before), and counts nothing. Not found: names, postal addresses, numbers written in words.
@@ -22,7 +22,7 @@ _IP4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IP6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])")
 # 13 to 19 digits, in groups or not; the checksum decides
 _CARD = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w]|[.-]\d)")
-# with a country's code, or with brackets or separators in the shapes that people write; dates and prices have none of these
+# with a country's code, or with brackets or separators in the shapes that people write, which dates and prices have not
 _PHONE = re.compile(
     r"(?<![\w.,/:-])(?:"
     r"(?:\+|00)[1-9]\d{0,2}(?:[ .\-/]?\(?\d{1,5}\)?){2,6}"  # +49 30 1234567, 00 44 20 7946 0958

@@ -1,4 +1,4 @@
-"""The first step: files → documents. Whatever a file holds, the run goes on; what was not taken is counted and kept aside."""
+"""The first step: files → documents. Whatever a file holds, the run goes on; what is not taken is counted."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ class SourceSpec(Part):
         domain: the name that their documents carry; by default that of the first path.
         kind: how they are read; `auto` goes by content, then by name.
         text, id: fields of JSON lines, columns of Parquet.
+        content: what those texts are: plain text, or pages.
         keep: further fields or columns that documents keep.
         separator: cuts a plain text into documents; by default a file is one.
         encoding: of text, HTML and JSON lines; `auto` goes by marks, then UTF-8, then a guess.
@@ -47,6 +48,7 @@ class SourceSpec(Part):
     kind: Literal["auto", "text", "html", "xml", "jsonl", "parquet", "warc"] = "auto"
     text: Name = "text"
     id: Name = "id"
+    content: Literal["text", "html"] = "text"
     keep: Names = ()
     separator: str | None = Field(None, min_length=1)
     encoding: Name = "auto"

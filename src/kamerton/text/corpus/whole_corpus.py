@@ -70,7 +70,7 @@ class Numbers(PipelineStep):
 def save(path: Path, array: np.ndarray) -> None:
     """An array as a file, whole or not at all."""
     with whole(path) as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[no-untyped-call]
+        np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def save_names(folder: Path, rank: int, names: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Documents a second of `kamerton corpus` against datatrove's own pipeline with the same steps, in turns.
 
 Both read the same JSON lines and do the same: trafilatura, ftfy, Gopher's and C4's rules, MinHash (same words, bands
-and rows), JSON lines out. Differences that stay: datatrove puts every page through a process of its own with a time limit,
+and rows), JSON lines out. Differences that stay: datatrove puts pages through a process of its own with a time limit,
 does not compare candidates, writes only what it keeps, and keeps neither reasons nor counts that add up.
 
     pip install orjson

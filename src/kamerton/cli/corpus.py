@@ -30,13 +30,14 @@ def _group() -> None:
 
 
 @app.command(
-    epilog="Examples:\n\nkamerton corpus examples/corpus/plays.yaml\n\n"
+    epilog="Examples:\n\nkamerton corpus examples/corpus/plays.yaml --data ~/data\n\n"
     "kamerton corpus examples/corpus/pages.yaml --workers 8 --output runs/pages\n\n"
     "kamerton corpus examples/corpus/plays.yaml --set most_bytes=50000000"
 )
 def build(
     recipe: Annotated[Path, typer.Argument(help="The recipe (YAML).", show_default=False)],
     output: Annotated[Path | None, typer.Option(help="Folder of results; default: the recipe's, or runs/NAME.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder that paths of sources start from.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: this machine's cores.")] = None,
     executor: Annotated[str, typer.Option(help="Where the work is done: local.")] = "local",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: most_bytes=50000000.")] = None,
@@ -50,7 +51,7 @@ def build(
 
     if executor != "local":
         raise KamertonError(f"no executor {executor!r}", where="--executor", mend="use local")
-    loaded = load_corpus_recipe(recipe, overrides=set_ or [])
+    loaded = load_corpus_recipe(recipe, data=data, overrides=set_ or [])
 
     from rich.console import Console
 

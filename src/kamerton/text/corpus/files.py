@@ -85,8 +85,8 @@ def inputs(recipe: CorpusRecipe) -> list[Input]:
         before = len(found)
         named = False
         for given in source.path:
-            root, files = _matching(recipe.resolve(given))
-            domain = source.domain or recipe.resolve(source.path[0]).name.split("*")[0].strip("._-") or root.name
+            root, files = _matching(recipe.input(given))
+            domain = source.domain or recipe.input(source.path[0]).name.split("*")[0].strip("._-") or root.name
             for path in files:
                 named = True
                 if path not in found:

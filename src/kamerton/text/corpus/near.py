@@ -57,11 +57,13 @@ class Signatures(MinhashDedupSignature):
 
     def __init__(self, folder: str, options: NearDuplicates) -> None:
         super().__init__(f"{folder}/bands", config(options), language=Words())
-        self.notes = folder
+        self.notes, self.fewest = folder, options.fewest
 
     def get_shingles(self, text: str) -> np.ndarray:
         self.at += 1
         words = self.word_tokenizer.word_tokenize(simplify_text(text, self.config.norm_config))
+        if len(words) < self.fewest:
+            words = []
         found = grams(word_hashes(words), self.config.n_grams, self.config.n_grams)
         return np.unique(found[0]).reshape(-1, 1) if found else np.empty((0, 1), np.uint64)
 

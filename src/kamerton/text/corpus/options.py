@@ -170,12 +170,16 @@ class ExactDuplicates(Part):
 
 
 class NearDuplicates(Part):
-    """MinHash over sets of `words` words in a row, in `bands` of `rows`; pairs from an estimated `similarity` on."""
+    """MinHash over sets of `words` words in a row, in `bands` of `rows`; pairs from an estimated `similarity` on.
+
+    Documents with fewer than `fewest` words are not compared: two short texts share some words in a row by chance.
+    """
 
     words: Count = 3
     bands: Annotated[int, BeforeValidator(not_bool), Field(gt=0, le=1000)] = 100
     rows: Annotated[int, BeforeValidator(not_bool), Field(gt=0, le=64)] = 3
     similarity: Share = 0.25
+    fewest: Count = 20
 
 
 class RepeatedLines(Part):

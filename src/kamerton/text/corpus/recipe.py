@@ -85,6 +85,7 @@ class CorpusRecipe(Part):
     output: Name | None = None
 
     _source: Source = PrivateAttr(default_factory=Source)
+    _data: Path | None = PrivateAttr(default=None)
 
     @property
     def text(self) -> str:
@@ -99,6 +100,11 @@ class CorpusRecipe(Part):
         """A path of the recipe as an absolute one, from the recipe's folder (`Recipe.resolve`)."""
         return resolve(path, self._source)
 
+    def input(self, path: str) -> Path:
+        """A path of a source as an absolute one: from the folder of data where one is given, else as `resolve`."""
+        given = Path(path).expanduser()
+        return self._data / given if self._data is not None and not given.is_absolute() else self.resolve(path)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, name: str = "corpus", source: Source | None = None) -> CorpusRecipe:
         """A recipe from plain values; relative paths start from the current directory, or from `source`'s folder.
@@ -109,8 +115,15 @@ class CorpusRecipe(Part):
         return _build(text_keys(dict(data)), source or Source(), name)
 
 
-def load_corpus_recipe(path: str | Path, *, overrides: Mapping[str, Any] | Sequence[str] = ()) -> CorpusRecipe:
-    """Read and validate a recipe; `overrides` are fields to set, as in `kamerton.recipe.load_recipe`.
+def load_corpus_recipe(
+    path: str | Path, *, data: str | Path | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> CorpusRecipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: the YAML file.
+        data: the folder that relative paths of sources start from; by default the recipe's.
+        overrides: fields to set, as in `kamerton.recipe.load_recipe`.
 
     Raises:
         RecipeError: one line with file, line, field and mend.
@@ -121,7 +134,12 @@ def load_corpus_recipe(path: str | Path, *, overrides: Mapping[str, Any] | Seque
         what = "is empty" if raw is None else "is not a mapping of fields"
         raise RecipeError(what, where=path, mend="start with: sources, steps")
     changed = set_fields(raw, overrides)
-    return _build(raw, replace(source, overrides=frozenset(changed)), path.stem)
+    recipe = _build(raw, replace(source, overrides=frozenset(changed)), path.stem)
+    if data is not None:
+        if not Path(data).is_dir():
+            raise RecipeError("no such folder", where=data, mend="give the folder that holds the sources' files")
+        recipe._data = Path(data).resolve()
+    return recipe
 
 
 def _build(raw: dict[str, Any], source: Source, name: str) -> CorpusRecipe:

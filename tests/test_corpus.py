@@ -288,9 +288,9 @@ def test_shares_of_domains(planted, tmp_path):
 def test_short_texts_are_no_near_duplicates(tmp_path):
     texts = [f"{name}:\nNo, good madam, {rest}." for name, rest in (("One", "I will not go"), ("Two", "not so"))]
     write(tmp_path / "raw/x.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts))
-    steps = [{"near-duplicates": {"similarity": 0.1, "bands": 20}}]
+    steps = [{"near-duplicates": {"similarity": 0.02, "rows": 1}}]
     assert len(rows(build(tmp_path, str(tmp_path / "raw"), steps).documents)) == 2
-    steps = [{"near-duplicates": {"similarity": 0.1, "bands": 20, "rows": 1, "fewest": 1}}]
+    steps = [{"near-duplicates": {"similarity": 0.02, "rows": 1, "fewest": 1}}]
     assert len(rows(build(tmp_path, str(tmp_path / "raw"), steps, output="short").documents)) == 1
 
 

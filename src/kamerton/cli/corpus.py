@@ -31,6 +31,7 @@ def _group() -> None:
 
 @app.command(
     epilog="Examples:\n\nkamerton corpus examples/corpus/plays.yaml --data ~/data\n\n"
+    "kamerton corpus build examples/corpus/plays.yaml --data ~/data\n\n"
     "kamerton corpus examples/corpus/pages.yaml --workers 8 --output runs/pages\n\n"
     "kamerton corpus examples/corpus/plays.yaml --set most_bytes=50000000"
 )

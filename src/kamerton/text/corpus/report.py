@@ -71,6 +71,8 @@ def why(step: Mapping[str, Any], most: int = 3) -> str:
     parts = [f"{reason} {pair[0]:,}" for reason, pair in step["rejected"].items()]
     if len(parts) > most:
         parts = [*parts[:most], f"{len(parts) - most} more reasons"]
+    if step["added"][0]:
+        parts.append(f"copies added {step['added'][0]:,}")
     return "; ".join(parts)
 
 
@@ -135,6 +137,7 @@ def page(results: Results) -> str:
         cells = [f"{step['in'][0]:,}", f"{lost:,}", f"{step['out'][0]:,}", size(step["in"][1]), size(step["out"][1])]
         reasons = "<br>".join(
             [f"{escape(r)}: {p[0]:,} <small>({size(p[1])})</small>" for r, p in step["rejected"].items()]
+            + ([f"<small>copies added: {step['added'][0]:,}</small>"] if step["added"][0] else [])
             + ([f"<small>changed: {step['changed']:,}</small>"] if step["changed"] else [])
             + [f"<small>{escape(note)}: {count:,}</small>" for note, count in step["notes"].items()]
         )

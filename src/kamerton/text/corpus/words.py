@@ -11,12 +11,14 @@ import re
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+(?:['’\-](?:(?![{_ALONE}])\w)+)*|(?<!\S)[^\w\s]+(?!\S)")
+_WORD = re.compile(
+    rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+(?:(?:['’\-]|(?<=\d)[.,](?=\d))(?:(?![{_ALONE}])\w)+)*|(?<!\S)[^\w\s]+(?!\S)"
+)
 _END = re.compile(r"(?<=[.!?…])[\"'”»)\]]*\s+(?=[^\s\d])|(?<=[。！？])|\n+")
 
 
 class Words(WordTokenizer):
-    """Words: letters and digits, with apostrophes and hyphens inside.
+    """Words: letters and digits, with apostrophes and hyphens inside, numbers with their points.
 
     Other signs are a word only where spaces stand around them: papers that count words cut texts at spaces. (spaCy's
     tokens, which datatrove takes, count every comma: a fifth of the "words" of a play then have no letters.)

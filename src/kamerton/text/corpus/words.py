@@ -11,9 +11,9 @@ import re
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(
-    rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+(?:(?:['’\-]|(?<=\d)[.,](?=\d))(?:(?![{_ALONE}])\w)+)*|(?<!\S)[^\w\s]+(?!\S)"
-)
+_LETTERS = rf"(?:(?![{_ALONE}])\w)+"
+_INSIDE = r"(?:['’\-]|(?<=\d)[.,](?=\d))"
+_WORD = re.compile(rf"[{_ALONE}]|{_LETTERS}(?:{_INSIDE}{_LETTERS})*|(?<!\S)[^\w\s]+(?!\S)")
 _END = re.compile(r"(?<=[.!?…])[\"'”»)\]]*\s+(?=[^\s\d])|(?<=[。！？])|\n+")
 
 

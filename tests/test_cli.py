@@ -73,6 +73,8 @@ def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("recipe", "check"),
         *(("reward", name) for name in ("train", "eval", "score")),
         *(("index", name) for name in ("add", "update", "remove", "list", "search")),
+        *(("corpus", name) for name in ("build", "steps")),
+        *(("corpus", "classifier", name) for name in ("train", "eval")),
         ("feedback", "export"),
         ("feedback", "import"),
     ],
@@ -100,6 +102,7 @@ def test_every_command_is_listed(cli: Cli) -> None:
             "methods",
             "recipe",
             "index",
+            "corpus",
             "feedback",
         )
     )

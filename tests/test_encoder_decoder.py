@@ -21,6 +21,7 @@ import tiny
 from kamerton import api
 from kamerton.base import Base, CausalModel, EncoderDecoderModel, Front, load_base
 from kamerton.base.encoder_decoder import probe
+from kamerton.base.quantise import settle
 from kamerton.base.work import Work, flops
 from kamerton.comparison.run import compare
 from kamerton.errors import KamertonError, ModelError, RecipeError
@@ -211,6 +212,8 @@ def plain(base: Base, kind: str) -> Any:
     made = transformers.AutoModelForSeq2SeqLM.from_pretrained(
         base.info.source, dtype=torch.float32, **tiny.four_bits(kind)
     )
+    if kind == "qlora":
+        settle(made)  # bitsandbytes cannot repack matrices as narrow as these for bfloat16 instructions
     return made.eval()
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import architectures
 import tiny
 from kamerton.base import Base, load_base
+from kamerton.base.quantise import settle
 from kamerton.errors import KamertonError, ModelError, RecipeError, TaskError
 from kamerton.rendering import Rendered
 from kamerton.tasks.example import Task
@@ -85,6 +86,8 @@ def theirs(
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         base.info.source, dtype=dtype, attn_implementation=attention, **tiny.four_bits(kind, dtype)
     ).eval()
+    if kind == "qlora":
+        settle(hf)
     model: Any = hf
     if kind in ("lora", "dora", "qlora"):
         config: Any = peft.LoraConfig(
@@ -573,6 +576,8 @@ def test_peft_loads_what_was_saved(small_base: Base, kind: str, tmp_path: Path) 
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         small_base.info.source, dtype=torch.float32, **tiny.four_bits(kind)
     )
+    if kind == "qlora":
+        settle(hf)
     model = peft.PeftModel.from_pretrained(hf, str(tmp_path)).eval()
     for r in rendered(small_base, 4):
         with torch.no_grad():

@@ -17,6 +17,7 @@ from kamerton.cli import (
     base,
     chat,
     compare,
+    corpus,
     evaluate,
     feedback,
     index,
@@ -58,6 +59,7 @@ app.add_typer(reward.app, name="reward")
 app.add_typer(index.app, name="index")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(ngram.app, name="ngram")
+app.add_typer(corpus.app, name="corpus")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,103 @@
+"""Corpora with what the rooms above `text` know: test sets that must not be in them, labels for classifiers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kamerton.text.corpus.recipe import CorpusRecipe, load_corpus_recipe
+from kamerton.text.corpus.run import Corpus, Watch
+from kamerton.text.corpus.run import build_corpus as _build
+
+if TYPE_CHECKING:
+    from kamerton.recipe import Recipe
+    from kamerton.text.corpus.classifier import Features, TextClassifier
+
+__all__ = [
+    "Corpus", "CorpusRecipe", "build_corpus", "labelled", "load_corpus_recipe", "measure_classifier",
+    "train_classifier",
+]  # fmt: skip
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build_corpus(
+    recipe: CorpusRecipe | str | Path | Mapping[str, Any],
+    output: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    watch: Watch | None = None,
+) -> Corpus:
+    """Make a corpus from a recipe, its content, or its file; `workers`: processes, by default one for each core.
+
+    Raises:
+        KamertonError: the recipe, the test sets that it names, or the folder are wrong.
+    """
+    if isinstance(recipe, Mapping):
+        recipe = CorpusRecipe.from_dict(recipe)
+    elif not isinstance(recipe, CorpusRecipe):
+        recipe = load_corpus_recipe(recipe)
+    return _build(recipe, output, workers=workers or cores(), tests=_tests(recipe), watch=watch)
+
+
+def _tests(recipe: CorpusRecipe) -> dict[str, dict[str, list[str]]]:
+    """For each step that decontaminates: the texts of each recipe's test sets, questions with their answers."""
+    tests: dict[str, dict[str, list[str]]] = {}
+    for spec in recipe.steps:
+        if spec.name != "decontaminate":
+            continue
+        from kamerton.recipe import load_recipe
+        from kamerton.tasks import load_task
+
+        sets = tests.setdefault(spec.label, {})
+        for given in spec.options.recipes:
+            path = recipe.resolve(given)
+            task = load_task(load_recipe(path).task)
+            sets[path.stem] = [
+                "\n".join([*(m.content for m in example.messages if m.role != "system"), *example.answers])
+                for split in spec.options.splits for example in getattr(task, split)
+            ]  # fmt: skip
+    return tests
+
+
+def labelled(recipe: Recipe) -> dict[str, tuple[list[str], list[str]]]:
+    """The texts and labels of a task recipe's splits, all of them: no template, no instruction, no limit.
+
+    Raises:
+        TaskError: its examples are not texts with one of several labels.
+    """
+    from kamerton.recipe import LimitSpec
+    from kamerton.tasks import load_task
+
+    spec = recipe.task.model_copy(
+        update={"template": None, "instruction": None, "phrasings": (), "limit": LimitSpec(), "choices": True}
+    )
+    task = load_task(spec)
+    splits = {}
+    for name in ("train", "validation", "test"):
+        examples = getattr(task, name)
+        if any(not example.choices or len(example.messages) != 1 for example in examples):
+            mend = "name a task whose columns are text and label"
+            raise spec.error(("columns",), "its examples are not texts with one of several labels", mend=mend)
+        splits[name] = ([example.messages[0].content for example in examples], [e.answers[0] for e in examples])
+    return splits
+
+
+def train_classifier(recipe: Recipe, features: Features, *, balanced: bool = False) -> TextClassifier:
+    """Train a classifier of documents on a task's labels; its penalty is chosen on the validation split."""
+    from kamerton.text.corpus.classifier import search
+
+    splits = labelled(recipe)
+    return search(*splits["train"], *splits["validation"], features, balanced=balanced)
+
+
+def measure_classifier(classifier: TextClassifier, recipe: Recipe, split: str = "test") -> dict[str, Any]:
+    """Accuracy, macro F1 and Matthews correlation on a split of a task."""
+    from kamerton.text.corpus.classifier import measure
+
+    return measure(classifier, *labelled(recipe)[split])

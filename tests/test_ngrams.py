@@ -23,7 +23,8 @@ from kamerton.text.ngrams.counts import Packing, batches, count, merged, tally
 from kamerton.text.ngrams.katz import good_turing
 from kamerton.text.ngrams.kneser_ney import discounts
 from kamerton.text.ngrams.typing_help import complete, correct, next_units
-from kamerton.text.ngrams.units import BOS, EOS, UNK, lines
+from kamerton.text.lines import lines
+from kamerton.text.ngrams.units import BOS, EOS, UNK
 
 ANIMALS = ("cat", "dog", "bird", "horse", "mouse", "cow")
 VERBS = ("sees", "hears", "follows", "likes")
@@ -373,7 +374,7 @@ def test_bad_input_is_one_line(train: Path, tmp_path: Path) -> None:
 
 
 def test_long_lines_and_wrong_bytes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kamerton.text.ngrams.units.LONGEST", 1000)
+    monkeypatch.setattr("kamerton.text.lines.LONGEST", 1000)
     path = tmp_path / "t.txt"
     path.write_bytes(b"a b " * 600 + b"\n\xff\xfe b a\n")
     ours = model(path)

@@ -30,6 +30,7 @@ from kamerton.cli import (
     reward,
     rewards,
     serve,
+    tokenizer,
     tune,
 )
 from kamerton.errors import KamertonError
@@ -59,6 +60,7 @@ app.add_typer(reward.app, name="reward")
 app.add_typer(index.app, name="index")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(ngram.app, name="ngram")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
 
 

@@ -67,7 +67,7 @@ def evaluate(
     from rich.console import Console
 
     from kamerton.text.ngrams.counts import batches
-    from kamerton.text.ngrams.units import lines
+    from kamerton.text.lines import lines
 
     found = _load(model)
     scored = found.score(batches(lines(files)))

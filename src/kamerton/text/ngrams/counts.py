@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kamerton.text.ngrams.units import BOS, LINES, Units, lines
+from kamerton.text.lines import lines
+from kamerton.text.ngrams.units import BOS, LINES, Units
 
 
 @dataclass

@@ -8,18 +8,16 @@ in the training text is `<unk>`.
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from kamerton.errors import KamertonError, ModelError
+from kamerton.text.lines import lines
 
 UNK, BOS, EOS = 0, 1, 2
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -27,40 +25,6 @@ _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 _SPACED = re.compile(r" ([,.;:!?)\]}…])|(?<=[(\[{]) ")
 LINES = 20_000
 """Lines that are read into one batch."""
-LONGEST = 1 << 20
-"""Bytes of a line that are read as one sentence; a longer line is cut there, and counted."""
-
-
-def lines(files: Sequence[Path], cut: list[int] | None = None) -> Iterator[bytes]:
-    """Lines of text files, compressed or not, without their ends; empty ones are left out.
-
-    Args:
-        files: plain, or `.gz`, `.bz2`, `.xz`.
-        cut: its first number is raised for every line that was longer than `LONGEST` and cut.
-
-    Raises:
-        KamertonError: a file that cannot be read, or is not what its name says.
-    """
-    for file in files:
-        try:
-            with _opened(file) as stream:
-                while line := stream.readline(LONGEST):
-                    if cut is not None and len(line) == LONGEST and not line.endswith(b"\n"):
-                        cut[0] += 1
-                    line = line.rstrip(b"\r\n")
-                    if line.strip():
-                        yield line
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and error.filename is not None:
-                raise
-            what = f"cannot be read: {str(error).splitlines()[0]}"
-            raise KamertonError(what, where=str(file), mend="give a text file, or one that is whole") from None
-
-
-def _opened(file: Path) -> IO[bytes]:
-    kind: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
-    stream: IO[bytes] = kind(file, "rb")
-    return stream
 
 
 class Units(ABC):

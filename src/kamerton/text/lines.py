@@ -1,0 +1,65 @@
+"""Lines of text files, compressed or not, with bounded memory."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from kamerton.errors import KamertonError
+
+LONGEST = 1 << 20
+"""Bytes of a line that are read as one; a longer line is cut there, and counted."""
+PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def lines(files: Sequence[Path], cut: list[int] | None = None) -> Iterator[bytes]:
+    """Lines without their ends; empty ones are left out.
+
+    Args:
+        files: text, or JSON lines (`.jsonl`) whose `text` is read; `.gz`, `.bz2` and `.xz` of them.
+        cut: its first number is raised for every line that was longer than `LONGEST` and cut.
+
+    Raises:
+        KamertonError: a file that cannot be read, is not what its name says, or a record without text.
+    """
+    for file in files:
+        packed = file.suffix in PACKED
+        records = (file.with_suffix("") if packed else file).suffix == ".jsonl"
+        try:
+            with _opened(file) as stream:
+                if records:
+                    yield from _records(stream, file)
+                    continue
+                while line := stream.readline(LONGEST):
+                    if cut is not None and len(line) == LONGEST and not line.endswith(b"\n"):
+                        cut[0] += 1
+                    line = line.rstrip(b"\r\n")
+                    if line.strip():
+                        yield line
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
+            what = f"cannot be read: {str(error).splitlines()[0]}"
+            raise KamertonError(what, where=str(file), mend="give a text file, or one that is whole") from None
+
+
+def _records(stream: IO[bytes], file: Path) -> Iterator[bytes]:
+    for number, record in enumerate(stream, start=1):
+        if not record.strip():
+            continue
+        try:
+            text = json.loads(record)["text"].encode("utf-8", "replace")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            mend = 'write {"text": "…"} on each line, or name the file .txt'
+            raise KamertonError("is no record with a text", where=f"{file}:{number}", mend=mend) from None
+        yield from (line for line in text.splitlines() if line.strip())
+
+
+def _opened(file: Path) -> IO[bytes]:
+    stream: IO[bytes] = PACKED.get(file.suffix, open)(file, "rb")
+    return stream

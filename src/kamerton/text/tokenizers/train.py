@@ -1,0 +1,235 @@
+"""Train a tokenizer and save it as a folder that transformers loads.
+
+| kind | units before merging | unknown text |
+| --- | --- | --- |
+| byte-bpe | bytes, split as GPT-2 splits (Radford et al. 2019) | none: every byte has a token |
+| bpe | characters, spaces as ▁ (Sennrich et al. 2016) | `<unk>` |
+| wordpiece | characters of words, `##` inside them (Schuster & Nakajima 2012; BERT) | `[UNK]` |
+| unigram | pieces of a unigram model, spaces as ▁, no split but there (Kudo 2018; SentencePiece) | its bytes |
+| words | whole words and signs | `<unk>` |
+
+Unigram splits text at spaces only, so languages that write none are cut by the model alone; what it has no piece for is
+written as bytes, so it loses nothing but the sign ▁ itself, which is read as a space.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kamerton.errors import KamertonError
+from kamerton.text.lines import lines
+
+BATCH = 1000
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tokenizer.
+
+    Attributes:
+        special: its special tokens by role, in the order of their numbers.
+        bytes: whether its alphabet is the 256 bytes.
+        make: an untrained one.
+    """
+
+    special: dict[str, str]
+    bytes: bool
+    make: Callable[[], Any]
+
+
+def _byte_bpe() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def _bpe() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    return made
+
+
+def _wordpiece() -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    return made
+
+
+def _unigram() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return made
+
+
+def _words() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
+
+
+_PLAIN = {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}
+KINDS: dict[str, Kind] = {
+    "byte-bpe": Kind({"eos": "<|endoftext|>", "pad": "<|pad|>"}, True, _byte_bpe),
+    "bpe": Kind({"unk": "<unk>", **_PLAIN}, False, _bpe),
+    "wordpiece": Kind(
+        {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}, False, _wordpiece
+    ),
+    "unigram": Kind({"unk": "<unk>", **_PLAIN}, True, _unigram),
+    "words": Kind({"unk": "<unk>", **_PLAIN}, False, _words),
+}
+
+
+def train(
+    files: Sequence[Path], kind: str, vocab_size: int, output: Path, *, split_digits: bool = False,
+    special: Sequence[str] = (), chat_template: str | None = None, progress: Callable[[int], None] | None = None,
+) -> Any:  # fmt: skip
+    """Train a tokenizer on text and save it.
+
+    Args:
+        files: text, a document or sentence a line, read as a stream; see `kamerton.text.lines`.
+        kind: of KINDS.
+        vocab_size: tokens in all, special ones included.
+        output: the folder to write: `tokenizer.json`, `tokenizer_config.json`.
+        split_digits: every digit is a token of its own.
+        special: further special tokens.
+        chat_template: `chatml`, or a template (Jinja); with `chatml` an answer ends with `<|im_end|>`.
+        progress: told the bytes that were read.
+
+    Returns:
+        transformers' `PreTrainedTokenizerFast`.
+
+    Raises:
+        KamertonError: no text, or a vocabulary smaller than the alphabet with the special tokens.
+    """
+    of = KINDS[kind]
+    roles, extra = dict(of.special), list(special)
+    if chat_template == "chatml":
+        chat_template, roles["eos"] = CHATML, "<|im_end|>"
+        extra += ["<|im_start|>", *([of.special["eos"]] if "eos" in of.special else [])]
+    tokens = list(dict.fromkeys([*roles.values(), *extra]))
+    _check(files, of, kind, vocab_size, len(tokens))
+    made = of.make()
+    if split_digits:
+        from tokenizers import pre_tokenizers
+
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        made.pre_tokenizer = pre_tokenizers.Sequence([digits, made.pre_tokenizer])
+    made.train_from_iterator(_texts(files, progress), _trainer(kind, vocab_size, tokens))
+    if kind == "unigram":
+        made = _with_bytes(made, vocab_size)
+    if kind == "wordpiece":
+        from tokenizers import processors
+
+        made.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+        )  # fmt: skip
+    return _saved(made, output, roles, extra, chat_template)
+
+
+def _check(files: Sequence[Path], of: Kind, kind: str, vocab_size: int, special: int) -> None:
+    """Refuse what cannot be: no text, or fewer tokens than there are letters."""
+    seen: Counter[str] = Counter()
+    some = False
+    for line in lines(files):
+        some = True
+        if of.bytes or kind == "words":
+            break  # the alphabet is known, or is not needed
+        seen.update(line.decode("utf-8", "replace"))
+    if not some:
+        where = ", ".join(map(str, files))
+        raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")
+    alphabet = 256 if of.bytes else len([c for c in seen if not c.isspace()])
+    # what stands at a word's beginning and inside it is not the same letter in WordPiece
+    least = special + (1 if kind == "words" else alphabet)
+    if vocab_size < least:
+        what = f"{vocab_size} tokens are fewer than the {alphabet} letters and {special} special tokens"
+        raise KamertonError(what, where="--vocab-size", mend=f"give at least {least}, or --kind byte-bpe")
+
+
+def _texts(files: Sequence[Path], progress: Callable[[int], None] | None) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for line in lines(files):
+        batch.append(line.decode("utf-8", "replace"))
+        size += len(line) + 1
+        if len(batch) == BATCH:
+            yield batch
+            if progress is not None:
+                progress(size)
+            batch, size = [], 0
+    if batch:
+        yield batch
+        if progress is not None:
+            progress(size)
+
+
+def _trainer(kind: str, size: int, tokens: list[str]) -> Any:
+    from tokenizers import pre_tokenizers, trainers
+
+    common: dict[str, Any] = {"vocab_size": size, "special_tokens": tokens, "show_progress": False}
+    if kind == "byte-bpe":
+        return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
+    if kind == "bpe":
+        return trainers.BpeTrainer(**common)
+    if kind == "wordpiece":
+        return trainers.WordPieceTrainer(**common)
+    if kind == "unigram":
+        return trainers.UnigramTrainer(unk_token="<unk>", **{**common, "vocab_size": max(size - 256, len(tokens) + 1)})
+    return trainers.WordLevelTrainer(**common)
+
+
+def _with_bytes(made: Any, size: int) -> Any:
+    """The unigram model with a token for each byte, which stand for what no piece holds."""
+    from tokenizers import Tokenizer
+
+    about = json.loads(made.to_str())
+    pieces = about["model"]["vocab"]
+    lowest = min(score for _, score in pieces) - 10.0
+    pieces += [[f"<0x{byte:02X}>", lowest] for byte in range(256)]
+    about["model"]["vocab"], about["model"]["byte_fallback"] = pieces[:size], True
+    return Tokenizer.from_str(json.dumps(about))
+
+
+def _saved(made: Any, output: Path, roles: dict[str, str], extra: list[str], template: str | None) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=made, additional_special_tokens=extra, clean_up_tokenization_spaces=False,
+        **{f"{role}_token": token for role, token in roles.items()},
+    )  # fmt: skip
+    if template is not None:
+        wrapped.chat_template = template
+    half = output.with_name(f"{output.name}.half")
+    wrapped.save_pretrained(half)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in half.iterdir():
+        file.replace(output / file.name)
+    half.rmdir()
+    return wrapped

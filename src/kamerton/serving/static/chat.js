@@ -24,6 +24,16 @@ function button(text, act, className, pressed) {
   return made;
 }
 
+// A thumb of our own: not every machine has letters for it. Down is the same one turned round by the style sheet.
+function thumbSign() {
+  const name = "http://www.w3.org/2000/svg", made = document.createElementNS(name, "svg");
+  made.setAttribute("viewBox", "0 0 20 20");
+  made.setAttribute("aria-hidden", "true");
+  const path = made.appendChild(document.createElementNS(name, "path"));
+  path.setAttribute("d", "M2 9h3v9H2zM7.5 18V9l3.6-7c1.6 0 2.4 1 2.1 2.5L12.6 8H17c1 0 1.7.9 1.5 1.9l-1.4 6.5c-.2 1-1 1.6-2 1.6z");
+  return made;
+}
+
 function say(text, alert = false) {
   $("status").textContent = text;
   $("status").classList.toggle("alert", alert);
@@ -174,13 +184,14 @@ function drawAnswer(turn, at, i) {
   }
   const row = make("div", undefined, "tools");
   if (!running && feedback && one.text && !one.error) {
-    const thumb = (score, words, sign) => {
-      const made = button(sign, (it) => judge(it, at, [i], "thumbs", [score]), "plain", one.thumb === score);
+    const thumb = (score, words) => {
+      const made = button("", (it) => judge(it, at, [i], "thumbs", [score]), score ? "plain thumb" : "plain thumb down", one.thumb === score);
+      made.append(thumbSign());
       made.setAttribute("aria-label", words);
       made.title = words;
       return made;
     };
-    row.append(thumb(1, "Good answer", "👍"), thumb(0, "Bad answer", "👎"));
+    row.append(thumb(1, "Good answer"), thumb(0, "Bad answer"));
     const [a, b] = turn.answers;
     if (two && a.text && b.text && !a.error && !b.error && (a.text !== b.text || a.model !== b.model)) {
       row.append(button("This one is better", (it) => judge(it, at, [0, 1], "comparison", i ? [0, 1] : [1, 0]), "", turn.better === i));
@@ -363,10 +374,12 @@ $("open-settings").addEventListener("click", () => openSettings($("settings").hi
 $("open-prompt").addEventListener("click", showPrompt);
 $("prompt-close").addEventListener("click", () => $("prompt").close());
 $("new").addEventListener("click", () => {
+  const before = turns;
   turns = [];
   save();
   draw();
-  say("");
+  say(before.length ? "A new conversation. " : "");
+  if (before.length) $("status").append(button("Bring the last one back", () => { turns = before; save(); draw(); say(""); }, "plain"));
   $("message").focus();
 });
 for (const id of [...FIELDS, "model-0", "model-1"]) $(id).addEventListener("change", save);

@@ -257,11 +257,12 @@ async function judge(pressed, at, which, kind, scores) {
     else [turn.better, turn.betterBy] = back ? [] : [now, by];
     save();
     say(back ? "Taken back." : "Stored.");
+    if (turns[at] !== turn) return; // it was answered again meanwhile, or is no longer shown
     const place = [...pressed.closest(".tools").children].indexOf(pressed), answered = $("turns").children[at];
     const i = [...answered.querySelectorAll(".answer")].indexOf(pressed.closest(".answer"));
     const drawn = drawTurn(turn, at);
     answered.replaceWith(drawn);
-    drawn.querySelectorAll(".tools")[i].children[place].focus({ preventScroll: true });
+    drawn.querySelectorAll(".tools")[i].children[place]?.focus({ preventScroll: true });
   } catch (error) {
     pressed.disabled = false;
     if (error.status === 401) showKey("The server wants its key again.");

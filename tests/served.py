@@ -19,6 +19,7 @@ import openai
 import pytest
 
 from kamerton.base import Base
+from kamerton.feedback.store import FeedbackStore
 from kamerton.inference import Engine, Sampling
 from kamerton.methods.method import Adapted
 from kamerton.serving.api_server import Server, bound, make_server
@@ -46,9 +47,11 @@ class Running:
 
 
 @contextmanager
-def running(models: Mapping[str, Adapted], settings: Settings | None = None) -> Iterator[Running]:
+def running(
+    models: Mapping[str, Adapted], settings: Settings | None = None, feedback: FeedbackStore | None = None
+) -> Iterator[Running]:
     """Serve models on loopback for as long as the block lasts."""
-    app = make_app(models, settings or Settings(Limits(grace=2)))
+    app = make_app(models, settings or Settings(Limits(grace=2)), feedback)
     sock, server = bound("127.0.0.1", 0), make_server(app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
     thread.start()

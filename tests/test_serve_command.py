@@ -147,4 +147,4 @@ def test_requests_made_from_the_description_never_fail_the_server(server: Runnin
         except Exception as error:
             if "Unsatisfiable" not in type(error).__name__ and "negate" not in str(error):
                 raise
-    assert seen == 7
+    assert seen == 10

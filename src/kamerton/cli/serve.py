@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         epilog="Examples:\n\nkamerton serve demo\n\nkamerton serve demo dates=runs/dates-lora --port 8080\n\n"
+        "kamerton serve demo runs/dates --feedback judged.sqlite\n\n"
         "KAMERTON_API_KEY=… kamerton serve runs/dates --host 0.0.0.0\n\n"
         "Then: OpenAI(base_url='http://127.0.0.1:8000/v1', api_key='none')"
     )
@@ -35,6 +37,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         cors: Annotated[
             list[str] | None, typer.Option(metavar="ORIGIN", help="A page's origin that may call; default: none.")
+        ] = None,
+        feedback: Annotated[
+            Path | None,
+            typer.Option(dir_okay=False, help="SQLite file for judgements on the page; default: none are asked for."),
         ] = None,
         backend: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
         rows: Annotated[int, typer.Option(min=1, help="Answers that are decoded at once, for each model.")] = 64,
@@ -62,6 +68,7 @@ def register(app: typer.Typer) -> None:
             raise MissingExtra(str(error.name), "serve") from None
         from rich.console import Console
 
+        from kamerton.feedback.store import FeedbackStore
         from kamerton.serving.api_server import bound
         from kamerton.serving.api_server import serve as run
         from kamerton.serving.app import make_app
@@ -69,8 +76,9 @@ def register(app: typer.Typer) -> None:
         from kamerton.together import load_together
 
         sock = bound(host, port)  # before the models: a taken port is known at once
-        console = Console()
+        console, store = Console(), None
         try:
+            store = FeedbackStore(feedback) if feedback else None
             with console.status("loading") as status:
                 models = load_together(targets, report=lambda text: status.update(text))
             limits = Limits(
@@ -85,13 +93,16 @@ def register(app: typer.Typer) -> None:
                 say(console, f"{label}: method {adapted.method}, {adapted.base.info}")
 
             def ready() -> None:
-                say(console, f"serving on http://{name}:{place[1]}/v1; Ctrl-C stops")
+                url = f"http://{name}:{place[1]}/"
+                say(console, f"serving on {url}v1; the page: {url}; Ctrl-C stops")
 
-            run(make_app(models, settings), sock, ready=ready)
+            run(make_app(models, settings, store), sock, ready=ready)
         except KeyboardInterrupt:
             pass
         finally:
             sock.close()
+            if store is not None:
+                store.close()
         say(console, "stopped")
 
 

@@ -14,8 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kamerton.serving.errors import ApiError
 from kamerton.serving.hub import Hub
 
-OPEN = ("/healthz",)
-"""Addresses that need no key: what watches over the server asks there."""
+OPEN = (
+    "/healthz", "/", "/static/page.css", "/static/chat.css", "/static/theme.js", "/static/chat.js",
+    "/static/chat-wire.js",
+)  # fmt: skip
+"""Addresses that need no key: what watches over the server asks there, and the page's files, which ask for the key."""
 
 
 class Guard:

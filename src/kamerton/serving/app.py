@@ -12,20 +12,22 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from kamerton.feedback.store import FeedbackStore
 from kamerton.methods.method import Adapted
-from kamerton.serving import chat, completions, embeddings, errors, info
+from kamerton.serving import chat, chat_page, completions, embeddings, errors, info
 from kamerton.serving.api_guard import Guard
 from kamerton.serving.hub import Hub
 from kamerton.serving.schema import ErrorAnswer
 from kamerton.serving.settings import Settings
 
 
-def make_app(models: Mapping[str, Adapted], settings: Settings) -> FastAPI:
+def make_app(models: Mapping[str, Adapted], settings: Settings, feedback: FeedbackStore | None = None) -> FastAPI:
     """The server's application.
 
     Args:
         models: what is served, by name.
         settings: limits and manners.
+        feedback: where the page's judgements go; None: it asks for none.
     """
     hub = Hub(models, settings)
 
@@ -42,10 +44,10 @@ def make_app(models: Mapping[str, Adapted], settings: Settings) -> FastAPI:
         title="Kamerton", lifespan=lifespan, docs_url=None, redoc_url=None,
         responses={"4XX": {"model": ErrorAnswer, "description": "what is wrong, in OpenAI's shape"}},
     )  # fmt: skip
-    app.state.hub = hub
+    app.state.hub, app.state.feedback = hub, feedback
     app.state.embedder = embeddings.Embedder(settings.embeddings) if settings.embeddings else None
     errors.install(app)
-    for part in (chat, completions, embeddings, info):
+    for part in (chat, completions, embeddings, info, chat_page):
         app.include_router(part.router)
     app.add_middleware(Guard, hub=hub)
     if settings.cors:

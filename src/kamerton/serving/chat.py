@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,7 +18,7 @@ from kamerton.serving.delivery import deliver
 from kamerton.serving.errors import ApiError
 from kamerton.serving.hub import Hub, Served
 from kamerton.serving.sampled import finite, sampling_of, shown
-from kamerton.serving.schema import ChatRequest
+from kamerton.serving.schema import ChatRequest, Turn
 from kamerton.tasks.example import Conversation, Message
 
 router = APIRouter()
@@ -28,7 +29,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     hub: Hub = request.app.state.hub
     served = hub.model(body.model)
-    conversation = _conversation(body, hub)
+    conversation = conversation_of(body.messages, hub)
     longest = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = sampling_of(body, hub.limits, longest, hub.limits.answer)
     top = body.top_logprobs or 0
@@ -48,15 +49,20 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     )  # fmt: skip
 
 
-def _conversation(body: ChatRequest, hub: Hub) -> Conversation:
-    if len(body.messages) > hub.limits.messages:
+def conversation_of(turns: Sequence[Turn], hub: Hub) -> Conversation:
+    """A request's messages as a conversation.
+
+    Raises:
+        ApiError: 400, there are too many, or the last one is the model's own.
+    """
+    if len(turns) > hub.limits.messages:
         raise ApiError(
-            400, f"{len(body.messages)} messages, this server takes {hub.limits.messages}", param="messages",
+            400, f"{len(turns)} messages, this server takes {hub.limits.messages}", param="messages",
             code="too_many_messages",
         )  # fmt: skip
-    if body.messages[-1].role == "assistant":
+    if turns[-1].role == "assistant":
         raise ApiError(400, "the last message is the model's own; end with the user's", param="messages")
-    return tuple(Message("system" if m.role == "developer" else m.role, m.words) for m in body.messages)
+    return tuple(Message("system" if m.role == "developer" else m.role, m.words) for m in turns)
 
 
 class ChatShape:

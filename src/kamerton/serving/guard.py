@@ -107,7 +107,7 @@ class Guard:
             await self._ask_key(scope, headers, send)
         elif self._key is not None and scope["method"] == "GET" and _query(scope, "key") is not None:
             await self._keep_key(scope, send)
-        elif scope["method"] not in SAFE and not _own_page(headers):
+        elif scope["method"] not in SAFE and not own_page(headers):
             await _refuse(send, 403, "another site's page cannot send this", "cross_site")
         elif not _fits(headers.get("content-length"), self._largest):
             await _refuse(send, 413, f"the body has more than {self._largest} bytes", "too_large")
@@ -181,7 +181,7 @@ def _hostname(host: str) -> str:
         return ""
 
 
-def _own_page(headers: dict[str, str]) -> bool:
+def own_page(headers: dict[str, str]) -> bool:
     """Whether a request is a program's, or our own page's; browsers say where it comes from."""
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False

@@ -10,19 +10,21 @@ import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from importlib.resources import files
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from kamerton.errors import KamertonError
 from kamerton.serving.guard import error_body
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, Request
+    from fastapi import APIRouter, FastAPI, Request
     from pydantic import BaseModel
     from starlette.responses import Response
 
     Model = TypeVar("Model", bound=BaseModel)
 
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+NONE: Mapping[str, str] = MappingProxyType({})
 _MOST_LISTED = 3
 """Wrong fields that an error names."""
 
@@ -41,12 +43,15 @@ def read_static(*names: str) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def add_static(app: FastAPI, static: Mapping[str, bytes], pages: Mapping[str, str]) -> None:
+def add_static(
+    app: FastAPI | APIRouter, static: Mapping[str, bytes], pages: Mapping[str, str], headers: Mapping[str, str] = NONE
+) -> None:
     """Routes for files: each under `/static/NAME`, and pages under paths of their own.
 
     Args:
         static: contents by name.
         pages: the name of a file by its path, `{"/": "label.html"}`.
+        headers: further ones, where no guard in front adds them.
     """
     from starlette.responses import Response
 
@@ -54,12 +59,10 @@ def add_static(app: FastAPI, static: Mapping[str, bytes], pages: Mapping[str, st
 
     def route(path: str, name: str) -> None:
         async def answer(request: Request) -> Response:
-            headers = {"etag": tags[name], "cache-control": "no-cache"}
+            own = {**headers, "etag": tags[name], "cache-control": "no-cache"}
             if request.headers.get("if-none-match") == tags[name]:
-                return Response(status_code=304, headers=headers)
-            return Response(
-                static[name], media_type=f"{TYPES[name.rpartition('.')[2]]}; charset=utf-8", headers=headers
-            )
+                return Response(status_code=304, headers=own)
+            return Response(static[name], media_type=f"{TYPES[name.rpartition('.')[2]]}; charset=utf-8", headers=own)
 
         app.add_route(path, answer, methods=["GET"])
 

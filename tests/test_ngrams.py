@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from kamerton.cli.main import app
 from kamerton.errors import KamertonError
+from kamerton.text.lines import lines
 from kamerton.text.ngrams import SMOOTHINGS, NgramModel, estimate, open_units
 from kamerton.text.ngrams import counts as counting
 from kamerton.text.ngrams.arpa import write_arpa
@@ -23,7 +24,6 @@ from kamerton.text.ngrams.counts import Packing, batches, count, merged, tally
 from kamerton.text.ngrams.katz import good_turing
 from kamerton.text.ngrams.kneser_ney import discounts
 from kamerton.text.ngrams.typing_help import complete, correct, next_units
-from kamerton.text.lines import lines
 from kamerton.text.ngrams.units import BOS, EOS, UNK
 
 ANIMALS = ("cat", "dog", "bird", "horse", "mouse", "cow")

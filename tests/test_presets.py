@@ -169,7 +169,8 @@ def test_a_size_is_met_within_the_step_of_the_rule(size: int, name: str) -> None
         assert size < smallest
         return
     count = parameters(build(preset.config(shape, {}), preset.kind, meta=True))
-    assert 0.6 < count / size < 1.6
+    # a mixture's smallest steps are large: every step of its width counts for all experts
+    assert (0.4 if name == "moe" and size < 2_000_000 else 0.6) < count / size < 1.6
     assert preset.recurrent or shape.width % shape.heads == 0
 
 

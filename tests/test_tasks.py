@@ -439,7 +439,7 @@ FOLDERS = {
     "banking77": "banking77", "snips": "snips", "sst2": "sst2", "e2e": "e2e", "gsm8k": "gsm8k", "cola": "cola",
     "rte": "cb_rte_superglue", "codah": "codah", "squad": "squad2_cs224n",
     "squad-open": "squad2_cs224n", "stsb": "stsb",
-    "instructions": "rasbt_sft_dpo", "hh": "hh-rlhf", "grpo": "gsm8k",
+    "instructions": "rasbt_sft_dpo", "hh": "hh-rlhf", "grpo": "gsm8k", "mawps": "mawps",
 }  # fmt: skip
 
 

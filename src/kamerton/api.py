@@ -356,7 +356,8 @@ def load_beside(target: str | Path, base: Base) -> Adapted:
     for saved in (folder, folder / "adapter"):
         if (saved / "kamerton.json").is_file():
             return load_adapted(saved, base if _made_for(saved, base) else None)
-    return load(target, base=base if str(target) == base.info.name else None)
+    same = str(target) in (base.info.name, base.info.source)  # in the data type that it has, whatever the default is
+    return load(target, base=base if same else None)
 
 
 def _made_for(folder: Path, base: Base) -> bool:

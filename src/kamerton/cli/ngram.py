@@ -66,8 +66,8 @@ def evaluate(
 
     from rich.console import Console
 
-    from kamerton.text.ngrams.counts import batches
     from kamerton.text.lines import lines
+    from kamerton.text.ngrams.counts import batches
 
     found = _load(model)
     scored = found.score(batches(lines(files)))

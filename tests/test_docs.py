@@ -199,7 +199,7 @@ def test_command_page_names_every_command_option_and_example() -> None:
     sections = {s.partition("\n")[0]: s for s in re.split(r"^## ", read("docs/cli.md"), flags=re.MULTILINE)}
     group = typer.main.get_command(app)
     found = dict(group.commands)  # type: ignore[attr-defined]
-    for part in ("base", "recipe", "index", "feedback", "reward"):
+    for part in ("base", "recipe", "index", "feedback", "reward", "tokenizer"):
         found |= {f"{part} {name}": command for name, command in found.pop(part).commands.items()}
     for name, command in found.items():
         assert f"| `kamerton {name} " in sections["# Commands"], name

@@ -362,7 +362,7 @@ for n in range(100_000):
 @pytest.mark.parametrize(
     "pauses",
     [
-        pytest.param((0.31, 0.65), id="two"),
+        pytest.param((0.65, 1.4), id="two"),
         pytest.param(tuple(0.05 + 0.137 * n % 1 for n in range(18)), id="eighteen", marks=pytest.mark.slow),
     ],
 )

@@ -131,7 +131,8 @@ def _open(name: str) -> Any:
     from kamerton.errors import ModelError
 
     transformers.logging.set_verbosity_error()
-    source, _ = resolve(name)
+    # a tokenizer's folder needs no model beside it
+    source = name if (Path(name) / "tokenizer.json").is_file() else resolve(name)[0]
     try:
         return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; every one is about what the user named

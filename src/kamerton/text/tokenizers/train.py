@@ -139,7 +139,9 @@ def train(
         from tokenizers import pre_tokenizers
 
         digits = pre_tokenizers.Digits(individual_digits=True)
-        made.pre_tokenizer = pre_tokenizers.Sequence([digits, made.pre_tokenizer])
+        # behind what writes ▁, or each digit would get one; before what turns letters into bytes
+        parts = [digits, made.pre_tokenizer] if kind == "byte-bpe" else [made.pre_tokenizer, digits]
+        made.pre_tokenizer = pre_tokenizers.Sequence(parts)
     made.train_from_iterator(_texts(files, progress), _trainer(kind, vocab_size, tokens))
     if kind == "unigram":
         made = _with_bytes(made, vocab_size)
@@ -166,7 +168,6 @@ def _check(files: Sequence[Path], of: Kind, kind: str, vocab_size: int, special:
         where = ", ".join(map(str, files))
         raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")
     alphabet = 256 if of.bytes else len([c for c in seen if not c.isspace()])
-    # what stands at a word's beginning and inside it is not the same letter in WordPiece
     least = special + (1 if kind == "words" else alphabet)
     if vocab_size < least:
         what = f"{vocab_size} tokens are fewer than the {alphabet} letters and {special} special tokens"

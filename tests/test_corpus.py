@@ -235,6 +235,7 @@ STEPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_workers_and_interruptions_change_nothing(planted, tmp_path, monkeypatch):
     folder, _ = planted
     sources = [{"path": f"{folder}/[0-2].jsonl", "domain": "a"}, {"path": f"{folder}/[3-5].jsonl", "domain": "b"}]

@@ -299,6 +299,7 @@ def test_what_a_state_cannot_be_tuned_by_is_refused_in_one_line(name: str, metho
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_importing_kamertons_bases_is_all_that_loading_wants(tmp_path: Path) -> None:
     made("gru").save_pretrained(tmp_path)
     code = (

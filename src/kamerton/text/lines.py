@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+from codecs import BOM_UTF8 as BOM
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,8 @@ def lines(files: Sequence[Path], cut: list[int] | None = None) -> Iterator[bytes
                 if records:
                     yield from _records(stream, file)
                     continue
+                if stream.read(len(BOM)) != BOM:  # some editors mark UTF-8 by it; it is no letter of the text
+                    stream.seek(0)
                 while line := stream.readline(LONGEST):
                     if cut is not None and len(line) == LONGEST and not line.endswith(b"\n"):
                         cut[0] += 1

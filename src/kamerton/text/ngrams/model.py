@@ -235,7 +235,7 @@ class NgramModel:
         """
         try:
             about = json.loads((folder / "ngram.json").read_text(encoding="utf-8"))
-            names = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")[:-1]
+            names = (folder / "vocabulary.txt").read_bytes().decode("utf-8").split("\n")[:-1]
             if about["format"] != FORMAT:
                 what = f"is of format {about['format']}, this version reads {FORMAT}"
                 raise KamertonError(what, where=str(folder), mend="train it again with kamerton ngram train")

@@ -11,6 +11,7 @@ searched from left to right, with a beam.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ EDITS = 2
 SHORT = 4
 LETTERS = 30
 """A letter of a word that was never seen is one of so many, each as likely as another."""
+_HALF = re.compile(r"\w(?:\w|['’-])*$")
 CANDIDATES = 24
 BEAM = 12
 
@@ -133,9 +135,9 @@ def _top(p: np.ndarray, k: int) -> Sequence[int]:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """All but the last word, and the last word."""
-    *done, half = text.split()
-    return " ".join(done), half
+    """All before the last word, and the last word; a sign before it ("the) is no part of it."""
+    half = _HALF.search(text)
+    return (text, "") if half is None else (text[: half.start()], half[0])
 
 
 def _words(model: NgramModel) -> None:

@@ -23,6 +23,9 @@ UNK, BOS, EOS = 0, 1, 2
 SPECIAL = ("<unk>", "<s>", "</s>")
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 _SPACED = re.compile(r" ([,.;:!?)\]}…])|(?<=[(\[{]) ")
+_SHOWN = {**{code: chr(0x2400 + code) for code in range(32)}, ord(" "): "▁"}
+"""How names of units write spaces and control characters, which files of names and ARPA files have between them."""
+_MEANT = {ord(shown): chr(code) for code, shown in _SHOWN.items()}
 LINES = 20_000
 """Lines that are read into one batch."""
 
@@ -75,7 +78,7 @@ class Words(Units):
     kind = "words"
 
     def split(self, text: str) -> list[str]:
-        return _WORD.findall(text)
+        return _WORD.findall(text.translate({0: _SHOWN[0]}) if "\0" in text else text)
 
     def join(self, numbers: Iterable[int]) -> str:
         """With spaces but before what closes and behind what opens; the text may have had others."""
@@ -83,15 +86,15 @@ class Words(Units):
 
 
 class Characters(Units):
-    """Characters; a space is written ▁, as ARPA files have spaces between units."""
+    """Characters; a space is written ▁ and a control character by its picture (␉), so that every unit can be read."""
 
     kind = "characters"
 
     def split(self, text: str) -> list[str]:
-        return list(text.replace(" ", "▁"))
+        return list(text.translate(_SHOWN))
 
     def join(self, numbers: Iterable[int]) -> str:
-        return super().join(numbers).replace("▁", " ")
+        return super().join(numbers).translate(_MEANT)
 
 
 class Bytes(Units):
@@ -116,7 +119,7 @@ class Bytes(Units):
 
 
 class Tokens(Units):
-    """The tokens of a tokenizer folder; its special tokens are not made."""
+    """The tokens of a tokenizer folder; its special tokens are not made, and its unknown token is `<unk>`."""
 
     kind = "tokenizer"
 
@@ -130,9 +133,13 @@ class Tokens(Units):
             raise ModelError(what, where=folder, mend="name a folder with tokenizer.json") from error
         self.folder = folder
         vocabulary = self._tokenizer.get_vocab()
+        self._unknown: int | None = self._tokenizer.unk_token_id
         names = [""] * (max(vocabulary.values()) + 1)
-        for name, i in vocabulary.items():
-            names[i] = name.replace(" ", "▁")
+        taken = {"", *SPECIAL}  # two units of one name could not be told apart in an ARPA file
+        for name, i in sorted(vocabulary.items(), key=lambda x: x[1]):
+            shown = name.translate(_SHOWN)
+            names[i] = f"{shown}<{i}>" if shown in taken else shown
+            taken.add(names[i])
         super().__init__([*SPECIAL, *(name or f"<{i}>" for i, name in enumerate(names))])
         probe = "Zoë’s  naïve “test”: 你好, 🙂\t#1"
         self.lossless = self._tokenizer.decode(self._tokenizer(probe, add_special_tokens=False)["input_ids"]) == probe
@@ -141,7 +148,8 @@ class Tokens(Units):
         return [self.names[i] for i in self.encode(text)]
 
     def encode(self, text: str) -> list[int]:
-        return [i + 3 for i in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [UNK if i == self._unknown else i + 3 for i in ids]
 
     def join(self, numbers: Iterable[int]) -> str:
         text: str = self._tokenizer.decode([n - 3 for n in numbers if n >= 3])

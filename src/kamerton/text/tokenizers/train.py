@@ -15,7 +15,6 @@ written as bytes, so it loses nothing but the sign ▁ itself, which is read as 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from kamerton.errors import KamertonError
 from kamerton.text.lines import lines
 
 BATCH = 1000
+SPELLED = "<0x123456789ABCDEF>"
+"""Letters that unigram always has, for the names of its bytes are written in them."""
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -37,12 +38,10 @@ class Kind:
 
     Attributes:
         special: its special tokens by role, in the order of their numbers.
-        bytes: whether its alphabet is the 256 bytes.
         make: an untrained one.
     """
 
     special: dict[str, str]
-    bytes: bool
     make: Callable[[], Any]
 
 
@@ -55,12 +54,24 @@ def _byte_bpe() -> Any:
     return made
 
 
-def _bpe() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def _spaced(made: Any) -> Any:
+    """SentencePiece's treatment of spaces: each is ▁, one more stands before the text, and words begin with theirs.
 
-    made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Metaspace()
+    The one before is written by a normalizer: Metaspace alone leaves it out where the text begins with a space, which
+    then would not come back.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    return made
+
+
+def _bpe() -> Any:
+    from tokenizers import Tokenizer, decoders, models
+
+    made = _spaced(Tokenizer(models.BPE(unk_token="<unk>")))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return made
 
 
@@ -75,10 +86,9 @@ def _wordpiece() -> Any:
 
 
 def _unigram() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models
 
-    made = Tokenizer(models.Unigram())
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made = _spaced(Tokenizer(models.Unigram()))
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -95,13 +105,11 @@ def _words() -> Any:
 
 _PLAIN = {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}
 KINDS: dict[str, Kind] = {
-    "byte-bpe": Kind({"eos": "<|endoftext|>", "pad": "<|pad|>"}, True, _byte_bpe),
-    "bpe": Kind({"unk": "<unk>", **_PLAIN}, False, _bpe),
-    "wordpiece": Kind(
-        {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}, False, _wordpiece
-    ),
-    "unigram": Kind({"unk": "<unk>", **_PLAIN}, True, _unigram),
-    "words": Kind({"unk": "<unk>", **_PLAIN}, False, _words),
+    "byte-bpe": Kind({"eos": "<|endoftext|>", "pad": "<|pad|>"}, _byte_bpe),
+    "bpe": Kind({"unk": "<unk>", **_PLAIN}, _bpe),
+    "wordpiece": Kind({"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}, _wordpiece),
+    "unigram": Kind({"unk": "<unk>", **_PLAIN}, _unigram),
+    "words": Kind({"unk": "<unk>", **_PLAIN}, _words),
 }
 
 
@@ -133,7 +141,7 @@ def train(
         chat_template, roles["eos"] = CHATML, "<|im_end|>"
         extra += ["<|im_start|>", *([of.special["eos"]] if "eos" in of.special else [])]
     tokens = list(dict.fromkeys([*roles.values(), *extra]))
-    _check(files, of, kind, vocab_size, len(tokens))
+    _check(files, kind, vocab_size, len(tokens))
     made = of.make()
     if split_digits:
         from tokenizers import pre_tokenizers
@@ -142,9 +150,19 @@ def train(
         # behind what writes ▁, or each digit would get one; before what turns letters into bytes
         parts = [digits, made.pre_tokenizer] if kind == "byte-bpe" else [made.pre_tokenizer, digits]
         made.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    made.train_from_iterator(_texts(files, progress), _trainer(kind, vocab_size, tokens))
+    inner: list[str] = []
+    if kind == "wordpiece":
+        # the library numbers letters inside words as it meets them, in an order that changes from run to run, and the
+        # numbers decide between pairs that are equally frequent: so they are found first, and given in order
+        made.train_from_iterator(_texts(files, None), _trainer(kind, 1, tokens))
+        inner = sorted(piece for piece in made.get_vocab() if piece.startswith("##") and piece not in tokens)
+    made.train_from_iterator(_texts(files, progress), _trainer(kind, vocab_size, [*tokens, *inner]))
+    if (least := made.get_vocab_size()) > vocab_size:  # nothing was merged: these are the letters as they are cut
+        raise _too_few(vocab_size, least - len(tokens), len(tokens), least)
     if kind == "unigram":
-        made = _with_bytes(made, vocab_size)
+        made = _with_bytes(made, len(tokens))
+    if inner:
+        made = _ordinary(made, inner)
     if kind == "wordpiece":
         from tokenizers import processors
 
@@ -155,23 +173,31 @@ def train(
     return _saved(made, output, roles, extra, chat_template)
 
 
-def _check(files: Sequence[Path], of: Kind, kind: str, vocab_size: int, special: int) -> None:
-    """Refuse what cannot be: no text, or fewer tokens than there are letters."""
-    seen: Counter[str] = Counter()
+def _check(files: Sequence[Path], kind: str, vocab_size: int, special: int) -> None:
+    """Refuse what cannot be before it takes time: no text, or fewer tokens than there are letters."""
+    seen: set[str] = set()
     some = False
     for line in lines(files):
         some = True
-        if of.bytes or kind == "words":
+        if kind in ("byte-bpe", "words"):
             break  # the alphabet is known, or is not needed
         seen.update(line.decode("utf-8", "replace"))
     if not some:
         where = ", ".join(map(str, files))
         raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")
-    alphabet = 256 if of.bytes else len([c for c in seen if not c.isspace()])
-    least = special + (1 if kind == "words" else alphabet)
-    if vocab_size < least:
-        what = f"{vocab_size} tokens are fewer than the {alphabet} letters and {special} special tokens"
-        raise KamertonError(what, where="--vocab-size", mend=f"give at least {least}, or --kind byte-bpe")
+    alphabet = {
+        "byte-bpe": 256,
+        "words": 1,
+        # all letters of the text are pieces, all spaces but " " among them; the library wants one more than those
+        "unigram": 256 + len(seen.union(SPELLED, "▁") - {" "}) + 1,
+    }.get(kind, sum(not c.isspace() for c in seen))
+    if vocab_size < special + alphabet:
+        raise _too_few(vocab_size, alphabet, special, special + alphabet)
+
+
+def _too_few(vocab_size: int, alphabet: int, special: int, least: int) -> KamertonError:
+    what = f"{vocab_size} tokens are fewer than the {alphabet} letters and {special} special tokens"
+    return KamertonError(what, where="--vocab-size", mend=f"give at least {least}, or --kind byte-bpe")
 
 
 def _texts(files: Sequence[Path], progress: Callable[[int], None] | None) -> Iterator[list[str]]:
@@ -202,20 +228,47 @@ def _trainer(kind: str, size: int, tokens: list[str]) -> Any:
     if kind == "wordpiece":
         return trainers.WordPieceTrainer(**common)
     if kind == "unigram":
-        return trainers.UnigramTrainer(unk_token="<unk>", **{**common, "vocab_size": max(size - 256, len(tokens) + 1)})
+        return trainers.UnigramTrainer(
+            unk_token="<unk>", initial_alphabet=list(SPELLED), **{**common, "vocab_size": size - 256}
+        )
     return trainers.WordLevelTrainer(**common)
 
 
-def _with_bytes(made: Any, size: int) -> Any:
+def _with_bytes(made: Any, special: int) -> Any:
     """The unigram model with a token for each byte, which stand for what no piece holds."""
     from tokenizers import Tokenizer
 
     about = json.loads(made.to_str())
-    pieces = about["model"]["vocab"]
-    lowest = min(score for _, score in pieces) - 10.0
-    pieces += [[f"<0x{byte:02X}>", lowest] for byte in range(256)]
-    about["model"]["vocab"], about["model"]["byte_fallback"] = pieces[:size], True
+    pieces = [(piece, round(score, 6)) for piece, score in about["model"]["vocab"]]
+    # sums of the library differ in their last digits from run to run, which must not change the numbers of pieces
+    pieces[special:] = sorted(pieces[special:], key=lambda x: (-x[1], x[0]))
+    # text that reads <0x41> is six letters and no byte: its letters together are likelier than the byte's token
+    lowest = (len("<0x41>") + 1) * min(score for _, score in pieces)
+    pieces += [(f"<0x{byte:02X}>", lowest) for byte in range(256)]
+    about["model"]["vocab"], about["model"]["byte_fallback"] = pieces, True
     return Tokenizer.from_str(json.dumps(about))
+
+
+def _ordinary(made: Any, pieces: list[str]) -> Any:
+    """A tokenizer whose special tokens leave some out, which stay in the vocabulary."""
+    from tokenizers import Tokenizer
+
+    about = json.loads(made.to_str())
+    about["added_tokens"] = [token for token in about["added_tokens"] if token["content"] not in pieces]
+    return Tokenizer.from_str(json.dumps(about))
+
+
+def _check_template(wrapped: Any) -> None:
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        wrapped.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        what = f"is no template: {str(error.message).splitlines()[0]}"
+        where = f"--chat-template, line {error.lineno}"
+        raise KamertonError(what, where=where, mend="mend it, or give chatml") from None
+    except TemplateError:
+        pass  # it is one, and refuses conversations like this
 
 
 def _saved(made: Any, output: Path, roles: dict[str, str], extra: list[str], template: str | None) -> Any:
@@ -227,6 +280,7 @@ def _saved(made: Any, output: Path, roles: dict[str, str], extra: list[str], tem
     )  # fmt: skip
     if template is not None:
         wrapped.chat_template = template
+        _check_template(wrapped)
     half = output.with_name(f"{output.name}.half")
     wrapped.save_pretrained(half)
     output.mkdir(parents=True, exist_ok=True)

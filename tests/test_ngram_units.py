@@ -1,0 +1,69 @@
+"""Units of n-gram models: unknown tokens of tokenizers are unknown, every unit has a name of its own that files keep."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kamerton.text.lines import lines
+from kamerton.text.ngrams import NgramModel, estimate, open_units
+from kamerton.text.ngrams.arpa import write_arpa
+from kamerton.text.ngrams.counts import batches
+from kamerton.text.ngrams.typing_help import complete
+from kamerton.text.tokenizers import train
+
+TEXT = [f"the {a} sees a {b} by the river." for a in ("cat", "dog", "horse") for b in ("bird", "mouse", "cow")] * 3
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "t.txt"
+    path.write_text("\n".join(TEXT) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "words", "unigram", "byte-bpe"])
+def test_what_a_tokenizer_does_not_know_is_unknown(kind: str, text: Path, tmp_path: Path) -> None:
+    """Else bits per byte would be given for text that is not in the tokens."""
+    train([text], kind, 400, tmp_path / "t")
+    ours = estimate([text], open_units(str(tmp_path / "t"), [text]), 3)
+    assert len(set(ours.units.names)) == ours.units.size
+    scored = ours.score(batches([b"the cat sees a \xe4\xbd\xa0."]))
+    if kind in ("unigram", "byte-bpe"):
+        assert (scored.unknown, scored.bits_per_byte is None) == (0, False)
+    else:
+        assert (scored.unknown, scored.bits_per_byte) == (1, None)
+    kenlm = pytest.importorskip("kenlm", reason="the extra [dev] is not installed")
+    write_arpa(ours, tmp_path / "m.arpa")
+    for line in (TEXT[0], "the 你 sees"):
+        logs = ours.log_probs(ours.units.sentences([line.encode()]))[1:] / math.log(10)
+        peer = [x[0] for x in kenlm.Model(str(tmp_path / "m.arpa")).full_scores(" ".join(ours.units.split(line)))]
+        np.testing.assert_allclose(logs, peer, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["characters", "words"])
+def test_control_characters_have_names_that_files_keep(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes("a\rb c\td \x0b\x0c\x00\x1cz\u2028x\x85y\u00a0r\nab ab\n".encode())
+    ours = estimate([path], open_units(kind, [path]), 2)
+    ours.save(tmp_path / "m")
+    assert NgramModel.load(tmp_path / "m").units.names == ours.units.names
+    if kind == "characters":
+        assert ours.units.join(ours.units.encode("a\rb\t \x00")) == "a\rb\t \x00"
+    kenlm = pytest.importorskip("kenlm", reason="the extra [dev] is not installed")
+    write_arpa(ours, tmp_path / "m.arpa")
+    theirs = kenlm.Model(str(tmp_path / "m.arpa"))
+    for line in lines([path]):
+        logs = ours.log_probs(ours.units.sentences([line]))[1:] / math.log(10)
+        peer = [x[0] for x in theirs.full_scores(" ".join(ours.units.split(line.decode())))]
+        np.testing.assert_allclose(logs, peer, atol=2e-5)
+
+
+def test_a_half_typed_word_behind_a_sign(text: Path) -> None:
+    ours = estimate([text], open_units("words", [text]), 3)
+    assert complete(ours, '"the ca')[0][0] == "cat"
+    assert complete(ours, "by the river. (th")[0][0] == "the"
+    assert complete(ours, "by the (")[0][1] > 0, "behind a sign nothing has been typed"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -239,14 +240,31 @@ def _with_bytes(made: Any, special: int) -> Any:
     from tokenizers import Tokenizer
 
     about = json.loads(made.to_str())
-    pieces = [(piece, round(score, 6)) for piece, score in about["model"]["vocab"]]
-    # sums of the library differ in their last digits from run to run, which must not change the numbers of pieces
-    pieces[special:] = sorted(pieces[special:], key=lambda x: (-x[1], x[0]))
+    pieces = [(piece, score) for piece, score in about["model"]["vocab"]]
+    pieces[special:] = _in_order(pieces[special:])
     # text that reads <0x41> is six letters and no byte: its letters together are likelier than the byte's token
     lowest = (len("<0x41>") + 1) * min(score for _, score in pieces)
     pieces += [(f"<0x{byte:02X}>", lowest) for byte in range(256)]
     about["model"]["vocab"], about["model"]["byte_fallback"] = pieces, True
     return Tokenizer.from_str(json.dumps(about))
+
+
+def _in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Pieces by falling score, where the library has an order that changes from run to run.
+
+    Its sums differ in their last digits. And letters that the model has no need of get the lowest score and each 0.0001
+    more than the one before, in any order.
+    """
+    lowest = min(score for _, score in pieces)
+    spare: dict[int, list[str]] = {}
+    for piece, score in pieces:
+        step = round((score - lowest) * 1e4)
+        if len(piece) == 1 and abs((score - lowest) * 1e4 - step) < 1e-6:
+            spare.setdefault(step, []).append(piece)
+    steps = [step for step in takewhile(spare.__contains__, count()) for _ in spare[step]]
+    letters = sorted(piece for step in set(steps) for piece in spare[step])
+    scores = dict(pieces) | {piece: lowest + step * 1e-4 for step, piece in zip(steps, letters, strict=True)}
+    return sorted(((piece, round(score, 6)) for piece, score in scores.items()), key=lambda x: (-x[1], x[0]))
 
 
 def _ordinary(made: Any, pieces: list[str]) -> Any:

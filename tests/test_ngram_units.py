@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from kamerton.cli.main import app
 from kamerton.text.lines import lines
 from kamerton.text.ngrams import NgramModel, estimate, open_units
 from kamerton.text.ngrams.arpa import write_arpa
@@ -67,3 +69,20 @@ def test_a_half_typed_word_behind_a_sign(text: Path) -> None:
     assert complete(ours, '"the ca')[0][0] == "cat"
     assert complete(ours, "by the river. (th")[0][0] == "the"
     assert complete(ours, "by the (")[0][1] > 0, "behind a sign nothing has been typed"
+
+
+def test_a_corrected_line_keeps_its_spaces(text: Path, tmp_path: Path) -> None:
+    estimate([text], open_units("words", [text]), 3).save(tmp_path / "m")
+    said = CliRunner().invoke(app, ["ngram", "correct", str(tmp_path / "m"), " the  caat sees a cow, by teh river."])
+    assert said.output == " the  cat sees a cow, by the river.\n"
+
+
+def test_lines_read_together_are_those_read_one_by_one() -> None:
+    """Ends of lines, wrong bytes at them, signs that look like ends."""
+    words = open_units(
+        "words", names=["<unk>", "<s>", "</s>", "a", "b", "-", "<", "s", ">", "/", "\ufffd", "␀", "it's"]
+    )
+    batch = [b"a b", b"it's a-", b"b \xc3", b"\xa9 a", b"</s> <s>", b" \t x", b"'", b"a\0b \r b"]
+    alone = [[1, *words.encode(line.decode("utf-8", "replace")), 2] for line in batch]
+    assert words.sentences(batch).tolist() == [n for line in alone for n in line]
+    assert words.sentences([b"a"]).tolist() == [1, 3, 2]

@@ -133,10 +133,12 @@ def correct(
 
     from kamerton.text.ngrams.typing_help import correct as run
 
-    line = Styled()
+    line, done = Styled(), 0
     for typed, meant in run(_load(model), text, errors=errors):
-        line.append(meant, style="" if typed == meant else "bold green").append(" ")
-    line.rstrip()
+        at = max(text.find(typed, done), done)
+        line.append(text[done:at]).append(meant, style="" if typed == meant else "bold green")
+        done = at + len(typed)
+    line.append(text[done:])
     Console().print(line, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from kamerton.text.lines import lines
 UNK, BOS, EOS = 0, 1, 2
 SPECIAL = ("<unk>", "<s>", "</s>")
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+_WORD_OR_END = re.compile(rf"{_WORD.pattern}|\n")
 _SPACED = re.compile(r" ([,.;:!?)\]}…])|(?<=[(\[{]) ")
 _SHOWN = {**{code: chr(0x2400 + code) for code in range(32)}, ord(" "): "▁"}
 """How names of units write spaces and control characters, which files of names and ARPA files have between them."""
@@ -83,6 +85,14 @@ class Words(Units):
     def join(self, numbers: Iterable[int]) -> str:
         """With spaces but before what closes and behind what opens; the text may have had others."""
         return _SPACED.sub(lambda m: m[1] or "", " ".join(self.names[n] for n in numbers))
+
+    def sentences(self, batch: Iterable[bytes]) -> np.ndarray:
+        # all lines at once: an end of a line is read as </s>, and <s> is put behind each but the last
+        text = b"\n".join(batch).decode("utf-8", errors="replace")
+        names = _WORD_OR_END.findall(text.translate({0: _SHOWN[0]}) if "\0" in text else text)
+        known = {**self._number, "\n": EOS}.get
+        flat = np.fromiter(map(known, names, repeat(UNK)), dtype=np.uint32, count=len(names))
+        return np.concatenate([[BOS], np.insert(flat, np.flatnonzero(flat == EOS) + 1, BOS), [EOS]]).astype(np.uint32)
 
 
 class Characters(Units):

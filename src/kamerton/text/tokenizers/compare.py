@@ -48,6 +48,8 @@ def measure(name: str, tokenizer: Any, label: str, files: Sequence[Path]) -> Mea
     tokens = unknown = words = split = size = characters = count = back = 0
     unk = tokenizer.unk_token_id
     known: dict[str, bool] = {}
+    # a tokenizer that writes ▁ before every text makes a word of its own accord one behind a space
+    gap = "" if tokenizer.tokenize("a")[:1] in (["▁"], ["▁a"]) else " "
     for line in lines(files):
         text = line.decode("utf-8", "replace")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -57,7 +59,7 @@ def measure(name: str, tokenizer: Any, label: str, files: Sequence[Path]) -> Mea
         words += len(found)
         for word in found:
             if word not in known:
-                known[word] = len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) > 1
+                known[word] = len(tokenizer(f"{gap}{word}", add_special_tokens=False)["input_ids"]) > 1
             split += known[word]
         size, characters, count = size + len(line), characters + len(text), count + 1
         back += tokenizer.decode(ids) == text

@@ -143,7 +143,7 @@ def test_a_prompt_is_read_once_for_all_its_samples(small_base: Base) -> None:
 def test_top_log_probabilities_are_the_models(small_base: Base, runner: Runner) -> None:
     engine = BatchedEngine(Engine(small_base.model, small_base.renderer), runner)
     heard: list[Token] = []
-    done = threading.Event()
+    done, other_done = threading.Event(), threading.Event()
 
     def told(tokens: list[Token] | Exception) -> None:
         assert isinstance(tokens, list)
@@ -151,11 +151,17 @@ def test_top_log_probabilities_are_the_models(small_base: Base, runner: Runner) 
         if tokens[-1].finish:
             done.set()
 
+    def other_told(tokens: list[Token] | Exception) -> None:
+        assert isinstance(tokens, list)
+        if tokens[-1].finish:
+            other_done.set()
+
     prompt = engine.renderer.prompt(ask("music"))
     other = [(engine.renderer.prompt(ask("paper")), Sampling(max_tokens=9))]
-    runner.call(lambda: engine.ask([other[0][0]], other[0][1], lambda _: None)).result()
+    runner.call(lambda: engine.ask([other[0][0]], other[0][1], other_told)).result()
     runner.call(lambda: engine.ask([prompt], Sampling(max_tokens=6, temperature=0.9, seed=5), told, top=4)).result()
     assert done.wait(20)
+    assert other_done.wait(20)  # one thread at a time computes with a model, and below it is this one
     for i, token in enumerate(heard):
         rest = [*prompt, *(t.token for t in heard[:i])]
         expected = Engine(small_base.model, small_base.renderer).next_log_probs([rest])[0]

@@ -162,11 +162,11 @@ def test_no_kind_grows_over_its_size(text: Path, tmp_path: Path) -> None:
 def test_words_that_are_cut_are_counted_behind_a_space(text: Path, tmp_path: Path) -> None:
     """As they stand in a text, whether the tokenizer writes a space before it or not."""
     few = tmp_path / "few.txt"
-    few.write_text("the river, the xq\n", encoding="utf-8")
+    few.write_text("the river, the retalk\n", encoding="utf-8")
     for kind in ("bpe", "unigram", "byte-bpe", "wordpiece"):
         made = train([text], kind, 600, tmp_path / kind)
         # the line's words as they are cut in it
-        cut = [len(made.tokenize(f"a {word}")) - len(made.tokenize("a")) > 1 for word in ("the", "river", "the", "xq")]
+        cut = [len(made.tokenize(f"a {word}")) - len(made.tokenize("a")) > 1 for word in ("the", "river", "the", "retalk")]
         assert cut[-1]
         assert measure(kind, made, "few", [few]).split_words == sum(cut) / 4, kind
 

@@ -166,7 +166,9 @@ def test_words_that_are_cut_are_counted_behind_a_space(text: Path, tmp_path: Pat
     for kind in ("bpe", "unigram", "byte-bpe", "wordpiece"):
         made = train([text], kind, 600, tmp_path / kind)
         # the line's words as they are cut in it
-        cut = [len(made.tokenize(f"a {word}")) - len(made.tokenize("a")) > 1 for word in ("the", "river", "the", "retalk")]
+        cut = [
+            len(made.tokenize(f"a {word}")) - len(made.tokenize("a")) > 1 for word in ("the", "river", "the", "retalk")
+        ]
         assert cut[-1]
         assert measure(kind, made, "few", [few]).split_words == sum(cut) / 4, kind
 

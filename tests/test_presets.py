@@ -157,9 +157,11 @@ def test_llava_reads_an_image_and_a_text() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(
-    size=st.integers(400_000, 80_000_000), name=st.sampled_from(["llama", "gpt2", "bert", "transformer", "lstm", "moe"])
+    size=st.integers(1_000_000, 80_000_000),
+    name=st.sampled_from(["llama", "gpt2", "bert", "transformer", "lstm", "moe"]),
 )
 def test_a_size_is_met_within_the_step_of_the_rule(size: int, name: str) -> None:
+    """From a million on; below, a step of the width is most of the model (a mixture at 500,000 has 38% of it)."""
     preset = PRESETS[name]
     vocabulary = 500
     try:
@@ -169,8 +171,7 @@ def test_a_size_is_met_within_the_step_of_the_rule(size: int, name: str) -> None
         assert size < smallest
         return
     count = parameters(build(preset.config(shape, {}), preset.kind, meta=True))
-    # a mixture's smallest steps are large: every step of its width counts for all experts
-    assert (0.4 if name == "moe" and size < 2_000_000 else 0.6) < count / size < 1.6
+    assert 0.6 < count / size < 1.6
     assert preset.recurrent or shape.width % shape.heads == 0
 
 

@@ -31,11 +31,11 @@ from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.forgetting import kl, reference
 from kamerton.evaluation.metrics import get_metric, metric_files
+from kamerton.files import read_jsonl
 from kamerton.inference import Engine
 from kamerton.methods.method import Adapted
 from kamerton.recipe import load_recipe
 from kamerton.tasks.example import Example, Message, Task
-from kamerton.training.files import read_jsonl
 
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,8 @@ from torch import Tensor
 import tiny
 from kamerton.base import Base
 from kamerton.base.inserts import FRONT, Inserts
-from kamerton.base.model import CausalModel, Front
+from kamerton.base.model import CausalModel
+from kamerton.base.passes import Front
 from kamerton.inference import Engine, Sampling
 from kamerton.inference.features import Features
 from kamerton.inference.score import Scorer, Tree

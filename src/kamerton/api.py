@@ -352,21 +352,24 @@ def _label(target: str | Path | Adapted, adapted: Adapted) -> str:
 
 def load_beside(target: str | Path, base: Base) -> Adapted:
     """As `load`, on a base that is in memory already where it is the same one."""
+    return load(target, base=known_base(target, [base]))
+
+
+def known_base(target: str | Path, bases: Sequence[Base]) -> Base | None:
+    """Of bases in memory the one that a target was made for, or is."""
     folder = Path(target)
+    if (folder / "results.json").is_file() and not (folder / "kamerton.json").is_file():
+        folder = winner(folder)
     for saved in (folder, folder / "adapter"):
         if (saved / "kamerton.json").is_file():
-            return load_adapted(saved, base if _made_for(saved, base) else None)
-    same = str(target) in (base.info.name, base.info.source)  # in the data type that it has, whatever the default is
-    return load(target, base=base if same else None)
-
-
-def _made_for(folder: Path, base: Base) -> bool:
-    try:
-        about = json.loads((folder / "kamerton.json").read_text(encoding="utf-8"))
-        saved = (about["base_fingerprint"], about["renderer_fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # loading says what is wrong with it
-    return bool(saved == (base.info.fingerprint, base.renderer.fingerprint))
+            try:
+                about = json.loads((saved / "kamerton.json").read_text(encoding="utf-8"))
+                prints = (about["base_fingerprint"], about["renderer_fingerprint"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return None  # loading says what is wrong with it
+            return next((b for b in bases if (b.info.fingerprint, b.renderer.fingerprint) == prints), None)
+    # in the data type that it has, whatever the default is
+    return next((b for b in bases if str(target) in (b.info.name, b.info.source)), None)
 
 
 def pick_method(recipe: Recipe, method: str | None) -> MethodSpec:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kamerton.errors import RecipeError
-from kamerton.recipe_errors import explain
-from kamerton.recipe_overrides import set_fields, take_recipes, use_local
+from kamerton.recipe_overrides import take_recipes, use_local
+from kamerton.recipe_source import Sourced, overridden, read_fields, validated
 from kamerton.recipe_task import (
     Column,
     Count,
@@ -32,9 +31,8 @@ from kamerton.recipe_task import (
     SplitSpec,
     TaskSpec,
     not_bool,
-    resolve,
 )
-from kamerton.yaml_source import FieldPath, Source, read_yaml, text_keys
+from kamerton.yaml_source import FieldPath, Source, text_keys
 
 __all__ = [
     "BaseSpec",
@@ -178,7 +176,7 @@ class RaceSpec(Part):
         return self
 
 
-class Recipe(Part):
+class Recipe(Sourced):
     """A validated recipe. `source` is its file; `text` is the file as given; `error` places a complaint at its line."""
 
     name: Name
@@ -192,33 +190,13 @@ class Recipe(Part):
     race: RaceSpec | None = None
     output: Name | None = None
 
-    _source: Source = PrivateAttr(default_factory=Source)
-
-    @property
-    def source(self) -> Path | None:
-        """The file that the recipe was read from."""
-        return self._source.path
-
-    @property
-    def text(self) -> str:
-        """The recipe as given, "" where it was made from a dictionary."""
-        return self._source.text
-
     def error(self, path: FieldPath, message: str, *, mend: str | None = None) -> RecipeError:
-        """An error at a field, for who finds out later: `raise recipe.error(("methods", 1, "rank"), "…", mend="…")`."""
+        """An error at a field; of a method's, at where it stands below the method's name."""
         if len(path) > 2 and path[0] == "methods" and isinstance(path[1], int) and path[1] < len(self.methods):
             spec = self.methods[path[1]]
             if path[: len(spec.path)] != spec.path:
                 path = (*spec.path, *path[2:])
-        return RecipeError(message, where=self._source.where(path), mend=mend)
-
-    def resolve(self, path: str) -> Path:
-        """A path of the recipe as an absolute one.
-
-        Relative paths start from the recipe's folder. Only where nothing is there and something is there from the
-        current directory, that is taken. `~` is the home folder.
-        """
-        return resolve(path, self._source)
+        return super().error(path, message, mend=mend)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
@@ -259,13 +237,8 @@ def load_recipe(
         RecipeError: one line with file, line, field and mend.
     """
     path = Path(path)
-    raw, source = read_yaml(path)
-    if raw is None:
-        raise RecipeError("is empty", where=path, mend="start with: task, methods")
-    if not isinstance(raw, dict):
-        raise RecipeError("is not a mapping of fields", where=path, mend="write it as field: value, one a line")
-    changed = set_fields(raw, overrides)
-    source = take_recipes(raw, replace(source, overrides=frozenset(changed)))
+    raw, source = read_fields(path, "start with: task, methods", "write it as field: value, one a line")
+    source = take_recipes(raw, overridden(raw, source, overrides))
     if data is not None:
         source = use_local(raw, source, Path(data))
     return _build(raw, source, path.stem)
@@ -286,14 +259,10 @@ def _build(raw: dict[str, Any], source: Source, name: str) -> Recipe:
     for switch in ("forgetting", "race"):
         if given.get(switch) is False:
             given[switch] = None
-    try:
-        recipe = Recipe.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, raw, source, Recipe) from None
+    recipe = validated(Recipe, given, raw, source)
     if not recipe.seeds or len(set(recipe.seeds)) != len(recipe.seeds):
         message = "is empty" if not recipe.seeds else "has a seed twice"
         raise RecipeError(message, where=source.where(("seeds",)), mend="list different seeds, such as [0, 1, 2]")
-    recipe._source = source
     recipe.task.place(source, ("task",))
     return recipe
 

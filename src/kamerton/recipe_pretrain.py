@@ -7,18 +7,15 @@ line, field and mend.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from kamerton.errors import RecipeError
 from kamerton.recipe import BudgetSpec
-from kamerton.recipe_errors import explain
-from kamerton.recipe_overrides import set_fields
-from kamerton.recipe_task import Count, Name, Part, Seed, not_bool, resolve
-from kamerton.yaml_source import FieldPath, Source, read_yaml, text_keys
+from kamerton.recipe_source import Sourced, overridden, read_fields, validated
+from kamerton.recipe_task import Count, Name, Part, Seed, not_bool
+from kamerton.yaml_source import Source, text_keys
 
 Share = Annotated[float, BeforeValidator(not_bool), Field(ge=0, lt=1)]
 Positive = Annotated[float, BeforeValidator(not_bool), Field(gt=0, allow_inf_nan=False)]
@@ -128,7 +125,7 @@ class SamplesSpec(Part):
         return {} if data is True else data
 
 
-class PretrainRecipe(Part):
+class PretrainRecipe(Sourced):
     """A validated recipe of a pretraining; `error` places a complaint at its line."""
 
     name: Name
@@ -145,8 +142,6 @@ class PretrainRecipe(Part):
     samples: SamplesSpec | None = SamplesSpec()
     output: Name | None = None
 
-    _source: Source = PrivateAttr(default_factory=Source)
-
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if (self.model is None) == (self.base is None):
@@ -156,24 +151,6 @@ class PretrainRecipe(Part):
         if self.base is not None and self.tokenizer is not None:
             raise ValueError("a base has its tokenizer; leave tokenizer out")
         return self
-
-    @property
-    def source(self) -> Path | None:
-        """The file that the recipe was read from."""
-        return self._source.path
-
-    @property
-    def text(self) -> str:
-        """The recipe as given, "" where it was made from a dictionary."""
-        return self._source.text
-
-    def error(self, path: FieldPath, message: str, *, mend: str | None = None) -> RecipeError:
-        """An error at a field, for who finds out later."""
-        return RecipeError(message, where=self._source.where(path), mend=mend)
-
-    def resolve(self, path: str) -> Path:
-        """A path of the recipe as an absolute one; relative paths start from the recipe's folder."""
-        return resolve(path, self._source)
 
 
 def as_pretrain_recipe(
@@ -191,22 +168,14 @@ def as_pretrain_recipe(
         return recipe
     if isinstance(recipe, Mapping):
         raw: Any = text_keys(dict(recipe))
-        return _build(raw, replace(Source(), overrides=frozenset(set_fields(raw, overrides))), "pretraining")
+        return _build(raw, overridden(raw, Source(), overrides), "pretraining")
     path = Path(recipe)
-    raw, source = read_yaml(path)
-    if not isinstance(raw, dict):
-        mend = "start with: model, tokenizer, data, budget"
-        raise RecipeError("is empty" if raw is None else "is not a mapping of fields", where=path, mend=mend)
-    return _build(raw, replace(source, overrides=frozenset(set_fields(raw, overrides))), path.stem)
+    raw, source = read_fields(path, "start with: model, tokenizer, data, budget")
+    return _build(raw, overridden(raw, source, overrides), path.stem)
 
 
 def _build(raw: dict[str, Any], source: Source, name: str) -> PretrainRecipe:
     given = {"name": name, **raw}
     if given.get("samples") is False:
         given["samples"] = None
-    try:
-        recipe = PretrainRecipe.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, raw, source, PretrainRecipe) from None
-    recipe._source = source
-    return recipe
+    return validated(PretrainRecipe, given, raw, source)

@@ -17,6 +17,7 @@ from kamerton.comparison.machine import kamerton_version
 from kamerton.comparison.run import recipe_base
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError, TaskError
+from kamerton.files import write_json, write_text
 from kamerton.inference.reward_model import RewardModel
 from kamerton.methods import at_its_line, resolve_one
 from kamerton.methods.defined import check_defined, check_parameterisation
@@ -29,7 +30,6 @@ from kamerton.recipe import Recipe, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.training import Budget
 from kamerton.training.checkpoint import drop_checkpoints
-from kamerton.training.files import write_json, write_text
 from kamerton.training.loop import check_trackers
 
 

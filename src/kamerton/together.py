@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kamerton.api import load, winner
+from kamerton.api import known_base, load
 from kamerton.base import Base
 from kamerton.errors import KamertonError
 from kamerton.methods.method import Adapted
@@ -40,7 +39,7 @@ def load_together(
     models: dict[str, Adapted] = {}
     for name, place in named.items():
         report(f"loading {name}")
-        adapted = load(place, base=_known(place, bases))
+        adapted = load(place, base=known_base(place, bases))
         shared = next((base for base in bases if base.info.fingerprint == adapted.base.info.fingerprint), None)
         if shared is None:
             shared = adapted.base
@@ -62,19 +61,3 @@ def split_name(target: str) -> tuple[str, str]:
     if not name.strip() or not place.strip():
         raise KamertonError(f"{target!r} names no model", mend="write TARGET or NAME=TARGET")
     return name.strip(), place.strip()
-
-
-def _known(place: str, bases: Sequence[Base]) -> Base | None:
-    """A base in memory that a target was made for, or is."""
-    folder = Path(place)
-    if (folder / "results.json").is_file() and not (folder / "kamerton.json").is_file():
-        folder = winner(folder)
-    for saved in (folder, folder / "adapter"):
-        if (saved / "kamerton.json").is_file():
-            try:
-                about = json.loads((saved / "kamerton.json").read_text(encoding="utf-8"))
-                prints = (about["base_fingerprint"], about["renderer_fingerprint"])
-            except (OSError, ValueError, KeyError, TypeError):
-                return None  # loading says what is wrong with it
-            return next((b for b in bases if (b.info.fingerprint, b.renderer.fingerprint) == prints), None)
-    return next((base for base in bases if base.info.name == place), None)

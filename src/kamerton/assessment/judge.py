@@ -24,11 +24,11 @@ import numpy as np
 from kamerton.assessment.samples import references
 from kamerton.base import Base
 from kamerton.errors import TaskError
+from kamerton.files import write_json
 from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Adapted, Report, Run
 from kamerton.tasks.example import Example, Task, fingerprint, record_of
 from kamerton.training import Budget
-from kamerton.training.files import write_json
 
 Array = np.ndarray[Any, Any]
 

@@ -19,7 +19,7 @@ from kamerton.assessment.scaling import ANY, ONE
 from kamerton.assessment.write import finite
 from kamerton.comparison.report import svg
 from kamerton.comparison.units import Scale, p_value, plain, tick
-from kamerton.training.files import write_json, write_jsonl, write_text
+from kamerton.files import write_json, write_jsonl, write_text
 
 Result = Mapping[str, Any]
 

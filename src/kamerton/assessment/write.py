@@ -9,7 +9,7 @@ from typing import Any
 
 from kamerton.assessment.page import page
 from kamerton.assessment.summary import sentences
-from kamerton.training.files import write_json, write_jsonl, write_text
+from kamerton.files import write_json, write_jsonl, write_text
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.load import Base, BaseInfo, load_base
-from kamerton.base.model import CausalModel, Front, Hidden, LanguageModel, Shared
+from kamerton.base.model import CausalModel, LanguageModel
+from kamerton.base.passes import Front, Hidden, Shared
 
 __all__ = [
     "Base", "BaseInfo", "CausalModel", "EncoderDecoderModel", "Front", "Hidden", "LanguageModel", "Shared", "load_base",

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from kamerton.base.attention import LayerKeys
-from kamerton.base.model import CausalModel, Front, LanguageModel, Targets
+from kamerton.base.model import CausalModel, LanguageModel
+from kamerton.base.passes import Front, Targets
 from kamerton.base.recurrent import RecurrentForCausalLM, State
 from kamerton.base.recurrent_attention import RecurrentAttentionForSeq2SeqLM
 from kamerton.base.recurrent_model import RecurrentModel

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from kamerton.base.model import CausalModel, Hidden
+from kamerton.base.model import CausalModel
+from kamerton.base.passes import Hidden
 
 
 class PaddedModel(CausalModel):

@@ -107,24 +107,13 @@ def run(cell: Any, x: Tensor, state: State | None, lengths: Sequence[int] | None
     return hidden, after if isinstance(after, tuple) else (after,)
 
 
-class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
-    """A recurrent language model: embedding, layers of cells, output layer (tied to the embedding by default)."""
+class Recurrent(PreTrainedModel, GenerationMixin):
+    """What recurrent models have in common: one `embedding`, an output layer `lm_head`, and a state that is carried."""
 
-    config_class = RecurrentConfig
-    _tied_weights_keys = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012 - transformers' own protocol
+    embedding: nn.Embedding
+    lm_head: nn.Linear
     _is_stateful = True
     main_input_name = "input_ids"
-
-    def __init__(self, config: RecurrentConfig) -> None:
-        super().__init__(config)
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        between = config.dropout if config.num_hidden_layers > 1 else 0.0
-        self.layers = CELLS[config.cell](
-            config.hidden_size, config.hidden_size, config.num_hidden_layers, batch_first=True, dropout=between
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         initialise(module, self.config.hidden_size)
@@ -144,6 +133,24 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = cast(nn.Linear, new_embeddings)
+
+
+class RecurrentForCausalLM(Recurrent):
+    """A recurrent language model: embedding, layers of cells, output layer (tied to the embedding by default)."""
+
+    config_class = RecurrentConfig
+    _tied_weights_keys = {"lm_head.weight": "embedding.weight"}  # noqa: RUF012 - transformers' own protocol
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        between = config.dropout if config.num_hidden_layers > 1 else 0.0
+        self.layers = CELLS[config.cell](
+            config.hidden_size, config.hidden_size, config.num_hidden_layers, batch_first=True, dropout=between
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
     def hidden(
         self, embeds: Tensor, state: State | None = None, lengths: Sequence[int] | None = None

@@ -15,11 +15,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from kamerton.base.recurrent import State, initialise, run
+from kamerton.base.recurrent import Recurrent, State, run
 
 
 class RecurrentAttentionConfig(PreTrainedConfig):
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         return self.dropout(torch.tanh(self.join(both))), (torch.stack(h), torch.stack(c), mean[None])
 
 
-class RecurrentAttentionForSeq2SeqLM(PreTrainedModel, GenerationMixin):
+class RecurrentAttentionForSeq2SeqLM(Recurrent):
     """The encoder–decoder; one embedding for both languages, tied to the output layer by default."""
 
     config_class = RecurrentAttentionConfig
@@ -135,8 +135,6 @@ class RecurrentAttentionForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         "encoder.embedding.weight": "embedding.weight",
         "decoder.embedding.weight": "embedding.weight",
     }
-    _is_stateful = True
-    main_input_name = "input_ids"
 
     def __init__(self, config: RecurrentAttentionConfig) -> None:
         super().__init__(config)
@@ -145,30 +143,14 @@ class RecurrentAttentionForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        initialise(module, self.config.hidden_size)
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # what is carried is the state, under the name `state`
-
     def get_encoder(self, *_: Any, **__: Any) -> nn.Module:
         return self.encoder
 
     def get_decoder(self) -> nn.Module:
         return self.decoder
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embedding
-
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embedding = self.encoder.embedding = self.decoder.embedding = cast(nn.Embedding, value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = cast(nn.Linear, new_embeddings)
 
     def forward(
         self,

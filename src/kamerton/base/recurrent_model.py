@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kamerton.base.attention import LayerKeys, RowCache
-from kamerton.base.model import CausalModel, Front, Hidden, Shared
+from kamerton.base.model import CausalModel
+from kamerton.base.passes import Front, Hidden, Shared
 from kamerton.base.recurrent import State
 from kamerton.errors import ModelError
 

@@ -76,7 +76,7 @@ def register(app: typer.Typer) -> None:
 
         from kamerton.api import evaluate as run
         from kamerton.cli.display import OneBar
-        from kamerton.training.files import write_text
+        from kamerton.files import write_text
 
         with OneBar() as bar:
             result = run(target, loaded, split=split, report=bar)

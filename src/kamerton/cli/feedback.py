@@ -108,7 +108,7 @@ def _from_store(path: Path, output: Path, kind: str | None, labellers: list[str]
     from kamerton.feedback.preferences import from_store
     from kamerton.feedback.records import KINDS
     from kamerton.feedback.store import FeedbackStore
-    from kamerton.training.files import write_jsonl
+    from kamerton.files import write_jsonl
 
     chosen = next((one for one in KINDS if one == kind), None)
     if kind is not None and chosen is None:

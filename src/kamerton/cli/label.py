@@ -211,8 +211,8 @@ def _results(path: Path | None, output: Path | None) -> None:
     from kamerton.errors import KamertonError
     from kamerton.feedback.results import results_of
     from kamerton.feedback.store import FeedbackStore, is_store
+    from kamerton.files import write_text
     from kamerton.serving.results_page import results_page
-    from kamerton.training.files import write_text
 
     if path is None:
         raise KamertonError("no store is named", mend="write: kamerton label --results labels.sqlite")

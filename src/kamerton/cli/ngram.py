@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kamerton.cli.options import say
+
 app = typer.Typer(no_args_is_help=True, help="N-gram models: train, measure, sample, and help with typing.")
 
 Model = Annotated[Path, typer.Argument(help="A folder of `kamerton ngram train`.", show_default=False)]
@@ -45,13 +47,12 @@ def train(
         model = estimate(files, units, order, smoothing, memory=memory << 20,
                          progress=lambda done: progress.advance(bar, done))  # fmt: skip
     model.save(output)
-    out = Console()
     for n, one in enumerate(model.orders, start=1):
-        _say(out, f"order {n}: {len(one.keys):,}")
+        say(f"order {n}: {len(one.keys):,}")
     for note in model.notes:
-        _say(out, f"note: {note}")
-    _say(out, f"saved: {output}")
-    _say(out, f"next: kamerton ngram eval {output} FILE")
+        say(f"note: {note}")
+    say(f"saved: {output}")
+    say(f"next: kamerton ngram eval {output} FILE")
 
 
 @app.command("eval", epilog="Example:\n\nkamerton ngram eval runs/plays-3 held-out.txt")
@@ -63,8 +64,6 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Perplexity and bits per byte on text that was not trained on."""
     import json
-
-    from rich.console import Console
 
     from kamerton.text.lines import lines
     from kamerton.text.ngrams.counts import batches
@@ -80,14 +79,11 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(figures))
         return
-    out = Console()
     for name, value in figures.items():
         shown = "–" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
-        _say(out, f"{name:24s}{shown}")
+        say(f"{name:24s}{shown}")
     if figures["bits per byte"] is None:
-        _say(
-            out, "bits per byte: not given where units are unknown; train with --tokens bytes, or a tokenizer's folder"
-        )
+        say("bits per byte: not given where units are unknown; train with --tokens bytes, or a tokenizer's folder")
 
 
 @app.command(epilog="Example:\n\nkamerton ngram sample runs/plays-3 --lines 5 --seed 1")
@@ -147,12 +143,10 @@ def export(
     model: Model, output: Annotated[Path, typer.Option(help="The file to write.", show_default=False)]
 ) -> None:  # fmt: skip
     """Write an ARPA file, which KenLM, SRILM and others read."""
-    from rich.console import Console
-
     from kamerton.text.ngrams.arpa import write_arpa
 
     write_arpa(_load(model), output)
-    _say(Console(), f"saved: {output}")
+    say(f"saved: {output}")
 
 
 def _load(folder: Path) -> Any:
@@ -164,7 +158,3 @@ def _load(folder: Path) -> Any:
 def _table(rows: list[tuple[str, float]]) -> None:
     for name, p in rows:
         typer.echo(f"{p:8.4f}  {name}")
-
-
-def _say(console: Any, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -121,7 +121,7 @@ def score(
     A line has prompt, a text, or messages, a conversation; and answer. Without answer, the last message is it.
     """
     from kamerton.cli.display import OneBar
-    from kamerton.training.files import write_jsonl
+    from kamerton.files import write_jsonl
 
     rows = _read(file)
 

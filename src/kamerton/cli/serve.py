@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from kamerton.cli.options import say
 
 KEY = "KAMERTON_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -58,14 +60,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Serve models over HTTP, as OpenAI's API does."""
         _check(host, api_key, backend)
-        try:
-            import fastapi  # noqa: F401
-            import prometheus_client  # noqa: F401
-            import uvicorn  # noqa: F401
-        except ImportError as error:
-            from kamerton.errors import MissingExtra
+        from kamerton.serving.server import check_extra
 
-            raise MissingExtra(str(error.name), "serve") from None
+        check_extra("prometheus_client")
         from rich.console import Console
 
         from kamerton.feedback.store import FeedbackStore
@@ -76,10 +73,10 @@ def register(app: typer.Typer) -> None:
         from kamerton.together import load_together
 
         sock = bound(host, port)  # before the models: a taken port is known at once
-        console, store = Console(), None
+        store = None
         try:
             store = FeedbackStore(feedback) if feedback else None
-            with console.status("loading") as status:
+            with Console().status("loading") as status:
                 models = load_together(targets, report=lambda text: status.update(text))
             limits = Limits(
                 body=max_body, messages=max_messages, prompts=max_prompts, answer=max_tokens, n=max_n,
@@ -90,11 +87,11 @@ def register(app: typer.Typer) -> None:
             place = sock.getsockname()
             name = f"[{place[0]}]" if ":" in place[0] else place[0]
             for label, adapted in models.items():
-                say(console, f"{label}: method {adapted.method}, {adapted.base.info}")
+                say(f"{label}: method {adapted.method}, {adapted.base.info}")
 
             def ready() -> None:
                 url = f"http://{name}:{place[1]}/"
-                say(console, f"serving on {url}v1; the page: {url}; Ctrl-C stops")
+                say(f"serving on {url}v1; the page: {url}; Ctrl-C stops")
 
             run(make_app(models, settings, store), sock, ready=ready)
         except KeyboardInterrupt:
@@ -103,12 +100,7 @@ def register(app: typer.Typer) -> None:
             sock.close()
             if store is not None:
                 store.close()
-        say(console, "stopped")
-
-
-def say(console: Any, text: str) -> None:
-    """One line, as it is."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say("stopped")
 
 
 def _check(host: str, key: str | None, backend: str) -> None:

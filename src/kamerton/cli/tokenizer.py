@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kamerton.cli.options import say
+
 app = typer.Typer(no_args_is_help=True, help="Tokenizers: train, look at, compare.")
 
 COLOURS = ("#b5e2fa", "#f9d5a7", "#c3e8bd", "#f7c6d9", "#d7c9f5")
@@ -48,12 +50,11 @@ def train(
         bar = progress.add_task("reading", total=sum(f.stat().st_size for f in files) if plain else None, text=kind)
         made = run(files, kind, vocab_size, output, split_digits=split_digits, special=special or (),
                    chat_template=template, progress=lambda done: progress.advance(bar, done))  # fmt: skip
-    out = Console()
-    _say(out, f"{len(made):,} tokens, special: {' '.join(made.all_special_tokens)}")
+    say(f"{len(made):,} tokens, special: {' '.join(made.all_special_tokens)}")
     if len(made) < vocab_size:
-        _say(out, f"note: the text gave {len(made):,} tokens, not {vocab_size:,}")
-    _say(out, f"saved: {output}")
-    _say(out, f'next: kamerton tokenizer show {output} "a text"')
+        say(f"note: the text gave {len(made):,} tokens, not {vocab_size:,}")
+    say(f"saved: {output}")
+    say(f'next: kamerton tokenizer show {output} "a text"')
 
 
 @app.command(epilog='Example:\n\nkamerton tokenizer show demo "The year 2031, naïvely."')
@@ -71,14 +72,13 @@ def show(
     line = Text()
     for i, (piece, _, _) in enumerate(pieces):
         line.append(piece.replace("\n", "↵\n"), style=f"black on {COLOURS[i % len(COLOURS)]}")
-    out = Console()
-    out.print(line, soft_wrap=True)
-    _say(out, f"{len(pieces)} tokens, {len(text.encode()) / max(len(pieces), 1):.2f} bytes a token")
+    Console().print(line, soft_wrap=True)
+    say(f"{len(pieces)} tokens, {len(text.encode()) / max(len(pieces), 1):.2f} bytes a token")
     for _, token, number in pieces:
-        _say(out, f"{number:8d}  {token}")
+        say(f"{number:8d}  {token}")
     if html is not None:
         _page(html, tokenizer, pieces)
-        _say(out, f"page: {html}")
+        say(f"page: {html}")
 
 
 @app.command(
@@ -167,7 +167,3 @@ def _page(path: Path, name: str, pieces: list[tuple[str, str, int]]) -> None:
         f'<p style="white-space:pre-wrap;color:#000;font:1.1em/1.8 monospace">{spans}</p></html>\n',
         encoding="utf-8",
     )
-
-
-def _say(console: Any, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

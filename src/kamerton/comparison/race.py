@@ -24,9 +24,9 @@ from kamerton.comparison.store import Cell, Store
 from kamerton.comparison.verdict import Stopped
 from kamerton.errors import KamertonError
 from kamerton.evaluation.metrics import get_metric
+from kamerton.files import write_json
 from kamerton.recipe import RaceSpec
 from kamerton.tasks.example import Task
-from kamerton.training.files import write_json
 
 Run = Callable[[Sequence[tuple[Cell, float | None]]], None]
 

@@ -26,6 +26,7 @@ from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError, MissingExtra, ModelError, TaskError
 from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
 from kamerton.evaluation.metrics import metric_files, task_metrics
+from kamerton.files import write_json, write_text
 from kamerton.inference import Engine, Sampling
 from kamerton.methods import at_its_line, digest, option_files, resolve
 from kamerton.methods.defined import check_defined, check_fits
@@ -34,7 +35,6 @@ from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget
-from kamerton.training.files import write_json, write_text
 
 RESULT_VERSION = 1
 """Raised when a change of the program changes results; cells made before are then run again."""

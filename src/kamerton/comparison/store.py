@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kamerton.errors import KamertonError
+from kamerton.files import read_jsonl, write_json, write_jsonl
 from kamerton.tasks.example import Task, example_from, record_of
-from kamerton.training.files import read_jsonl, write_json, write_jsonl
 
 SPLITS = ("train", "validation", "test")
 

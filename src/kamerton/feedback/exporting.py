@@ -17,11 +17,11 @@ import torch
 
 from kamerton.errors import KamertonError, TaskError
 from kamerton.feedback.lines import Line, label_of, prompt_of, read_lines
+from kamerton.files import write_text
 from kamerton.inference import Sampling
 from kamerton.methods.method import Adapted
 from kamerton.tasks.example import Example, fingerprint
 from kamerton.tasks.readers import shown
-from kamerton.training.files import write_text
 
 CHUNK = 32
 """Questions between two writes."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from kamerton.errors import KamertonError
 from kamerton.feedback.lines import judged_of, label_of, read_lines
+from kamerton.files import write_jsonl
 from kamerton.tasks.readers import shown
-from kamerton.training.files import write_jsonl
 
 
 @dataclass(frozen=True)

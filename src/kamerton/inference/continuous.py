@@ -279,12 +279,7 @@ class Batch:
         told: dict[Job, list[Token]],
     ) -> None:  # fmt: skip
         row, job = place.row, place.job
-        row.tokens.append(token)
-        row.logprobs.append(logprob)
-        if token in self.end_ids or (job.sampling.stop and job.stopped(row.tokens)):
-            row.finish = "stop"
-        elif len(row.tokens) >= row.prompt.room:
-            row.finish = "length"
+        row.take(token, logprob, self.end_ids, job.stopped if job.sampling.stop else None)
         self.decoded += 1
         told.setdefault(job, []).append(Token(row.index, token, logprob, top, row.finish))
 

@@ -10,7 +10,7 @@ What it leaves out: speculative decoding and paging (every row has columns for i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +59,17 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
+
+    def take(
+        self, token: int, logprob: float, end_ids: Container[int], stopped: Callable[[list[int]], bool] | None
+    ) -> None:
+        """A further token; `stopped` says whether the answer holds a stop string, None where none was given."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if token in end_ids or (stopped is not None and stopped(self.tokens)):
+            self.finish = "stop"
+        elif len(self.tokens) >= self.prompt.room:
+            self.finish = "length"
 
 
 def items_of(prompts: Sequence[Sequence[int]], room: Sequence[int], sampling: Sampling) -> list[Prompt]:
@@ -187,13 +198,9 @@ class Decoder:
         tokens, logprobs = next_tokens(
             logits, self.sampling, [row.key for row in rows], [len(row.tokens) for row in rows], corrected
         )
+        stopped = self.stopped if self.sampling.stop else None
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            if token in self.end_ids or (self.sampling.stop and self.stopped(row.tokens)):
-                row.finish = "stop"
-            elif len(row.tokens) >= row.prompt.room:
-                row.finish = "length"
+            row.take(token, logprob, self.end_ids, stopped)
         return list(rows)
 
 

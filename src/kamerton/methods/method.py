@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Protocol
 
 from kamerton.base.load import Base
 from kamerton.base.model import LanguageModel
+from kamerton.files import write_json
 from kamerton.inference import Answer, Engine, Sampling
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Conversation, Example, Task, answered
 from kamerton.training import Budget
-from kamerton.training.files import write_json
 from kamerton.tuning.parameterisation import Options, Tuned
 
 Prepare = Callable[[Conversation], Conversation]

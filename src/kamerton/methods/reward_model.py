@@ -11,8 +11,6 @@ checkpoint by the loss on validation judgements is kept.
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import DTYPES, Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError, ModelError, RecipeError
+from kamerton.files import moved_into, write_json
 from kamerton.inference.reward_model import RewardModel
 from kamerton.methods.keys import fit_key
 from kamerton.methods.merge import merged_weights
@@ -34,7 +33,6 @@ from kamerton.objectives.reward_modeling import RewardModeling, RewardOptions, S
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Message, Task
 from kamerton.training import Budget, Diverged, Progress, Settings, fit
-from kamerton.training.files import write_json
 
 METHODS = ("full", "lora", "qlora", "ia3")
 """Methods whose training plain weights can hold."""
@@ -145,17 +143,10 @@ def padding(base: Base) -> int:
 def save_reward_model(model: RewardModel, base: Base, record: FitRecord, about: dict[str, Any], folder: Path) -> None:
     """Write the folder: config, safetensors, tokenizer with template and padding token; `reward.json` last."""
     tokenizer = _tokenizer(base)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with moved_into(folder) as partial:
         model.hf.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         (folder / ABOUT).unlink(missing_ok=True)
-        for file in sorted(partial.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     write_json(folder / ABOUT, {
         **about, "base": base.info.name, "base_fingerprint": base.info.fingerprint,
         "renderer_fingerprint": base.renderer.fingerprint, "fit": asdict(record),

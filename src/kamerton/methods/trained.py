@@ -21,6 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError, RecipeError
+from kamerton.files import write_json
 from kamerton.methods.defined import check_defined
 from kamerton.methods.keys import fit_key
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run, with_answers
@@ -35,7 +36,6 @@ from kamerton.objectives.rejection_options import RejectionOptions
 from kamerton.rewards.parse import canonical
 from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
-from kamerton.training.files import write_json
 from kamerton.training.objective import Objective
 from kamerton.tuning import Options, Tuned
 

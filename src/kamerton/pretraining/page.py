@@ -16,7 +16,7 @@ from markupsafe import Markup
 from kamerton.base.show import human
 from kamerton.comparison.report import svg
 from kamerton.comparison.units import duration, plain
-from kamerton.training.files import read_jsonl, write_text
+from kamerton.files import read_jsonl, write_text
 
 Result = Mapping[str, Any]
 POINTS = 200

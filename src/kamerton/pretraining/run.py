@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +20,7 @@ import transformers
 from kamerton.base.work import flops
 from kamerton.comparison.machine import kamerton_version, machine, versions
 from kamerton.comparison.store import Store
+from kamerton.files import moved_into, write_json
 from kamerton.pretraining.goals import Goal, goal_of
 from kamerton.pretraining.models import Started, settings, start
 from kamerton.pretraining.page import write_page
@@ -29,7 +28,6 @@ from kamerton.recipe_pretrain import PretrainRecipe, as_pretrain_recipe
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget, Progress, Result, Settings, fit
 from kamerton.training.checkpoint import drop_checkpoints
-from kamerton.training.files import write_json
 from kamerton.training.loop import check_trackers
 
 Report = Callable[[str, float, str], None]
@@ -131,15 +129,9 @@ def _fit(
 
 def _save(folder: Path, started: Started) -> None:
     """The model and its tokenizer, each file whole or not at all, the configuration last."""
-    partial = folder / f".partial-{os.getpid()}-model"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with moved_into(folder, last="config.json") as partial:
         started.model.hf.save_pretrained(partial, safe_serialization=True)
         started.tokenizer.save_pretrained(partial)
-        for file in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _told(

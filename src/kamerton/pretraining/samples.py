@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from kamerton.base.model import LanguageModel
+from kamerton.files import read_jsonl, write_jsonl
 from kamerton.pretraining.models import Started
 from kamerton.recipe_pretrain import SamplesSpec
-from kamerton.training.files import read_jsonl, write_jsonl
 
 Look = Callable[[int, LanguageModel], None]
 

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from kamerton.errors import RecipeError, TaskError
+from kamerton.files import write_text
 from kamerton.objectives.packed_contexts import Stream
 from kamerton.objectives.texts import iter_texts, text_files
 from kamerton.tasks.halves import halves_note, replace_halves
-from kamerton.training.files import write_text
 
 Documents = Literal["file", "line", "paragraph"]
 BATCH = 256

@@ -114,7 +114,7 @@ class PassageIndex:
             close = difflib.get_close_matches(language.title(), LANGUAGES, n=1)
             mend = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(LANGUAGES)}"
             raise DocumentError(f"no stemming for the language '{language}'", where=folder, mend=mend)
-        from kamerton.training.files import (
+        from kamerton.files import (
             write_json,
         )  # imports the training room: seconds that a search can do without
 

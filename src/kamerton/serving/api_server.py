@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from kamerton.errors import KamertonError
 from kamerton.serving.hub import Hub
+from kamerton.serving.server import open_socket
 
 
 class Server(uvicorn.Server):
@@ -78,13 +79,9 @@ def bound(host: str, port: int) -> socket.socket:
         KamertonError: no such address, or it is taken.
     """
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, proto)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        return open_socket(host, port)
     except OSError as error:
         raise KamertonError(
             f"cannot listen there ({error.strerror or error})", where=f"{host}:{port}",
             mend="take another --port (0: any that is free) or --host",
         ) from None  # fmt: skip
-    return sock

@@ -9,13 +9,13 @@ from typing import Any
 from kamerton.errors import KamertonError, MissingExtra
 
 
-def check_extra() -> None:
-    """Refuse in one line where the extra is missing.
+def check_extra(*more: str) -> None:
+    """Refuse in one line where the extra is missing, or one of `more` of its packages.
 
     Raises:
         MissingExtra: so.
     """
-    for package in ("fastapi", "uvicorn"):
+    for package in ("fastapi", "uvicorn", *more):
         try:
             __import__(package)
         except ImportError:
@@ -29,13 +29,18 @@ def listen(host: str, port: int) -> socket.socket:
         KamertonError: the address is taken, or is not this machine's.
     """
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
+        return open_socket(host, port)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise KamertonError(f"cannot listen: {reason}", where=f"{host}:{port}", mend="choose another --port") from None
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A bound socket; what the system says against it is raised as it is."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    made = socket.socket(family, kind, proto)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(address)
     return made
 
 

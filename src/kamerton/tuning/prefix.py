@@ -24,7 +24,7 @@ from torch import nn
 from kamerton.base.attention import LayerKeys
 from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.load import Base
-from kamerton.base.model import Front
+from kamerton.base.passes import Front
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved, Placed

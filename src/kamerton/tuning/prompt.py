@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import Base
-from kamerton.base.model import Front
+from kamerton.base.passes import Front
 from kamerton.tasks.example import Task
 from kamerton.tuning.encoders import Moved
 from kamerton.tuning.parameterisation import Options, Tuned, load_peft

@@ -23,7 +23,8 @@ from kamerton.base.attention import LayerKeys
 from kamerton.base.encoder_decoder import causal
 from kamerton.base.inserts import FRONT, Inserts
 from kamerton.base.load import Base
-from kamerton.base.model import CausalModel, Front
+from kamerton.base.model import CausalModel
+from kamerton.base.passes import Front
 from kamerton.errors import ModelError
 from kamerton.inference.prefix import common_prefix
 from kamerton.inference.sampling import stream_key

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kamerton.errors import KamertonError
-from kamerton.text.corpus.files import whole, write_json
+from kamerton.files import whole, write_json
 from kamerton.text.corpus.hashing import grams, mix, word_hashes
 
 
@@ -88,12 +88,11 @@ class TextClassifier:
         from safetensors.numpy import save
 
         folder = Path(folder)
-        with whole(folder / "classifier.safetensors", lasting=True) as file:
+        with whole(folder / "classifier.safetensors") as file:
             file.write(save({"weights": self.weights.astype(np.float32), "bias": self.bias.astype(np.float32)}))
         write_json(
             folder / "classifier.json",
             {"labels": list(self.labels), "features": asdict(self.features), "about": self.about},
-            lasting=True,
         )
 
     @classmethod

@@ -1,16 +1,13 @@
-"""Files of a run: what is written under another name and renamed, which inputs there are, and who reads which."""
+"""Files of a run: records as lines, which inputs there are, and who reads which."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from kamerton.text.corpus.recipe import CorpusRecipe, SourceSpec
 
@@ -19,33 +16,6 @@ MOST_TASKS = 64
 
 LEAST_BYTES = 400_000
 """Of a piece of work; smaller ones would cost more to set up than to do."""
-
-
-@contextmanager
-def whole(path: Path, *, compressed: bool = False, lasting: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that is there when the block has ended well, and else is not; `lasting`: even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        with partial.open("wb") as raw:
-            if compressed:
-                # no name and no time in the header: the same documents make the same bytes
-                with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-                    yield packed  # type: ignore[misc]
-            else:
-                yield raw
-            raw.flush()
-            if lasting:
-                os.fsync(raw.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any, *, lasting: bool = False) -> None:
-    """Write a value as JSON, whole or not at all."""
-    with whole(path, lasting=lasting) as file:
-        file.write((json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def line(record: Any) -> bytes:

@@ -14,8 +14,8 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from kamerton.errors import RecipeError
+from kamerton.files import write_json
 from kamerton.text.corpus.executor import Pool, Report
-from kamerton.text.corpus.files import write_json
 from kamerton.text.corpus.options import Mix
 from kamerton.text.corpus.step import COPIES, SIZE, Step, domain_of
 from kamerton.text.corpus.whole_corpus import Numbers, WholeStep
@@ -70,7 +70,7 @@ class Mixing(WholeStep):
             reach = int(np.searchsorted(np.cumsum(part["bytes"][order]), rest * bytes_of[domain] + 0.5, side="right"))
             below = int(part["key"][order][reach]) if reach < len(order) else 1 << 64
             decided[str(domain)] = [often, below if rest > 1e-12 else 0]
-        write_json(folder / "mix.json", decided)
+        write_json(folder / "mix.json", decided, lasting=False)
 
     def judging(self, stage: Path, folder: Path) -> PipelineStep:
         return Sample(str(stage), self.label, str(folder), self.options.seed)

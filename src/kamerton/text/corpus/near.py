@@ -27,8 +27,8 @@ from datatrove.pipeline.dedup.minhash import (
 )
 from datatrove.utils.text import simplify_text
 
+from kamerton.files import write_json
 from kamerton.text.corpus.executor import Pool, Report, run_stage
-from kamerton.text.corpus.files import write_json
 from kamerton.text.corpus.hashing import grams, word_hashes
 from kamerton.text.corpus.options import NearDuplicates
 from kamerton.text.corpus.whole_corpus import Copies, Place, WholeStep, drop, save, save_names
@@ -111,7 +111,7 @@ class Near(WholeStep):
             for group in _runs(pairs):
                 compared += _join(group, groups, estimate, self.options.similarity)
         drop(folder, tasks, groups.copies(), "nearly equal to an earlier document")
-        write_json(folder / "near.json", {"compared": compared, "copies": len(groups.copies())})
+        write_json(folder / "near.json", {"compared": compared, "copies": len(groups.copies())}, lasting=False)
 
     def judging(self, stage: Path, folder: Path) -> PipelineStep:
         return Copies(str(stage), self.label, str(folder))

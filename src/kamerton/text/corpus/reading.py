@@ -10,7 +10,8 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from kamerton.text.corpus.files import Input, write_json
+from kamerton.files import write_json
+from kamerton.text.corpus.files import Input
 from kamerton.text.corpus.kinds import READERS, Found
 from kamerton.text.corpus.opening import BROKEN, HEAD, Unreadable, found_kind, named_kind, unpack
 from kamerton.text.corpus.progress import advance
@@ -51,7 +52,7 @@ class Reader(PipelineStep):
                         tally.note(file.domain, found.note)
                     tally.stays(file.domain, doc.metadata[SIZE], False)
                     yield doc
-        write_json(Path(self.folder) / "tally" / self.label / f"{rank:05d}.json", tally.domains)
+        write_json(Path(self.folder) / "tally" / self.label / f"{rank:05d}.json", tally.domains, lasting=False)
 
 
 def _document(found: Found, file: Input, number: int) -> Document:

@@ -21,10 +21,10 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from kamerton.errors import RecipeError
 from kamerton.recipe_errors import closest, explain
-from kamerton.recipe_overrides import set_fields
-from kamerton.recipe_task import Count, Name, Names, Part, resolve
+from kamerton.recipe_source import Sourced, overridden, read_fields, validated
+from kamerton.recipe_task import Count, Name, Names, Part
 from kamerton.text.corpus.options import STEPS
-from kamerton.yaml_source import FieldPath, Source, read_yaml, text_keys
+from kamerton.yaml_source import FieldPath, Source, text_keys
 
 KINDS = ("text", "html", "xml", "jsonl", "parquet", "warc")
 
@@ -68,7 +68,7 @@ class StepSpec(Part):
     path: tuple[str | int, ...]
 
 
-class CorpusRecipe(Part):
+class CorpusRecipe(Sourced):
     """A validated recipe of a corpus.
 
     Attributes:
@@ -84,21 +84,7 @@ class CorpusRecipe(Part):
     compression: Literal["none", "gzip"] = "none"
     output: Name | None = None
 
-    _source: Source = PrivateAttr(default_factory=Source)
     _data: Path | None = PrivateAttr(default=None)
-
-    @property
-    def text(self) -> str:
-        """The recipe as given, "" where it was made from a dictionary."""
-        return self._source.text
-
-    def error(self, path: FieldPath, message: str, *, mend: str | None = None) -> RecipeError:
-        """An error at a field, for who finds out later."""
-        return RecipeError(message, where=self._source.where(path), mend=mend)
-
-    def resolve(self, path: str) -> Path:
-        """A path of the recipe as an absolute one, from the recipe's folder (`Recipe.resolve`)."""
-        return resolve(path, self._source)
 
     def input(self, path: str) -> Path:
         """A path of a source as an absolute one: from the folder of data where one is given, else as `resolve`."""
@@ -129,12 +115,8 @@ def load_corpus_recipe(
         RecipeError: one line with file, line, field and mend.
     """
     path = Path(path)
-    raw, source = read_yaml(path)
-    if not isinstance(raw, dict):
-        what = "is empty" if raw is None else "is not a mapping of fields"
-        raise RecipeError(what, where=path, mend="start with: sources, steps")
-    changed = set_fields(raw, overrides)
-    recipe = _build(raw, replace(source, overrides=frozenset(changed)), path.stem)
+    raw, source = read_fields(path, "start with: sources, steps")
+    recipe = _build(raw, overridden(raw, source, overrides), path.stem)
     if data is not None:
         if not Path(data).is_dir():
             raise RecipeError("no such folder", where=data, mend="give the folder that holds the sources' files")
@@ -150,12 +132,7 @@ def _build(raw: dict[str, Any], source: Source, name: str) -> CorpusRecipe:
         given["steps"] = _steps(given["steps"], source)
     else:
         given.pop("steps", None)
-    try:
-        recipe = CorpusRecipe.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, raw, source, CorpusRecipe) from None
-    recipe._source = source
-    return recipe
+    return validated(CorpusRecipe, given, raw, source)
 
 
 def _steps(entries: object, source: Source) -> list[dict[str, Any]]:

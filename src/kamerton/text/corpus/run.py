@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError, MissingExtra, RecipeError
-from kamerton.text.corpus.files import Input, inputs, shares, whole, write_json
+from kamerton.files import whole, write_json
+from kamerton.text.corpus.files import Input, inputs, shares
 from kamerton.text.corpus.options import STEPS
 from kamerton.text.corpus.recipe import CorpusRecipe, StepSpec
 
@@ -272,7 +273,7 @@ def _finish(
         for label, name in labels + [(spec.label, spec.name) for spec in stage]:
             domains = _tally(work, number, label, tasks)
             rejected = work / f"stage-{number}" / "rejected" / label
-            with whole(folder / "rejected" / f"{label}{suffix}", compressed=packed, lasting=True) as file:
+            with whole(folder / "rejected" / f"{label}{suffix}", compressed=packed) as file:
                 for rank in range(tasks):
                     with (rejected / f"{rank:05d}.jsonl").open("rb") as part:
                         shutil.copyfileobj(part, file, 1 << 20)
@@ -280,14 +281,14 @@ def _finish(
                 {"step": name, "label": label, "domains": domains, "rejected_file": f"rejected/{label}{suffix}"}
             )
     last = work / f"stage-{len(stages) - 1}"
-    with whole(folder / f"corpus{suffix}", compressed=packed, lasting=True) as file:
+    with whole(folder / f"corpus{suffix}", compressed=packed) as file:
         for row in corpus_lines(last, tasks):
             file.write(row)
     results = summary(recipe, steps, files, f"corpus{suffix}", seconds)
-    with whole(folder / "recipe.yaml", lasting=True) as file:
+    with whole(folder / "recipe.yaml") as file:
         file.write(recipe.text.encode())
-    with whole(folder / "report.html", lasting=True) as file:
+    with whole(folder / "report.html") as file:
         file.write(page(results).encode())
-    write_json(folder / "report.json", results, lasting=True)
+    write_json(folder / "report.json", results)
     shutil.rmtree(folder / "work")
     return Corpus(folder, results)

@@ -16,7 +16,8 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
-from kamerton.text.corpus.files import line, lines, whole, write_json
+from kamerton.files import whole, write_json
+from kamerton.text.corpus.files import line, lines
 from kamerton.text.corpus.progress import advance
 
 # its own messages go to the terminal, over the progress bar; what they say is in the tallies
@@ -81,7 +82,7 @@ class Aside:
     """The file of documents that one step rejects in one piece of work."""
 
     def __init__(self, folder: Path, label: str, rank: int) -> None:
-        self._whole = whole(folder / "rejected" / label / f"{rank:05d}.jsonl")
+        self._whole = whole(folder / "rejected" / label / f"{rank:05d}.jsonl", lasting=False)
         self._label = label
 
     def __enter__(self) -> Aside:
@@ -146,7 +147,7 @@ class Step(PipelineStep):
                 changed = doc.text is not before and doc.text != before
                 self.tally.stays(domain, doc.metadata[SIZE], changed, doc.metadata.get(COPIES, 1))
                 yield doc
-        write_json(Path(self.folder) / "tally" / self.label / f"{rank:05d}.json", self.tally.domains)
+        write_json(Path(self.folder) / "tally" / self.label / f"{rank:05d}.json", self.tally.domains, lasting=False)
 
 
 class Keep(PipelineStep):
@@ -159,7 +160,7 @@ class Keep(PipelineStep):
         self.folder = folder
 
     def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # noqa: ARG002
-        with whole(Path(self.folder) / "documents" / f"{rank:05d}.jsonl") as file:
+        with whole(Path(self.folder) / "documents" / f"{rank:05d}.jsonl", lasting=False) as file:
             for doc in data or ():
                 file.write(line({"id": doc.id, "text": doc.text, "metadata": doc.metadata}))
                 yield doc

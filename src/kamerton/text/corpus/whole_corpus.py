@@ -16,8 +16,9 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from kamerton.files import whole
 from kamerton.text.corpus.executor import Pool, Report
-from kamerton.text.corpus.files import line, lines, whole
+from kamerton.text.corpus.files import line, lines
 from kamerton.text.corpus.step import Step
 
 Place = tuple[int, int]
@@ -69,13 +70,13 @@ class Numbers(PipelineStep):
 
 def save(path: Path, array: np.ndarray) -> None:
     """An array as a file, whole or not at all."""
-    with whole(path) as file:
+    with whole(path, lasting=False) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def save_names(folder: Path, rank: int, names: list[str]) -> None:
     """The documents' ids of a piece of work."""
-    with whole(folder / f"{rank:05d}.ids.jsonl") as file:
+    with whole(folder / f"{rank:05d}.ids.jsonl", lasting=False) as file:
         for name in names:
             file.write(line(name))
 
@@ -94,7 +95,7 @@ def drop(folder: Path, tasks: int, copies: dict[Place, Place], reason: str) -> N
     for (rank, number), first in sorted(copies.items()):
         by_rank.setdefault(rank, []).append((number, names[first]))
     for rank in range(tasks):
-        with whole(folder / f"{rank:05d}.drop.jsonl") as file:
+        with whole(folder / f"{rank:05d}.drop.jsonl", lasting=False) as file:
             for number, first_name in by_rank.get(rank, ()):
                 file.write(line([number, reason, first_name]))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kamerton.files import whole
 from kamerton.text.ngrams.model import NgramModel
 from kamerton.text.ngrams.units import BOS
 
@@ -22,13 +23,11 @@ def write_arpa(model: NgramModel, path: Path) -> None:
     `<s>` gets a probability that readers want and never use.
     """
     names = model.units.names
-    half = path.with_name(f"{path.name}.half")
-    with half.open("w", encoding="utf-8", newline="\n") as out:
-        out.write("\\data\\\n")
+    with whole(path) as out:
+        sizes = "".join(f"ngram {n}={len(order.keys)}\n" for n, order in enumerate(model.orders, start=1))
+        out.write(f"\\data\\\n{sizes}".encode())
         for n, order in enumerate(model.orders, start=1):
-            out.write(f"ngram {n}={len(order.keys)}\n")
-        for n, order in enumerate(model.orders, start=1):
-            out.write(f"\n\\{n}-grams:\n")
+            out.write(f"\n\\{n}-grams:\n".encode())
             grams, last = model.grams(n), n == model.order
             for start in range(0, len(grams), BLOCK):
                 part = slice(start, start + BLOCK)
@@ -36,9 +35,9 @@ def write_arpa(model: NgramModel, path: Path) -> None:
                 for gram, prob, backoff in zip(grams[part], probs, backoffs, strict=True):
                     text = " ".join(names[unit] for unit in gram)
                     prob = NOTHING if n == 1 and gram[0] == BOS else prob
-                    out.write(f"{prob:.9g}\t{text}\n" if last else f"{prob:.9g}\t{text}\t{backoff:.9g}\n")
-        out.write("\n\\end\\\n")
-    half.replace(path)
+                    row = f"{prob:.9g}\t{text}\n" if last else f"{prob:.9g}\t{text}\t{backoff:.9g}\n"
+                    out.write(row.encode())
+        out.write(b"\n\\end\\\n")
 
 
 def _log10(values: np.ndarray) -> list[float]:

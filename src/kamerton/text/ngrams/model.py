@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from kamerton.errors import KamertonError
+from kamerton.files import whole, write_text
 from kamerton.text.ngrams.units import BOS, EOS, UNK, Units, open_units
 
 FORMAT = 1
@@ -212,12 +213,11 @@ class NgramModel:
 
     def save(self, folder: Path) -> None:
         """Write a folder: `ngram.json`, the vocabulary, and the arrays of each order. `ngram.json` is last."""
-        from kamerton.text.ngrams.files import write_array, write_text
-
         folder.mkdir(parents=True, exist_ok=True)
         for n, order in enumerate(self.orders, start=1):
             for name in ("keys", "probs", "backoffs"):
-                write_array(folder / f"{n}-{name}.npy", getattr(order, name))
+                with whole(folder / f"{n}-{name}.npy") as file:
+                    np.save(file, np.ascontiguousarray(getattr(order, name)), allow_pickle=False)
         write_text(folder / "vocabulary.txt", "".join(f"{name}\n" for name in self.units.names))
         about: dict[str, Any] = {
             "format": FORMAT, "kind": self.units.kind, "tokenizer": getattr(self.units, "folder", None),

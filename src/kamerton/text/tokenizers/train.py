@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError
+from kamerton.files import moved_into
 from kamerton.text.lines import lines
 
 BATCH = 1000
@@ -299,10 +300,6 @@ def _saved(made: Any, output: Path, roles: dict[str, str], extra: list[str], tem
     if template is not None:
         wrapped.chat_template = template
         _check_template(wrapped)
-    half = output.with_name(f"{output.name}.half")
-    wrapped.save_pretrained(half)
-    output.mkdir(parents=True, exist_ok=True)
-    for file in half.iterdir():
-        file.replace(output / file.name)
-    half.rmdir()
+    with moved_into(output, last="tokenizer_config.json") as partial:
+        wrapped.save_pretrained(partial)
     return wrapped

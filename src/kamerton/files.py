@@ -1,0 +1,79 @@
+"""Files that must be whole or absent: written under another name and renamed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def whole(path: Path, *, compressed: bool = False, lasting: bool = True) -> Iterator[BinaryIO]:
+    """A binary file that is there when the block has ended well, and else is not.
+
+    Args:
+        path: its folder is made where it is not there.
+        compressed: by gzip, without name and time, so that the same content makes the same bytes.
+        lasting: even after a power cut; dear where there are many small files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        with partial.open("wb") as raw:
+            if compressed:
+                with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+                    yield packed  # type: ignore[misc]
+            else:
+                yield raw
+            raw.flush()
+            if lasting:
+                os.fsync(raw.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def moved_into(folder: Path, *, last: str = "") -> Iterator[Path]:
+    """A folder to write files into, which are moved to `folder` one by one when the block has ended well.
+
+    Args:
+        folder: made where it is not there; other files in it stay.
+        last: the file that is moved last, whose presence means that the others are there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".partial-{os.getpid()}-files"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        for file in sorted(partial.iterdir(), key=lambda p: (p.name == last, p.name)):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Write a text file as UTF-8, whole or not at all."""
+    with whole(path, lasting=lasting) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n", lasting=lasting)
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> None:
+    """Write one JSON line for each row, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Read what `write_jsonl` wrote."""
+    # not splitlines(): strings may hold U+2028, U+0085 and other separators unescaped
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

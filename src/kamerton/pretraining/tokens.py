@@ -72,12 +72,14 @@ def split_documents(documents: Iterator[str], share: float) -> Iterator[tuple[st
         train, held_out = hold_out_end(first, share)
         yield from ((part, held) for part, held in ((train, False), (held_out, True)) if part)
         return
-    any_held = False
+    first_held = False
     for number, text in enumerate(itertools.chain((first, second), documents)):
         digest = hashlib.sha256(str(number).encode()).digest()
-        # the second document in any case, so that a few documents have one to be judged by
-        held = int.from_bytes(digest[:8], "big") < share * 2**64 or (number == 1 and not any_held)
-        any_held |= held
+        held = int.from_bytes(digest[:8], "big") < share * 2**64
+        if number == 1:  # so that of two documents one is learned from and one is there to be judged by
+            held = not first_held
+        elif number == 0:
+            first_held = held
         yield text, held
 
 

@@ -14,6 +14,7 @@ import torch
 
 from kamerton.base.load import Base
 from kamerton.base.work import flops
+from kamerton.comparison.progress import ANSWERING, MEASURING, VALIDATING
 from kamerton.comparison.store import Cell, Store
 from kamerton.evaluation.answering import answer, judge, latency, values
 from kamerton.evaluation.forgetting import Reference, bits_per_byte, kl
@@ -22,14 +23,15 @@ from kamerton.inference import Sampling
 from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Adapted, Run
 from kamerton.tasks.example import Message, Task
-from kamerton.training import Budget
+from kamerton.training import Budget, Progress
 
 Report = Callable[[str, float, str], None]
+Watch = Callable[[str, Progress], None]
 
 
 def run_cell(
     store: Store, cell: Cell, base: Base, task: Task, budget: Budget, reference: Reference | None,
-    sampling: dict[str, Any], max_batch_tokens: int, report: Report,
+    sampling: dict[str, Any], max_batch_tokens: int, report: Report, watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
     """Run one cell and write its files.
 
@@ -42,7 +44,7 @@ def run_cell(
     gc.collect()
     can_reset = reset_peak(base.model.device)
     torch.manual_seed(cell.seed)
-    run = Run(folder / "fit", cell.seed, report, max_batch_tokens)
+    run = Run(folder / "fit", cell.seed, report, max_batch_tokens, watch=watch)
     started = time.perf_counter()
     adapted = method.fit(base, task, budget, options, run)
     fitted = time.perf_counter()
@@ -52,12 +54,12 @@ def run_cell(
     plan = Sampling(**sampling, max_tokens=task.max_answer_tokens, seed=cell.seed)
     answers = answer(
         adapted, task.test, plan,
-        progress=lambda done, total: report("answering the test set", done / total, f"{done} of {total} questions"),
+        progress=lambda done, total: report(ANSWERING, done / total, f"{done} of {total} questions"),
     )  # fmt: skip
     evaluated = time.perf_counter()
     evaluate_flops = flops(model.work - work_before, model.hf)
     statistics = judge(answers.texts, task.test, task.metrics)
-    report("measuring", 0.3, "latency and forgetting")
+    report(MEASURING, 0.3, "latency and forgetting")
     delay = latency(adapted, task.test, plan)
     forgot = _forgetting(adapted, base, reference)
 
@@ -106,7 +108,7 @@ def run_cell(
 
 def scout_cell(
     store: Store, cell: Cell, base: Base, task: Task, budget: Budget, share: float, sampling: dict[str, Any],
-    max_batch_tokens: int, report: Report,
+    max_batch_tokens: int, report: Report, watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a cell to a share of its schedule, answer the validation questions, and write what a look needs.
 
@@ -122,7 +124,7 @@ def scout_cell(
     if store.finished(cell):
         adapted = load_adapted(folder / "adapter", base)
     else:
-        run = Run(folder / "fit", cell.seed, report, max_batch_tokens, until=share)
+        run = Run(folder / "fit", cell.seed, report, max_batch_tokens, until=share, watch=watch)
         method = get_method(cell.method)
         adapted = method.fit(base, task, budget, parse_options(method, cell.options), run)
     model, started = adapted.engine.model, time.perf_counter()
@@ -130,7 +132,7 @@ def scout_cell(
     plan = Sampling(**sampling, max_tokens=task.max_answer_tokens, seed=cell.seed)
     answers = answer(
         adapted, task.validation, plan,
-        progress=lambda done, total: report("answering validation", done / total, f"{done} of {total} questions"),
+        progress=lambda done, total: report(VALIDATING, done / total, f"{done} of {total} questions"),
     )  # fmt: skip
     statistics = judge(answers.texts, task.validation, task.metrics[:1])
     fit = adapted.record

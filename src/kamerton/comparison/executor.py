@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.comparison.cell import failed_record
+from kamerton.comparison.progress import drop_progress
 from kamerton.comparison.store import Cell, Store
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
@@ -121,6 +122,7 @@ class Pool:
             if cell is not None:
                 error = _death(event["code"], self.store.folder / f"worker-{at}.log")
                 self.store.write_cell(cell, failed_record(cell, error), None, [])
+                drop_progress(self.store.cell_folder(cell.label, cell.seed))
                 self.on_event(cell, {"event": "failed", "error": error})
             return
         if cell is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import psutil
 from kamerton.base import Base, load_base
 from kamerton.comparison.executor import Pool
 from kamerton.comparison.machine import cores, kamerton_version, machine, versions
+from kamerton.comparison.progress import RunMark
 from kamerton.comparison.race import Race, check_race
 from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
@@ -127,17 +128,23 @@ def compare(
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
     store = Store(folder)
     lock = store.lock()
+    mark = RunMark(folder)
+
+    def say(text: str) -> None:
+        watcher.line(text)
+        mark.say(text)
+
     try:
-        watcher.line(
+        say(
             f"task {task.name}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test "
             f"examples; decided by {task.metrics[0]}"
         )
         for note in task.notes:
-            watcher.line(f"  {note}")
+            say(f"  {note}")
         base_request = base_options(recipe)
         before = _plan_before(store, base_request)
         base = recipe_base(recipe, dtype=before["base"]["dtype"] if before else base_request["dtype"])
-        watcher.line(f"base {base.info}")
+        say(f"base {base.info}")
         for _, method, options, place in methods:
             try:
                 check_defined(base, method, options)
@@ -176,7 +183,7 @@ def compare(
         write_json(folder / "settings.json", {**settings, "processes": ran})
         watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
         if todo:
-            ref = _reference(recipe, base, store, common, watcher)
+            ref = _reference(recipe, base, store, common, say)
             write_json(folder / "plan.json", {
                 "base": {**_plain(base_request), "dtype": base.info.dtype}, "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
@@ -190,7 +197,7 @@ def compare(
             with Pool(store, workers=count, threads=threads, on_event=watcher.event) as pool:
                 if racing is not None:
                     Race(
-                        store, cells, task, racing, pool.run, watcher.line,
+                        store, cells, task, racing, pool.run, say,
                         lambda cell: watcher.event(cell, {"event": "dropped"}),
                     ).run()  # fmt: skip
                 else:
@@ -198,10 +205,12 @@ def compare(
                     for cell in todo:
                         if cell.same_as is not None:
                             store.copy_cell(cell)
+        mark.say("writing the report")
         report = write_report(folder)
         return Comparison(folder, json.loads(report.with_name("results.json").read_text(encoding="utf-8")))
     finally:
         watcher.close()
+        mark.end()
         lock.release()
 
 
@@ -303,7 +312,9 @@ def default_workers(base: Base) -> int:
     return max(1, min(cores() // 2, int(psutil.virtual_memory().available * 0.8 // each)))
 
 
-def _reference(recipe: Recipe, base: Base, store: Store, common: dict[str, Any], watcher: Watcher) -> Reference | None:
+def _reference(
+    recipe: Recipe, base: Base, store: Store, common: dict[str, Any], say: Callable[[str], None]
+) -> Reference | None:
     """What the base says to general text and prompts; measured once and kept."""
     spec = recipe.forgetting
     if spec is None:
@@ -316,7 +327,7 @@ def _reference(recipe: Recipe, base: Base, store: Store, common: dict[str, Any],
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["key"] == key:
             return Reference(**saved["reference"])
-    watcher.line("measuring the base on general text and prompts")
+    say("measuring the base on general text and prompts")
     text = general_text(recipe, spec.text, spec.bytes)
     engine = Engine(base.model, base.renderer, max_batch_tokens=recipe.evaluation.max_batch_tokens)
     measured = reference(engine, text, spec.prompts)

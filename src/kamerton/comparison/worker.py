@@ -27,6 +27,7 @@ def main(folder: str, threads: str, parent: str) -> None:
 
     torch.set_num_threads(int(threads))
     from kamerton.base import load_base
+    from kamerton.comparison.progress import RUN, read
     from kamerton.comparison.store import Store
     from kamerton.evaluation.forgetting import Reference
 
@@ -34,6 +35,7 @@ def main(folder: str, threads: str, parent: str) -> None:
     plan = json.loads((store.folder / "plan.json").read_text())
     task = store.read_task()
     reference = Reference(**plan["reference"]) if plan["reference"] else None
+    plan["run"] = str(read(store.folder / RUN).get("id", ""))
     base = load_base(**plan["base"], verify=False)
     send(events, event="ready")
     for line in sys.stdin:
@@ -43,16 +45,18 @@ def main(folder: str, threads: str, parent: str) -> None:
 def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, task: Any, reference: Any,
          events: TextIO) -> None:  # fmt: skip
     from kamerton.comparison.cell import failed_record, run_cell, scout_cell
+    from kamerton.comparison.progress import FitProgress
     from kamerton.comparison.store import Cell
     from kamerton.errors import KamertonError
     from kamerton.training import Budget
 
     share = request.get("share")
     cell = Cell(**{key: value for key, value in request.items() if key != "share"})
-    last = 0.0
+    progress, last = FitProgress(store.cell_folder(cell.label, cell.seed), plan["run"], cell.fingerprint), 0.0
 
     def report(stage: str, share: float, text: str) -> None:
         nonlocal last
+        progress.report(stage, share, text)
         now = time.monotonic()
         if share >= 1 or now - last > 0.2:
             last = now
@@ -63,10 +67,12 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
         with store.cell_lock(cell):
             budget, sampling, most = Budget(**plan["budget"]), plan["sampling"], plan["max_batch_tokens"]
             if share is not None:
-                scouted = scout_cell(store, cell, base, task, budget, share, sampling, most, report)
+                scouted = scout_cell(store, cell, base, task, budget, share, sampling, most, report, progress.watch)
                 send(events, event="scouted", share=share, metrics=scouted["metrics"])
                 return
-            record = run_cell(store, cell, base, task, budget, reference, sampling, most, report)
+            record = run_cell(
+                store, cell, base, task, budget, reference, sampling, most, report, progress.watch
+            )  # fmt: skip
         send(events, event="done", metrics=record["metrics"])
     except KamertonError as error:
         store.write_cell(cell, failed_record(cell, str(error)), None, [])
@@ -78,6 +84,8 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         store.write_cell(cell, failed_record(cell, message), None, [])
         send(events, event="failed", error=f"{message} (see {place / 'error.txt'})")
+    finally:
+        progress.end()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -13,7 +13,7 @@ from kamerton.files import write_json
 from kamerton.inference import Answer, Engine, Sampling
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Conversation, Example, Task, answered
-from kamerton.training import Budget
+from kamerton.training import Budget, Progress
 from kamerton.tuning.parameterisation import Options, Tuned
 
 Prepare = Callable[[Conversation], Conversation]
@@ -25,6 +25,10 @@ def _say_nothing(stage: str, share: float, text: str) -> None:
     """The report of a run that nobody watches."""
 
 
+def _see_nothing(stage: str, progress: Progress) -> None:
+    """As `_say_nothing`, of training steps."""
+
+
 @dataclass
 class Run:
     """Where and how one fit happens.
@@ -33,6 +37,7 @@ class Run:
         folder: for checkpoints; a fit that was stopped goes on from there.
         seed: of everything random.
         report: told about progress.
+        watch: told about every training step, with the name of its stage.
         max_batch_tokens: bound on tokens held at once.
         trackers: names of accelerate's trackers.
         until: pause training at this share of its schedule (a method that cannot pause trains to the end); a later fit
@@ -45,6 +50,7 @@ class Run:
     max_batch_tokens: int = 8192
     trackers: tuple[str, ...] = ()
     until: float = 1.0
+    watch: Callable[[str, Progress], None] = _see_nothing
 
 
 @dataclass(frozen=True)

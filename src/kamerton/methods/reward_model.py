@@ -89,6 +89,7 @@ def train_reward_model(
     def watch(p: Progress) -> None:
         held_out = "" if p.validation_loss is None else f", validation {p.validation_loss:.3f}"
         text = f"loss {p.loss:.3f}{held_out}, accuracy {p.metrics['accuracy']:.2f}, {p.seconds_left:.0f} s left"
+        run.watch(f"reward model, learning rate {rate:g}", p)
         run.report(f"reward model, learning rate {rate:g}", p.share, text)
 
     key = fit_key(method.name, base, task, options, budget, run.seed, reward=reward.model_dump())

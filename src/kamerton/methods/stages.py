@@ -127,6 +127,7 @@ def two_stages(
         shown = (("AUC", "auc"), ("KL", "kl"), ("entropy", "entropy"), ("reward", "reward"), ("accuracy", "accuracy"))
         parts = [f"{name} {p.metrics[key]:.2f}" for name, key in shown if key in p.metrics]
         text = ", ".join([f"loss {p.loss:.3f}", *parts, f"{p.seconds_left:.0f} s left"])
+        run.watch(f"{options.objective} training", p)
         run.report(f"{options.objective} training", p.share, text)
 
     # `layout`: of what the objective keeps in checkpoints; one that keeps it otherwise cannot go on

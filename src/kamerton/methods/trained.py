@@ -359,6 +359,7 @@ class _Trial:
         def watch(p: Progress) -> None:
             held_out = "" if p.validation_loss is None else f", validation {p.validation_loss:.3f}"
             text = f"loss {p.loss:.3f}{held_out}, {p.tokens_per_second:,.0f} tokens/s, {p.seconds_left:.0f} s left"
+            self.run.watch(stage, p)
             self.run.report(stage, p.share / until, text)
 
         folder = self.run.folder / label(values, self.candidates[0])

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.base.show import human
+from kamerton.comparison.progress import curve_points
 from kamerton.comparison.report import svg
 from kamerton.comparison.units import duration, plain
 from kamerton.files import read_jsonl, write_text
@@ -113,18 +114,9 @@ def plots(result: Result) -> list[tuple[str, str]]:
     return [(title, plot) for title, plot in out if plot]
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points: means of neighbours."""
-    size = math.ceil(len(points) / POINTS)
-    parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
-
-
 def curves(rows: Sequence[Mapping[str, float]], named: Mapping[str, str], what: str) -> str:
     """Columns of the learning curve against tokens, a line each; "" where there is nothing to draw."""
-    lines = {
-        shown: thinned([(row["tokens"], row[name]) for row in rows if name in row]) for name, shown in named.items()
-    }
+    lines = {shown: curve_points(rows, name, POINTS) for name, shown in named.items()}
     lines = {shown: line for shown, line in lines.items() if line}
     if not lines:
         return ""

@@ -19,6 +19,7 @@ import transformers
 
 from kamerton.base.work import flops
 from kamerton.comparison.machine import kamerton_version, machine, versions
+from kamerton.comparison.progress import MEASURING, FitProgress, RunMark
 from kamerton.comparison.store import Store
 from kamerton.files import moved_into, write_json
 from kamerton.pretraining.goals import Goal, goal_of
@@ -81,18 +82,25 @@ def pretrain(
     recipe = as_pretrain_recipe(recipe, overrides)
     check_trackers(trackers)
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
-    tell: Report = report or (lambda *_: None)
     lock = Store(folder).lock()
+    mark = RunMark(folder)
+    progress = FitProgress(folder, mark.id, "")
+
+    def tell(stage: str, share: float, text: str) -> None:
+        progress.report(stage, share, text)
+        if report is not None:
+            report(stage, share, text)
+
     transformers.utils.logging.disable_progress_bar()
     try:
         started = start(recipe)
         goal = goal_of(recipe, started, folder, tell)
         how = settings(recipe, started)
         budget = Budget(**recipe.budget.model_dump())
-        result = _fit(recipe, started, goal, how, budget, folder, tell, trackers, stop_after)
+        result = _fit(recipe, started, goal, how, budget, folder, tell, progress.watch, trackers, stop_after)
         if stop_after is not None and not result.finished:
             return None
-        tell("measuring", 0.0, "")
+        tell(MEASURING, 0.0, "")
         metrics = goal.measure(started.model)
         _save(folder, started)
         told = _told(recipe, started, goal, how, budget, result, metrics)
@@ -100,14 +108,17 @@ def pretrain(
         drop_checkpoints(folder / "fit")
         with suppress(OSError):  # what trackers wrote there stays
             (folder / "fit").rmdir()
-        return Pretrained(folder, write_page(folder))
+        made = Pretrained(folder, write_page(folder))
+        progress.end()
+        return made
     finally:
+        mark.end()
         lock.release()
 
 
 def _fit(
     recipe: PretrainRecipe, started: Started, goal: Goal, how: Settings, budget: Budget, folder: Path, tell: Report,
-    trackers: Sequence[str], stop_after: int | None,
+    seen: Callable[[str, Progress], None], trackers: Sequence[str], stop_after: int | None,
 ) -> Result:  # fmt: skip
     key = fingerprint(
         {
@@ -119,6 +130,7 @@ def _fit(
 
     def watch(p: Progress) -> None:
         held = goal.shown(p.validation_loss) if p.validation_loss is not None else ""
+        seen("training", p)
         tell("training", p.share, f"step {p.step:,}, loss {p.loss:.3f}{held}, {p.tokens_per_second:,.0f} tokens/s")
 
     return fit(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +75,14 @@ class Settings:
 
 @dataclass
 class Progress:
-    """What the loop tells whoever watches it."""
+    """What the loop tells whoever watches it.
+
+    Attributes:
+        share: of the budget that is spent, 0 … 1.
+        tokens, seconds: of the whole run, what went before a pause included.
+        run: the name of the run's folder.
+        curve: the learning curve up to here, a line a step; it goes on growing, and is not to be changed.
+    """
 
     share: float
     step: int
@@ -84,6 +91,10 @@ class Progress:
     tokens_per_second: float
     seconds_left: float
     metrics: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
+    run: str = ""
+    curve: Sequence[Mapping[str, float]] = ()
 
 
 Watcher = Callable[[Progress], None]
@@ -298,7 +309,10 @@ def fit(
         if watch is not None:
             speed = state.tokens / max(state.seconds, 1e-9)
             left = state.seconds / max(done, 1e-9) * max(until - done, 0)
-            watch(Progress(done, state.step, loss, state.curve[-1].get("validation_loss"), speed, left, metrics))
+            watch(Progress(
+                done, state.step, loss, state.curve[-1].get("validation_loss"), speed, left, metrics, state.tokens,
+                state.seconds, folder.name, state.curve,
+            ))  # fmt: skip
         if stop_after is not None and state.step >= stop_after:
             save()
             return Result(state, state.best_loss, notes, finished=False)

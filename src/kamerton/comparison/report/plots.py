@@ -5,11 +5,12 @@ Intervals of scores, score against cost, what was forgotten, and learning curves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from kamerton.comparison.progress import curve_points
 from kamerton.comparison.report import svg
 from kamerton.comparison.report.data import Comparison, Record
 from kamerton.comparison.units import Scale, duration, plain, quantity
@@ -17,7 +18,7 @@ from kamerton.comparison.verdict import Row, Verdict
 
 FOREST = (300, 132)  # pixels: wide, for phones
 NAMED = 10  # methods; more of them are numbered in plots and matrices
-MAX_CURVE = 90  # points of a curve
+MAX_CURVE = 90  # points of a curve, so that a page of many cells stays small
 
 
 def _forest_scale(verdict: Verdict, scale: Scale, width: int) -> svg.Axis:
@@ -127,27 +128,30 @@ def forgetting_plots(verdict: Verdict, methods: dict[str, Record], scale: Scale)
     return plots
 
 
+Lines = tuple[list[svg.Line], list[svg.Line]]
+"""Of one method: training and validation loss, a line for each seed."""
+
+
 def curves(comparison: Comparison, order: Sequence[str]) -> list[Markup]:
-    """Training and validation loss over tokens, a plot for each method that trains, all on the same axes."""
-    lines: dict[str, tuple[list[svg.Line], list[svg.Line]]] = {}
+    """Training and validation loss over tokens, a plot for each method that trains."""
+    lines: dict[str, Lines] = {}
     for label in order:
-        train = [_curve(cell.curve, "loss") for cell in comparison.cells[label].values()]
-        validation = [_curve(cell.curve, "validation_loss") for cell in comparison.cells[label].values()]
-        if any(train) or any(validation):
-            lines[label] = ([t for t in train if t], [v for v in validation if v])
+        own = [cell.curve for cell in comparison.cells[label].values()]
+        train, validation = ([curve_points(c, key, MAX_CURVE) for c in own] for key in ("loss", "validation_loss"))
+        lines[label] = ([t for t in train if t], [v for v in validation if v])
+    return list(panels(lines).values())
+
+
+def panels(lines: Mapping[str, Lines]) -> dict[str, Markup]:
+    """A plot for each method that has a line, all on the same axes."""
     points = [p for pair in lines.values() for kind in pair for one in kind for p in one]
     if not points:
-        return []
+        return {}
     losses = sorted(loss for _, loss in points)
     span = (losses[0], losses[-1] if losses[-1] > losses[0] else losses[0] + 1.0)
     tokens = max(t for t, _ in points)
-    return [Markup(svg.curves(label, t, v, tokens, span)) for label, (t, v) in lines.items()]
-
-
-def _curve(lines: Sequence[Record], key: str) -> list[tuple[float, float]]:
-    """(tokens, loss); long curves as means of runs of neighbours, so that a page of many cells stays small."""
-    points = [(float(x.get("tokens", 0)), float(x[key])) for x in lines if x.get(key) is not None]
-    points = [p for p in points if p[1] == p[1] and abs(p[1]) != float("inf")]
-    size = -(-len(points) // MAX_CURVE)
-    chunks = [points[i : i + size] for i in range(0, len(points), max(size, 1))]
-    return [(sum(t for t, _ in c) / len(c), sum(v for _, v in c) / len(c)) for c in chunks]
+    return {
+        label: Markup(svg.curves(label, train, validation, tokens, span))
+        for label, (train, validation) in lines.items()
+        if train or validation
+    }

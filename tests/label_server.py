@@ -20,18 +20,22 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["kamerton.serving.label_app", "kamerton.serving.server", "uvicorn"])
+_CONTEXT.set_forkserver_preload(["kamerton.serving.label_app", "kamerton.serving.runner"])
 
 
 def _serve(path: Path, kind: Any, port: int, key: str | None) -> None:
     from kamerton.feedback.store import FeedbackStore
     from kamerton.serving.guard import Guard
     from kamerton.serving.label_app import LARGEST, label_app
-    from kamerton.serving.server import listen, serve_app
+    from kamerton.serving.runner import Server, serve
+    from kamerton.serving.server import listen
 
     store = FeedbackStore(path)
     app = Guard(label_app(store, kind), key=key, largest=LARGEST, open_paths=("/healthz",))
-    serve_app(app, listen("127.0.0.1", port), stopping=store.close)
+    try:
+        serve(Server(app), listen("127.0.0.1", port))
+    finally:
+        store.close()
 
 
 class LabelServer:

@@ -22,9 +22,10 @@ from kamerton.base import Base
 from kamerton.feedback.store import FeedbackStore
 from kamerton.inference import Engine, Sampling
 from kamerton.methods.method import Adapted
-from kamerton.serving.api_server import Server, bound, make_server
-from kamerton.serving.app import make_app
+from kamerton.serving.app import make_app, make_server
 from kamerton.serving.hub import Hub
+from kamerton.serving.runner import Server
+from kamerton.serving.server import listen
 from kamerton.serving.settings import Limits, Settings
 from kamerton.tasks.example import conversation
 from tiny import fit
@@ -52,7 +53,7 @@ def running(
 ) -> Iterator[Running]:
     """Serve models on loopback for as long as the block lasts."""
     app = make_app(models, settings or Settings(Limits(grace=2)), feedback)
-    sock, server = bound("127.0.0.1", 0), make_server(app)
+    sock, server = listen("127.0.0.1", 0), make_server(app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
     thread.start()
     wait_for(lambda: server.started)

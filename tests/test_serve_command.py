@@ -76,7 +76,7 @@ def test_the_command_serves_and_stops(small_folder: Path, models: dict[str, Adap
         (["demo", "--backend", "vllm"], "wants vLLM and a GPU"),
         (["demo", "--backend", "gpu"], "no backend 'gpu'"),
         (["demo", "--api-key", "a\nb"], "the API key"),
-        (["demo", "--host", "no such host", "--api-key", "k"], "cannot listen there"),
+        (["demo", "--host", "no such host", "--api-key", "k"], "cannot listen: "),
         (["nowhere/at/all", "--port", "0"], "nowhere/at/all"),
         (["demo", "a/demo", "--port", "0"], "two models are called 'demo'"),
         (["=demo", "--port", "0"], "names no model"),

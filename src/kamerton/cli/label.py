@@ -84,12 +84,13 @@ def register(app: typer.Typer) -> None:
             return
         _check(kind, source, models, prompts, output)
         from kamerton.serving.guard import Guard, check_host
-        from kamerton.serving.server import address, check_extra, listen, serve_app
+        from kamerton.serving.server import address, check_extra, listen
 
         check_host(host, api_key)
         check_extra()
         from kamerton.cli.options import say
         from kamerton.serving.label_app import LARGEST, label_app
+        from kamerton.serving.runner import Server, serve
 
         opened, notes = _open(source, store, prompts)
         sampler = None
@@ -110,7 +111,7 @@ def register(app: typer.Typer) -> None:
             say(f"results: {where}results")
             say("Ctrl-C stops; every label is stored already")
             guarded = Guard(label_app(opened, chosen, sampler), key=api_key, largest=LARGEST, open_paths=("/healthz",))
-            serve_app(guarded, bound)
+            serve(Server(guarded), bound)
         finally:
             if sampler is not None:
                 sampler.stop()

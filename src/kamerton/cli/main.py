@@ -27,6 +27,7 @@ from kamerton.cli import (
     ngram,
     pretrain,
     recipe,
+    report,
     reward,
     rewards,
     serve,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )  # fmt: skip
 compare.register(app)
 tune.register(app)
+report.register(app)
 pretrain.register(app)
 align.register(app)
 evaluate.register(app)

@@ -60,19 +60,18 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Serve models over HTTP, as OpenAI's API does."""
         _check(host, api_key, backend)
-        from kamerton.serving.server import check_extra
+        from kamerton.serving.server import address, check_extra, listen
 
         check_extra("prometheus_client")
         from rich.console import Console
 
         from kamerton.feedback.store import FeedbackStore
-        from kamerton.serving.api_server import bound
-        from kamerton.serving.api_server import serve as run
-        from kamerton.serving.app import make_app
+        from kamerton.serving.app import make_app, make_server
+        from kamerton.serving.runner import serve as run
         from kamerton.serving.settings import Limits, Settings
         from kamerton.together import load_together
 
-        sock = bound(host, port)  # before the models: a taken port is known at once
+        sock = listen(host, port)  # before the models: a taken port is known at once
         store = None
         try:
             store = FeedbackStore(feedback) if feedback else None
@@ -84,16 +83,18 @@ def register(app: typer.Typer) -> None:
             )  # fmt: skip
             hosts = ("localhost", "127.0.0.1", "[::1]") if api_key is None else ()
             settings = Settings(limits, api_key, hosts, tuple(cors or ()), _embeddings())
-            place = sock.getsockname()
-            name = f"[{place[0]}]" if ":" in place[0] else place[0]
             for label, adapted in models.items():
                 say(f"{label}: method {adapted.method}, {adapted.base.info}")
 
             def ready() -> None:
-                url = f"http://{name}:{place[1]}/"
+                url = address(sock, sock.getsockname()[0])
                 say(f"serving on {url}v1; the page: {url}; Ctrl-C stops")
 
-            run(make_app(models, settings, store), sock, ready=ready)
+            app = make_app(models, settings, store)
+            try:
+                run(make_server(app), sock, ready=ready)
+            finally:
+                app.state.hub.close()  # a second Ctrl-C leaves the application's own end out
         except KeyboardInterrupt:
             pass
         finally:

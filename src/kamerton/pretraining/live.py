@@ -34,9 +34,13 @@ class LivePretraining:
         except OSError:
             return ()
 
+    def result(self) -> Record:
+        """What is in `pretraining.json`; {} where it is not there yet."""
+        return self._files.json(self.folder / RESULT)
+
     def state(self) -> Record:
         """As `LiveComparison.state`."""
-        (run, alive), result = run_of(self.folder), self._files.json(self.folder / RESULT)
+        (run, alive), result = run_of(self.folder), self.result()
         progress = self._files.json(self.folder / PROGRESS)
         name = str(result.get("name") or self.folder.resolve().name)
         if alive and progress.get("run") == run.get("id"):
@@ -57,7 +61,7 @@ class LivePretraining:
 
     def curves(self) -> dict[str, str]:
         """The learning curve as SVG."""
-        state, result = self.state(), self._files.json(self.folder / RESULT)
+        state, result = self.state(), self.result()
         running: Mapping[str, Any] = self._files.json(self.folder / PROGRESS).get("curve") or {}
         ended = state["phase"] == "finished"
         curve = thinned(result.get("curve") or []) if ended else running

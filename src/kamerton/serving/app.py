@@ -17,6 +17,7 @@ from kamerton.methods.method import Adapted
 from kamerton.serving import chat, chat_page, completions, embeddings, errors, info
 from kamerton.serving.api_guard import Guard
 from kamerton.serving.hub import Hub
+from kamerton.serving.runner import Server
 from kamerton.serving.schema import ErrorAnswer
 from kamerton.serving.settings import Settings
 
@@ -57,3 +58,9 @@ def make_app(models: Mapping[str, Adapted], settings: Settings, feedback: Feedba
             allow_headers=["authorization", "content-type"],
         )  # fmt: skip
     return app
+
+
+def make_server(app: FastAPI) -> Server:
+    """A server for what `make_app` gives, that tells the models when it is asked to stop."""
+    hub: Hub = app.state.hub
+    return Server(app, hub.stop, hub.limits.grace)

@@ -1,13 +1,12 @@
 "use strict";
-// Filters and pages the answers, switches the cost plots; the state is kept in the address after "#".
-(function () {
-  var PAGE = 10;
-  var holder = document.getElementById("data");
-  if (!holder) return;
-  var data = JSON.parse(holder.textContent);
+// Filters and pages the answers, switches the cost plots; the state is kept in the address after "#". Data that stand in
+// the page are shown at once; a page that gets them later, and again, calls `kamertonAnswers(data)` and its `update`.
+window.kamertonAnswers = function (data) {
   var form = document.getElementById("filters");
-  var fields = ["filter", "method", "group", "seed", "q"];
-  var state = { filter: "all", method: "", group: "", seed: "", q: "", page: 1, cost: "" };
+  var fields = ["filter", "method", "group", "seed", "size", "q"];
+  var state = { filter: "all", method: "", group: "", seed: "", size: "10", q: "", hide: "", page: 1, cost: "" };
+  var kept = fields.concat("hide", "cost");
+  var ONE = /^(only-)?(right|wrong)$/; // filters that ask about one method
   var anchors = /^[a-z]+$/;
 
   // --- what a run says: one column of answers and scores for each method and seed
@@ -16,9 +15,10 @@
     for (var i = 0; i < mine.length; i++) if (mine[i].seeds.indexOf(seed) >= 0) return mine[i];
     return null;
   }
-  function columns() {
-    var seed = Number(state.seed);
-    return data.methods.map(function (_, m) { return run(m, seed); });
+  function hidden() { return state.hide ? state.hide.split(",") : []; }
+  function columns() { // of hidden methods: undefined; of those without a result for this seed: null
+    var seed = Number(state.seed), without = hidden();
+    return data.methods.map(function (label, m) { return without.indexOf(label) < 0 ? run(m, seed) : undefined; });
   }
   function norm(text) { return text.trim().toLowerCase().replace(/\s+/g, " "); }
   function score(column, i) {
@@ -44,6 +44,8 @@
       if (state.filter === "disagree" && !different) return false;
       if (state.filter === "all-right" && right !== seen) return false;
       if (state.filter === "all-wrong" && right !== 0) return false;
+      if (state.filter === "right" && !(mine !== null && mine >= 1)) return false;
+      if (state.filter === "wrong" && !(mine !== null && mine < 1)) return false;
       if (state.filter === "only-right" && !(mine !== null && mine >= 1 && right === 1)) return false;
       if (state.filter === "only-wrong" && !(mine !== null && mine < 1 && right === seen - 1)) return false;
     }
@@ -82,6 +84,7 @@
     bold.dir = "auto";
     var right = add(box, "div", "answers");
     cols.forEach(function (column, m) {
+      if (column === undefined) return;
       var name = add(right, "div", "label", data.methods[m]);
       name.title = data.methods[m];
       var s = score(column, i);
@@ -109,17 +112,19 @@
   }
   function show() {
     var cols = search();
-    var pages = Math.max(1, Math.ceil(found.length / PAGE));
+    var size = Number(state.size), pages = Math.max(1, Math.ceil(found.length / size));
     state.page = Math.min(Math.max(1, state.page), pages);
     var cards = document.getElementById("cards");
     cards.textContent = "";
-    found.slice((state.page - 1) * PAGE, state.page * PAGE).forEach(function (i) { cards.appendChild(card(i, cols)); });
+    found.slice((state.page - 1) * size, state.page * size).forEach(function (i) { cards.appendChild(card(i, cols)); });
     document.getElementById("count").textContent =
       found.length + " of " + data.items.length + " examples" + (data.left_out ? ". " + data.left_out : "");
     document.getElementById("where").textContent = "page " + state.page + " of " + pages;
     document.getElementById("previous").disabled = state.page <= 1;
     document.getElementById("next").disabled = state.page >= pages;
-    form.elements.method.parentNode.hidden = !/^only/.test(state.filter);
+    form.elements.method.parentNode.hidden = !ONE.test(state.filter);
+    var shown = data.methods.length - hidden().length, summary = document.querySelector("#shown summary");
+    summary.textContent = "Methods shown: " + (shown === data.methods.length ? "all" : shown + " of " + data.methods.length);
   }
 
   // --- the address
@@ -127,17 +132,17 @@
     var hash = location.hash.slice(1);
     if (anchors.test(hash) || hash === "") return false; // a plain anchor of the page, or nothing
     var given = new URLSearchParams(hash);
-    fields.concat("cost").forEach(function (key) { if (given.has(key)) state[key] = given.get(key); });
+    kept.forEach(function (key) { if (given.has(key)) state[key] = given.get(key); });
     state.page = Number(given.get("page")) || 1;
     return true;
   }
   function write() {
-    var kept = new URLSearchParams();
-    fields.concat("cost").forEach(function (key) {
-      if (state[key] && state[key] !== start[key] && (key !== "method" || /^only/.test(state.filter))) kept.set(key, state[key]);
+    var told = new URLSearchParams();
+    kept.forEach(function (key) {
+      if (state[key] && state[key] !== start[key] && (key !== "method" || ONE.test(state.filter))) told.set(key, state[key]);
     });
-    if (state.page > 1) kept.set("page", state.page);
-    history.replaceState(null, "", kept.toString() ? "#" + kept : location.pathname + location.search);
+    if (state.page > 1) told.set("page", state.page);
+    history.replaceState(null, "", told.toString() ? "#" + told : location.pathname + location.search);
   }
   function fill() {
     fields.forEach(function (key) {
@@ -161,29 +166,49 @@
 
   // --- start
   function options(name, values) {
-    values.forEach(function (value) { add(form.elements[name], "option", "", value).value = value; });
+    var field = form.elements[name];
+    while (field.options.length && field.options[field.options.length - 1].value) field.remove(field.options.length - 1);
+    values.forEach(function (value) { add(field, "option", "", value).value = value; });
   }
-  options("method", data.methods);
-  options("group", data.groups);
-  options("seed", data.seeds.map(String));
-  form.elements.group.parentNode.hidden = !data.groups.length;
-  form.elements.seed.parentNode.hidden = data.seeds.length < 2;
-  state.method = data.methods[0];
-  state.seed = String(data.seeds[0]);
+  function choices() {
+    options("method", data.methods);
+    options("group", data.groups);
+    options("seed", data.seeds.map(String));
+    form.elements.group.parentNode.hidden = !data.groups.length;
+    form.elements.seed.parentNode.hidden = data.seeds.length < 2;
+    var box = document.querySelector("#shown div"), without = hidden();
+    document.getElementById("shown").hidden = data.methods.length < 2;
+    box.textContent = "";
+    data.methods.forEach(function (label) {
+      var line = add(box, "label"), tick = add(line, "input");
+      tick.type = "checkbox";
+      tick.value = label;
+      tick.checked = without.indexOf(label) < 0;
+      line.appendChild(document.createTextNode(" " + label));
+    });
+    start.method = data.methods[0];
+    start.seed = String(data.seeds[0]);
+    var told = document.getElementById("system");
+    told.textContent = "";
+    if (data.system) {
+      told = add(told, "details");
+      add(told, "summary", "", "System message of all examples");
+      add(told, "pre", "", data.system);
+    }
+  }
   var start = Object.assign({}, state);
-  if (data.system) {
-    var told = add(document.getElementById("system"), "details");
-    add(told, "summary", "", "System message of all examples");
-    add(told, "pre", "", data.system);
-  }
+  choices();
+  state.method = start.method;
+  state.seed = start.seed;
   var bar = document.querySelector(".switch");
   if (bar) bar.hidden = false;
   var linked = read();
+  if (linked) choices();
   fill();
   plot();
   start.cost = (document.querySelector("figure.quality") || { dataset: {} }).dataset.plot || "";
   show();
-  if (linked && /(^|&|#)(filter|group|seed|q|page)=/.test(location.hash)) document.getElementById("answers").scrollIntoView();
+  if (linked && /(^|&|#)(filter|group|seed|size|q|hide|page)=/.test(location.hash)) document.getElementById("answers").scrollIntoView();
 
   var waiting = 0;
   function changed() {
@@ -192,6 +217,11 @@
     show();
     write();
   }
+  document.getElementById("shown").addEventListener("change", function () {
+    var without = Array.prototype.filter.call(document.querySelectorAll("#shown input"), function (x) { return !x.checked; });
+    state.hide = without.map(function (x) { return x.value; }).join(",");
+    changed();
+  });
   form.addEventListener("change", changed);
   form.addEventListener("submit", function (event) { event.preventDefault(); changed(); });
   form.elements.q.addEventListener("input", function () { clearTimeout(waiting); waiting = setTimeout(changed, 150); });
@@ -206,5 +236,10 @@
   document.querySelectorAll(".switch button").forEach(function (b) {
     b.addEventListener("click", function () { state.cost = b.dataset.plot; plot(); write(); });
   });
-  window.addEventListener("hashchange", function () { if (read()) { fill(); plot(); show(); } });
+  window.addEventListener("hashchange", function () { if (read()) { choices(); fill(); plot(); show(); } });
+  return { update: function (next) { data = next; choices(); fill(); show(); } };
+};
+(function () {
+  var holder = document.getElementById("data");
+  if (holder) window.kamertonAnswers(JSON.parse(holder.textContent));
 })();

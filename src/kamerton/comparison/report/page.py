@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.comparison.report.answers import script_json, side_by_side
@@ -28,14 +28,26 @@ SECTIONS = ("base", "task", "methods", "budget", "seeds", "versions", "machine",
 """Of the settings, in "how to repeat this"; what else there is follows together."""
 
 
+def piece(name: str) -> str:
+    """A file of this package: template, style, script."""
+    return (files("kamerton.comparison.report") / name).read_text(encoding="utf-8")
+
+
+def environment() -> Environment:
+    """Templates of this package, everything escaped."""
+    loader = FunctionLoader(piece)
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=loader)
+
+
+def policy() -> str:
+    """The content security policy of the page: nothing but our own script runs, nothing is loaded."""
+    digest = base64.b64encode(hashlib.sha256(piece("page.js").encode()).digest()).decode()
+    script = f"script-src 'sha256-{digest}'"
+    return f"default-src 'none'; style-src 'unsafe-inline'; {script}; base-uri 'none'; form-action 'none'"
+
+
 def page(comparison: Comparison, verdict: Verdict | None, found: Record) -> str:
     """The page as text. `found`: what `results` gave for the same comparison and verdict."""
-    here = files("kamerton.comparison.report")
-    style, script, template = (
-        (here / name).read_text(encoding="utf-8") for name in ("style.css", "page.js", "template.html.j2")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     view = {
         "comparison": comparison,
         "settings": comparison.settings,
@@ -43,15 +55,15 @@ def page(comparison: Comparison, verdict: Verdict | None, found: Record) -> str:
         "verdict": verdict,
         "facts": facts(comparison, found),
         "notes": _notes(comparison, verdict),
-        "style": Markup(style),
-        "script": Markup(script),
-        "script_hash": digest,
+        "style": Markup(piece("style.css")),
+        "script": Markup(piece("page.js")),
+        "policy": Markup(policy()),
         "repeat": _repeat(comparison),
         "order": [row.label for row in verdict.rows] if verdict else [],
     }
     if verdict and verdict.rows and comparison.deciding:
         view |= _scored(comparison, verdict, found, scale_of(comparison.deciding))
-    return environment.from_string(template).render(view)
+    return environment().get_template("template.html.j2").render(view)
 
 
 def facts(comparison: Comparison, found: Record) -> list[str]:

@@ -54,9 +54,10 @@ def _write(folder: Path, open_: bool) -> None:
     from kamerton.comparison.report import load_comparison, write_report
     from kamerton.errors import KamertonError
     from kamerton.pretraining.live import RESULT
-    from kamerton.pretraining.page import sentences, write_page
 
     if (folder / RESULT).is_file():
+        from kamerton.pretraining.page import sentences, write_page
+
         for line in sentences(write_page(folder)):
             say(line)
         page = folder / "report.html"

@@ -176,7 +176,8 @@ class FitProgress:
 def drop_progress(folder: Path) -> None:
     """Remove what a fit in a folder said of itself."""
     with suppress(OSError):
-        (folder / PROGRESS).unlink()
+        for path in (folder / PROGRESS, *folder.glob(f".partial-*-{PROGRESS}")):  # a killed writer leaves its half
+            path.unlink(missing_ok=True)
 
 
 def phase(stage: str, trains: bool) -> str:

@@ -29,7 +29,6 @@ from kamerton.comparison.report.results import results, verdict_of
 from kamerton.comparison.verdict import Verdict
 from kamerton.errors import KamertonError
 from kamerton.pretraining.live import LivePretraining
-from kamerton.pretraining.page import page_of, sentences
 from kamerton.serving.errors import json_response
 from kamerton.serving.pages import RequestError, add_errors, add_static, read_static
 
@@ -61,14 +60,18 @@ class Found:
         if self.comparison is None:
             if not self.results:
                 raise RequestError(404, "there is nothing to report yet", "no_report")
+            from kamerton.pretraining.page import page_of  # it loads PyTorch, which takes seconds
+
             return page_of(self.folder)
         return page(self.comparison, self.verdict, self.results)
 
     def said(self) -> Record | None:
         """The verdict for the page; None where there is none yet."""
-        if self.comparison is None:
-            return {"sentences": sentences(self.results), "rows": [], "metric": ""} if self.results else None
-        if self.verdict is None or not self.verdict.rows or self.comparison.deciding is None:
+        if self.comparison is None and self.results:
+            from kamerton.pretraining.page import sentences
+
+            return {"sentences": sentences(self.results), "rows": [], "metric": ""}
+        if self.comparison is None or self.comparison.deciding is None or not (self.verdict and self.verdict.rows):
             return None
         scale = scale_of(self.comparison.deciding)
         return {

@@ -98,7 +98,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path
     """Long enough that the page sees it train; the answer to one test question is a script."""
     task = tiny.colour_task()
     return tiny.write_recipe(
-        tmp_path_factory.mktemp("r"), small_folder, METHODS, task=task, budget="{steps: 150}", forgetting="false"
+        tmp_path_factory.mktemp("r"), small_folder, METHODS, task=task, budget="{steps: 60}", forgetting="false"
     )
 
 
@@ -108,7 +108,7 @@ def straight(recipe: Path, tmp_path_factory: pytest.TempPathFactory, browser: An
     folder = tmp_path_factory.mktemp("straight") / "out"
     with open_page(folder) as url:
         page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         page.add_init_script(WATCH)
         page.goto(url)
         page.locator("#phase.empty").wait_for()
@@ -180,11 +180,12 @@ def test_answers_side_by_side_by_method_seed_and_what_is_right(straight: dict[st
     assert not page.locator("#about").is_visible()
 
 
+@pytest.mark.slow
 def test_killed_it_says_so_and_goes_on_to_the_same_results(
     straight: dict[str, Any], recipe: Path, tmp_path: Path, page: Any
 ) -> None:
     folder = tmp_path / "out"
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     with open_page(folder) as url:
         page.goto(url)
         process = begin(recipe, folder)
@@ -286,7 +287,7 @@ def test_no_request_reaches_the_file_system(five: Path, up: str) -> None:
         found = asked.get(path.replace("\x00", "%00"))
         assert found.status_code in (200, 307, 404), path
         assert "the secret" not in found.text
-        assert found.status_code != 200 or path.rstrip("/") in ("/report", "")
+        assert found.status_code != 200 or "<title>" in found.text, "where .. was taken out: one of our two pages"
     for label, seed in ((up, 0), (f"{up}/zero-shot", 0), (f"zero-shot/{up}", 0), ("zero-shot/../few-shot", 0)):
         found = asked.get("/api/cell", params={"label": label, "seed": seed})
         assert found.status_code == 404, label

@@ -147,11 +147,19 @@ class FitProgress:
         now, new = time.monotonic(), stage != self._stage
         if now - self._last < max(EVERY * (0.2 if new else 1.0), COST * self._cost):
             return
-        self._stage = stage
-        with suppress(OSError):
-            write_json(self._path, self._told(stage, share, text), lasting=False)
+        self._stage, self._shown = stage, (stage, share, text)
+        self._write()
         self._last = time.monotonic()
         self._cost = self._last - now
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            write_json(self._path, self._told(*self._shown), lasting=False)
+
+    def pause(self) -> None:
+        """It does not go on for now: a race paused it, or it failed. What it has spent is kept."""
+        self._run = ""
+        self._write()
 
     def end(self) -> None:
         """It is over; the record says what came of it."""

@@ -85,7 +85,10 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
         store.write_cell(cell, failed_record(cell, message), None, [])
         send(events, event="failed", error=f"{message} (see {place / 'error.txt'})")
     finally:
-        progress.end()
+        if store.finished(cell):
+            progress.end()
+        else:
+            progress.pause()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -39,7 +39,7 @@ class Files:
             if known is None or known[0] != stamp:
                 known = self._known[kind, path] = (stamp, how(path))
             return known[1]
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, AttributeError):
             self._known.pop((kind, path), None)
             return nothing
 
@@ -82,10 +82,17 @@ class LiveComparison:
 
     def cells(self) -> dict[tuple[str, int], Path]:
         """The folder of every cell that the settings ask for, by label and seed; methods in the recipe's order."""
-        settings = self._files.json(self.folder / "settings.json")
-        labels = [str(m["label"]) for m in settings.get("methods", ())]
-        seeds = [int(seed) for seed in settings.get("seeds", ())]
+        settings = self._settings()
+        labels, seeds = [str(m["label"]) for m in settings["methods"]], [int(seed) for seed in settings["seeds"]]
         return {(label, seed): self._store.cell_folder(label, seed) for label in labels for seed in seeds}
+
+    def _settings(self) -> Record:
+        """The settings; without methods and seeds where they are not what a comparison writes."""
+        settings = self._files.json(self.folder / "settings.json")
+        methods, seeds = settings.get("methods"), settings.get("seeds")
+        good = isinstance(methods, list) and all(isinstance(m, dict) and "label" in m for m in methods)
+        good = good and isinstance(seeds, list) and all(isinstance(seed, int) for seed in seeds)
+        return {**settings, "methods": methods, "seeds": seeds} if good else {"methods": [], "seeds": []}
 
     def key(self) -> tuple[Any, ...]:
         """Changes when a cell has ended or a race has stopped one: then there is another verdict."""
@@ -103,7 +110,7 @@ class LiveComparison:
         `phase` is `empty` (nothing is there yet), `running`, `finished` or `interrupted`; every cell has a `state`:
         waiting, running, done, failed, stopped (by a race) or interrupted.
         """
-        settings, (run, alive) = self._files.json(self.folder / "settings.json"), run_of(self.folder)
+        settings, (run, alive) = self._settings(), run_of(self.folder)
         stopped = {s["label"]: s for s in self._files.json(self.folder / "race.json").get("stopped", ())}
         found = {
             cell: self._cell(folder, run if alive else {}, stopped.get(cell[0]))
@@ -130,7 +137,7 @@ class LiveComparison:
                     "stopped": stopped.get(m["label"]),
                     "cells": [{"seed": seed, **cell} for (label, seed), cell in found.items() if label == m["label"]],
                 }
-                for m in settings.get("methods", ())
+                for m in settings["methods"]
             ],
         }  # fmt: skip
 

@@ -151,7 +151,9 @@ def test_a_comparison_is_watched_from_before_its_beginning_to_its_verdict(straig
 def test_answers_side_by_side_by_method_seed_and_what_is_right(straight: dict[str, Any]) -> None:
     page, folder = straight["page"], straight["folder"]
     right = {
-        label: [row["statistics"]["exact-match"][0] for row in read_jsonl(folder / f"cells/{label}/seed-1/answers.jsonl")]
+        label: [
+            row["statistics"]["exact-match"][0] for row in read_jsonl(folder / f"cells/{label}/seed-1/answers.jsonl")
+        ]
         for label in ("zero-shot", "lora")
     }
     wrong = sum(value < 1 for value in right["lora"])
@@ -330,7 +332,9 @@ def test_states_of_cells(tmp_path: Path) -> None:
     """What failed before this run is tried again, what a race stopped is not, and another process' number is not ours."""
     write_comparison(tmp_path, FIVE[:4], seeds=(0, 1), examples=4, failed=[("few-shot", 0)],
                      missing=[("lora", 1), ("prompt-tuning", 1)])  # fmt: skip
-    write_json(tmp_path / "race.json", {"stopped": [{"label": "prompt-tuning", "leader": "lora", "share": 0.25, "seed": 0}]})
+    write_json(
+        tmp_path / "race.json", {"stopped": [{"label": "prompt-tuning", "leader": "lora", "share": 0.25, "seed": 0}]}
+    )
     expected = {(m[0], seed): "done" for m in FIVE[:4] for seed in (0, 1)}
     expected |= {("few-shot", 0): "failed", ("lora", 1): "waiting", ("prompt-tuning", 1): "stopped"}
     assert states(tmp_path) == expected

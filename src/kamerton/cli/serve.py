@@ -10,7 +10,6 @@ import typer
 from kamerton.cli.options import say
 
 KEY = "KAMERTON_API_KEY"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def register(app: typer.Typer) -> None:
@@ -107,6 +106,7 @@ def register(app: typer.Typer) -> None:
 def _check(host: str, key: str | None, backend: str) -> None:
     """Refuse what would be unsafe, or is not there."""
     from kamerton.errors import KamertonError
+    from kamerton.serving.guard import is_loopback
 
     if backend not in ("torch", "vllm"):
         raise KamertonError(f"no backend '{backend}'", mend="use torch or vllm")
@@ -118,7 +118,7 @@ def _check(host: str, key: str | None, backend: str) -> None:
         raise KamertonError(f"the backend vllm wants vLLM and a GPU, {lacks}", mend="use --backend torch")
     if key is not None and (not key.strip() or not key.isprintable()):
         raise KamertonError("the API key is empty or holds what a header cannot", mend="choose another key")
-    if host not in LOOPBACK and key is None:
+    if key is None and not is_loopback(host):
         raise KamertonError(
             f"--host {host} can be reached by other machines, and there is no key",
             mend=f"give --api-key or set {KEY}, or leave --host out",

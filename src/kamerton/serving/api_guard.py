@@ -6,12 +6,12 @@ Written against ASGI itself, so that a client's leaving and the pieces of a stre
 from __future__ import annotations
 
 import asyncio
-import hmac
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kamerton.serving.errors import ApiError
+from kamerton.serving.guard import brings_key, fits, hostname
 from kamerton.serving.hub import Hub
 
 OPEN = (
@@ -84,27 +84,14 @@ class Guard:
         await self.app(scope, again, send)
 
     def _refused(self, scope: Scope, headers: Headers) -> ApiError | None:
-        hosts, limit = self.settings.hosts, self.settings.limits.body
-        if hosts and _name(headers.get("host", "")) not in hosts:
+        hosts, key = [host.strip("[]") for host in self.settings.hosts], self.settings.key
+        if hosts and hostname(headers.get("host", "")) not in hosts:
             return ApiError(403, "called by a name that is not this machine's own; use localhost", code="host")
-        if self.settings.key is not None and scope["path"] not in OPEN and scope["method"] != "OPTIONS":
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            # the bytes that came: a key may hold any character, and the time must not tell how much of it was right
-            same = hmac.compare_digest(given.strip().encode("latin-1"), self.settings.key.encode())
-            if scheme.lower() != "bearer" or not same:
-                told = "no valid API key; send it as: Authorization: Bearer KEY"
-                return ApiError(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= limit:
-            return None
-        return self._too_large()
+        asked = key is not None and scope["path"] not in OPEN and scope["method"] != "OPTIONS"
+        if key is not None and asked and not brings_key(headers, key):
+            told = "no valid API key; send it as: Authorization: Bearer KEY"
+            return ApiError(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return None if fits(headers.get("content-length"), self.settings.limits.body) else self._too_large()
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"a body of more than {self.settings.limits.body} bytes", code="body_too_large")
-
-
-def _name(host: str) -> str:
-    """A Host header without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()

@@ -16,7 +16,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -74,6 +74,14 @@ def same_key(given: str | None, key: str) -> bool:
     return hmac.compare_digest((given or "").encode("utf-8", "surrogatepass"), key.encode())
 
 
+def brings_key(headers: Mapping[str, str], key: str) -> bool:
+    """Whether a request's bearer token is the key."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    # headers are read as Latin-1: so are the bytes that came, for a key may hold any character
+    right = key.encode().decode("latin-1")
+    return scheme.lower() == "bearer" and same_key(given.strip(" \t"), right)
+
+
 def error_body(message: str, code: str) -> bytes:
     """An error in OpenAI's shape."""
     kind = "invalid_request_error"
@@ -101,7 +109,7 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         send = _with_headers(send)
-        if self._key is None and not is_loopback(_hostname(headers.get("host", ""))):
+        if self._key is None and not is_loopback(hostname(headers.get("host", ""))):
             await _refuse(send, 403, "this server answers to localhost only", "wrong_host")
         elif self._key is not None and scope["path"] not in self._open and not self._known(scope, headers):
             await self._ask_key(scope, headers, send)
@@ -109,7 +117,7 @@ class Guard:
             await self._keep_key(scope, send)
         elif scope["method"] not in SAFE and not own_page(headers):
             await _refuse(send, 403, "another site's page cannot send this", "cross_site")
-        elif not _fits(headers.get("content-length"), self._largest):
+        elif not fits(headers.get("content-length"), self._largest):
             await _refuse(send, 413, f"the body has more than {self._largest} bytes", "too_large")
         else:
             await self._bounded(scope, receive, send)
@@ -117,8 +125,7 @@ class Guard:
     def _known(self, scope: Scope, headers: dict[str, str]) -> bool:
         assert self._key is not None
         assert self._digest is not None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and same_key(given.strip(), self._key):
+        if brings_key(headers, self._key):
             return True
         try:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
@@ -173,7 +180,7 @@ class Guard:
             await _refuse(send, 413, f"the body has more than {self._largest} bytes", "too_large")
 
 
-def _hostname(host: str) -> str:
+def hostname(host: str) -> str:
     """The name of a Host header, without its port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
@@ -192,7 +199,8 @@ def own_page(headers: dict[str, str]) -> bool:
         return False
 
 
-def _fits(length: str | None, largest: int) -> bool:
+def fits(length: str | None, largest: int) -> bool:
+    """Whether a body may be as long as its header says; what says nothing is counted while it comes."""
     return length is None or not length.isdecimal() or (len(length) < 19 and int(length) <= largest)
 
 

@@ -121,7 +121,7 @@ class Reports:
                 try:
                     self._found, self.error = self._make(live, key), ""
                 except KamertonError as error:
-                    self.error = str(error)
+                    self.error, self._asked = str(error), ()  # a file may be on its way: it is looked at again
             return self._found
 
     def _make(self, live: Live, key: tuple[Any, ...]) -> Found:

@@ -32,7 +32,9 @@ def set_(session: Session, text: str) -> None:
 
 def system(session: Session, text: str) -> None:
     before, session.history.system = session.history.system, text or None
-    if not text:
+    if text:
+        session.screen.note("(set)" if before is None else f"(set; it was: {before})")
+    else:
         session.screen.note(f"(no system prompt now; it was: {before})" if before else "(there is no system prompt)")
 
 
@@ -115,7 +117,7 @@ def tokens(session: Session, _: str) -> None:
         used = read + (session.last.answer_tokens or 0)
         lines.append(f"context: {used:,} of {context:,} tokens")
     written = f", {session.written:,} tokens written" if session.written else ""
-    lines.append(f"this chat: {session.answered} answers{written}")
+    lines.append(f"this chat: {session.answered} answer{'s' if session.answered != 1 else ''}{written}")
     session.screen.show("\n".join(lines))
 
 

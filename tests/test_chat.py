@@ -365,7 +365,9 @@ def test_methods_that_change_what_is_asked(chat: Chat, small_base: Base, tmp_pat
     sampling = Sampling(max_tokens=6, temperature=0.8, top_p=0.95)
     for adapted in made.values():
         assert clean(adapted.generate(asked, sampling)[0].text) in out
-    assert re.search(r"^\(\d of 3 votes", err, re.MULTILINE)
+    votes = re.search(r"^\(votes: (.*)\)$", err, re.MULTILINE)
+    assert votes is not None
+    assert sum(int(one.split()[0]) for one in votes[1].split("; ")) == 3
     assert '"samples": [' in out
     assert "(reasoning: " in err
     assert "(the method takes" not in out

@@ -108,7 +108,7 @@ def test_the_oldest_turns_are_dropped(narrow: Base, tmp_path: Path, ours: bool) 
 
 
 def test_the_page_is_told_how_many_turns_go(narrow: Base, tmp_path: Path) -> None:
-    few = fit(narrow, "few-shot", tmp_path / "f", shots=2)
+    few, alone = fit(narrow, "few-shot", tmp_path / "f", shots=2), fit(narrow, "zero-shot", tmp_path / "z")
     served = {
         "narrow": fit(narrow, "zero-shot", tmp_path / "y"),
         "few": fit(narrow, "few-shot", tmp_path / "g", shots=2),
@@ -123,9 +123,13 @@ def test_the_page_is_told_how_many_turns_go(narrow: Base, tmp_path: Path) -> Non
         # nine messages are four turns behind the system prompt and with it; more are not taken
         short, least = newest_turns(tuple(LONG), lambda asked: len(asked) <= 9)
         assert dropped(turns, max_tokens=20) == {"dropped": least}
-        both = least + fit_turns(few, short, 90)[1]
-        assert dropped(turns, models=["narrow", "few"], max_tokens=90) == {"dropped": both}
-        assert both > least
+        first, more = fit_turns(alone, short, 150)
+        _, rest = fit_turns(few, first, 150)
+        assert more > 0
+        assert rest > 0, "shots take room too"
+        for order in (["narrow", "few"], ["few", "narrow"]):
+            assert dropped(turns, models=order, max_tokens=150) == {"dropped": least + more + rest}
+        assert dropped(turns, models=["narrow"], max_tokens=150) == {"dropped": least + more}
         assert dropped(turns[-1:]) == {"dropped": 0}
         assert dropped(turns[:-1])["error"]["message"].startswith("the last message is the model's own")
         assert dropped(turns, models=["none"])["error"]["code"] == "model_not_found"

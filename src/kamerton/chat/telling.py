@@ -9,6 +9,8 @@ from kamerton.sampling import Sampling
 
 _LONGEST = 2000
 """Characters of a reasoning that are shown; /details has all of it."""
+_VOTE, _MOST_VOTES = 60, 5
+"""Characters of an answer that was voted for, and answers, that are shown."""
 
 
 def told(reply: Reply, sampling: Sampling) -> list[str]:
@@ -50,9 +52,14 @@ def _is_list(value: Any) -> bool:
 
 
 def _votes(groups: list[Any]) -> str:
-    sizes = sorted((len(group) if isinstance(group, list) else 1 for group in groups), reverse=True)
-    others = f", others got {', '.join(map(str, sizes[1:]))}" if sizes[1:] else ""
-    return f"{sizes[0]} of {sum(sizes)} votes{others}"
+    """Groups of answers that say the same: the first one's text and the group's weight, heaviest first."""
+    shown = []
+    for group in groups[:_MOST_VOTES]:
+        text, weight = group if isinstance(group, list) and len(group) == 2 else (group, 1)
+        words = " ".join(str(text).split())
+        shown.append(f"{weight:.3g} for {words if len(words) <= _VOTE else f'{words[: _VOTE - 1]}…'}")
+    more = len(groups) - len(shown)
+    return f"votes: {'; '.join(shown)}{f'; and {more} more' if more else ''}"
 
 
 def _source(one: Any) -> str:

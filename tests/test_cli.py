@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -209,7 +208,7 @@ def test_a_missing_recipe_is_said_before_anything_slow_is_imported(command: tupl
     assert "no such file" in done.stderr
 
 
-def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+def test_tune_eval(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tuned"
     status, out, err = cli("tune", recipe, "lora", "--output", folder, "--option", "rank=2", "--set", "budget.steps=12")
     assert (status, "Traceback" in err) == (0, False)
@@ -229,73 +228,6 @@ def test_tune_eval_chat(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     assert value
     assert float(value[1]) == pytest.approx(right / 16, abs=1e-4)
     assert cli("eval", folder, recipe, "--split", "validation", "--show", 0)[1].count("12 questions") == 1
-
-    long = "apple " * 600
-    lines = [
-        "", "/prompt", long, "/system Which colour?", "river red 3", "/prompt", "/set temperature=0",
-        "/set max_tokens=4", "blue", "/reset", "/prompt", "/set temperature=-1", "/set x=1", "/what", "/help", "/quit", "not read",
-    ]  # fmt: skip
-    status, out, _ = cli("chat", folder, "--max-tokens", 8, stdin="\n".join(lines))
-    assert status == 0
-    assert "method lora" in out
-    assert "<|system|>Which colour?<|end|>\n<|user|>river red 3<|end|>" in out
-    assert out.count("error: ") == 3, "too long, and two settings"
-    assert "nothing yet" in out
-    assert "no command /what" in out
-    assert "/reset          forget" in out
-    assert cli("chat", folder, stdin="")[0] == 0, "the end of the input ends the chat"
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ("temperature=0.5", None), ("top_k=none", None), ("seed = 3", None), ("max_tokens=1", None),
-        ("foo=1", "no setting 'foo'; known are: temperature, top_k, top_p, min_p, max_tokens, seed"),
-        ("n=2", "no setting 'n'; known are"), ("stop=x", "no setting 'stop'"), ("topp=1", "did you mean top_p?"),
-        ("", "nothing to set; known are"), ("temperature", "temperature is a number, and no value is given; write"),
-        ("top_k=1.5", "top_k is a whole number, or none, not '1.5'; write /set top_k=VALUE"),
-        ("max_tokens=none", "max_tokens is a whole number, not 'none'"), ("max_tokens=0", "max_tokens"),
-        ("temperature=-1", "temperature"), ("temperature=nan", "temperature"), ("top_p=hot", "top_p is a number"),
-    ],
-)  # fmt: skip
-def test_what_chat_can_set(given: str, says: str | None) -> None:
-    from kamerton.cli.chat import _set
-    from kamerton.errors import KamertonError
-    from kamerton.inference import Sampling
-
-    if says is None:
-        assert _set(Sampling(temperature=0.7, top_k=4), given) != Sampling(temperature=0.7, top_k=4)
-        return
-    with pytest.raises(KamertonError) as caught:
-        _set(Sampling(), given)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_ctrl_c_at_the_prompt_of_a_chat(cli: Cli, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once, it says how to leave; twice in a row, it leaves. Arrow keys work where there is readline."""
-    typed: list[str | type[BaseException]] = [
-        KeyboardInterrupt,
-        "/reset",
-        KeyboardInterrupt,
-        KeyboardInterrupt,
-        "/help",
-    ]
-
-    def read(_: str) -> str:
-        line = typed.pop(0)
-        if isinstance(line, str):
-            return line
-        raise line
-
-    monkeypatch.setattr("builtins.input", read)
-    monkeypatch.delitem(sys.modules, "readline", raising=False)
-    status, out, err = cli("chat", small_folder)
-    assert (status, typed) == (0, ["/help"])
-    assert out.count("Ctrl-C again, Ctrl-D or /quit leaves the chat\n") == 2
-    assert "stopped" not in err
-    if importlib.util.find_spec("readline"):
-        assert "readline" in sys.modules
 
 
 def test_tune_tells_what_a_search_tried(

@@ -23,8 +23,8 @@ from kamerton.inference.engine import safe_length
 from kamerton.inference.growing import GrowingText
 from kamerton.inference.runner import BatchedEngine, Runner, Ticket
 from kamerton.inference.turn import Turn
-from kamerton.methods.method import Adapted
-from kamerton.serving.hub import attach, is_plain
+from kamerton.methods.method import Adapted, is_plain
+from kamerton.serving.hub import attach
 from kamerton.tasks.example import Conversation, conversation
 from tiny import fit, save, save_encoder_decoder
 

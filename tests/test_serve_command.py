@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 import tiny
 from kamerton.base import load_base
+from kamerton.errors import KamertonError
 from kamerton.methods.method import Adapted
 from kamerton.together import load_together, split_name
 from served import MESSAGES, Running
@@ -75,6 +76,7 @@ def test_the_command_serves_and_stops(small_folder: Path, models: dict[str, Adap
         (["demo", "--host", "0.0.0.0"], "there is no key; give --api-key or set KAMERTON_API_KEY"),
         (["demo", "--backend", "vllm"], "wants vLLM and a GPU"),
         (["demo", "--backend", "gpu"], "no backend 'gpu'"),
+        (["demo", "--dtype", "float31"], "--dtype: 'float31' is not known here; did you mean float32?"),
         (["demo", "--api-key", "a\nb"], "the API key"),
         (["demo", "--host", "no such host", "--api-key", "k"], "cannot listen: "),
         (["nowhere/at/all", "--port", "0"], "nowhere/at/all"),
@@ -110,6 +112,10 @@ def test_targets_share_their_base(tmp_path: Path) -> None:
     if together["plain"].base.info.fingerprint == together["one"].base.info.fingerprint:
         assert sum(held.values()) < 1.3 * own
     assert together["one"].base is together["soft"].base
+    for name in ("float32", "bfloat16"):
+        assert load_together([folder], dtype=name)["base"].base.info.dtype == name
+    with pytest.raises(KamertonError, match="it was made in float32 and answers in float32; leave --dtype out"):
+        load_together([folder, tmp_path / "one"], dtype="bfloat16")
 
 
 def test_names_of_targets(tmp_path: Path) -> None:
@@ -147,4 +153,4 @@ def test_requests_made_from_the_description_never_fail_the_server(server: Runnin
         except Exception as error:
             if "Unsatisfiable" not in type(error).__name__ and "negate" not in str(error):
                 raise
-    assert seen == 10
+    assert seen == 11

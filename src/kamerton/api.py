@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +13,21 @@ from kamerton.assessment.scaling_page import Scaling
 from kamerton.assessment.scaling_settings import ScalingSettings
 from kamerton.assessment.settings import FidelitySettings
 from kamerton.assessment.write import Fidelity
-from kamerton.base import Base, load_base
+from kamerton.base import Base
 from kamerton.comparison.run import Comparison, Watcher, check_task, recipe_base
 from kamerton.comparison.run import compare as run_comparison
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
 from kamerton.inference import Sampling
-from kamerton.methods import at_its_line, get_method, load_adapted, resolve_one
+from kamerton.methods import at_its_line, get_method, resolve_one
 from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.merge import Merged
 from kamerton.methods.merge import merge as merge_weights
 from kamerton.methods.method import Adapted, Report, Run
 from kamerton.methods.prompted import within
 from kamerton.recipe import MethodSpec, Recipe, as_recipe
+from kamerton.targets import load, load_beside
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import Example, answered
 from kamerton.training import Budget
@@ -166,21 +166,6 @@ def tune(
     return adapted
 
 
-def load(target: str | Path, *, base: Base | None = None) -> Adapted:
-    """Load what can answer: a folder of `tune`, a comparison (its winner), a cell of one, or a base by its name."""
-    from kamerton.methods.zero_shot import ZeroShot, ZeroShotOptions
-
-    folder = Path(target)
-    if (folder / "kamerton.json").is_file():
-        return load_adapted(folder, base)
-    if (folder / "adapter" / "kamerton.json").is_file():
-        return load_adapted(folder / "adapter", base)
-    if (folder / "results.json").is_file():
-        return load_adapted(winner(folder), base)
-    base = base or load_base(target)
-    return ZeroShot().fit(base, _no_task(), Budget(), ZeroShotOptions(), Run(Path()))
-
-
 def merge(target: str | Path | Adapted, output: str | Path) -> Merged:
     """Merge what a method trained into the weights and save a model folder that transformers loads.
 
@@ -193,25 +178,6 @@ def merge(target: str | Path | Adapted, output: str | Path) -> Merged:
     """
 
     return merge_weights(target if isinstance(target, Adapted) else load(target), output)
-
-
-def winner(folder: str | Path) -> Path:
-    """The folder of a comparison's winner: the best method's seed with the lowest validation loss."""
-
-    folder = Path(folder)
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        verdict = results["verdict"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KamertonError(
-            f"cannot be read ({error})", where=folder / "results.json", mend="run kamerton compare again"
-        ) from None
-    best: Sequence[str] = verdict["best"] if verdict else ()
-    if not best:
-        raise KamertonError("the comparison has no winner yet", where=folder, mend="let it finish: kamerton compare")
-    # methods that share the first rank: the one that scored best
-    label = next(row["label"] for row in verdict["rows"] if row["label"] in best)
-    return Comparison(folder, results).adapter(label)
 
 
 def evaluate(
@@ -350,28 +316,6 @@ def _label(target: str | Path | Adapted, adapted: Adapted) -> str:
     return adapted.method if isinstance(target, Adapted) else Path(target).name or str(target)
 
 
-def load_beside(target: str | Path, base: Base) -> Adapted:
-    """As `load`, on a base that is in memory already where it is the same one."""
-    return load(target, base=known_base(target, [base]))
-
-
-def known_base(target: str | Path, bases: Sequence[Base]) -> Base | None:
-    """Of bases in memory the one that a target was made for, or is."""
-    folder = Path(target)
-    if (folder / "results.json").is_file() and not (folder / "kamerton.json").is_file():
-        folder = winner(folder)
-    for saved in (folder, folder / "adapter"):
-        if (saved / "kamerton.json").is_file():
-            try:
-                about = json.loads((saved / "kamerton.json").read_text(encoding="utf-8"))
-                prints = (about["base_fingerprint"], about["renderer_fingerprint"])
-            except (OSError, ValueError, KeyError, TypeError):
-                return None  # loading says what is wrong with it
-            return next((b for b in bases if (b.info.fingerprint, b.renderer.fingerprint) == prints), None)
-    # in the data type that it has, whatever the default is
-    return next((b for b in bases if str(target) in (b.info.name, b.info.source)), None)
-
-
 def pick_method(recipe: Recipe, method: str | None) -> MethodSpec:
     """A method by its label or name in the recipe, or any method; None: the recipe's only one."""
     if method is None:
@@ -384,7 +328,3 @@ def pick_method(recipe: Recipe, method: str | None) -> MethodSpec:
             return spec
     get_method(method)
     return MethodSpec(name=method, options={}, label=method, path=("methods",))
-
-
-def _no_task() -> Task:
-    return Task("none", (), (), (), ())

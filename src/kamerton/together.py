@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kamerton.api import known_base, load
 from kamerton.base import Base
+from kamerton.base.load import DtypeName
 from kamerton.errors import KamertonError
 from kamerton.methods.method import Adapted
+from kamerton.targets import known_base, load
 
 
 def load_together(
-    targets: Sequence[str | Path], *, report: Callable[[str], None] = lambda _: None
+    targets: Sequence[str | Path], *, report: Callable[[str], None] = lambda _: None, dtype: DtypeName = "auto"
 ) -> dict[str, Adapted]:  # fmt: skip
     """Load several targets; methods over the same base share its weights.
 
@@ -20,6 +21,7 @@ def load_together(
         targets: what `load` takes, each alone or as `NAME=TARGET`; without a name a target is called by the last part
             of its path.
         report: told what is being loaded.
+        dtype: data type of bases, as in `load`.
 
     Returns:
         The models by name, in the order given.
@@ -39,7 +41,7 @@ def load_together(
     models: dict[str, Adapted] = {}
     for name, place in named.items():
         report(f"loading {name}")
-        adapted = load(place, base=known_base(place, bases))
+        adapted = load(place, base=known_base(place, bases), dtype=dtype)
         shared = next((base for base in bases if base.info.fingerprint == adapted.base.info.fingerprint), None)
         if shared is None:
             shared = adapted.base

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+if TYPE_CHECKING:
+    from kamerton.base.load import DtypeName
+
+DtypeOption = Annotated[
+    str, typer.Option(help="Data type of bases: auto, float32, bfloat16 or float16; tuned folders have their own.")
+]
+"""`--dtype` of commands that load targets."""
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:
@@ -29,6 +39,22 @@ def read_options(given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def dtype_name(given: str) -> DtypeName:
+    """The value of `--dtype`.
+
+    Raises:
+        KamertonError: there is no such data type.
+    """
+    from kamerton.base.load import DtypeName
+    from kamerton.errors import KamertonError
+    from kamerton.recipe_errors import closest
+
+    known = get_args(DtypeName)
+    if given not in known:
+        raise KamertonError(f"{given!r} is not known here", where="--dtype", mend=closest(given, known))
+    return cast("DtypeName", given)
+
+
 def tried(search: list[dict[str, Any]]) -> list[str]:
     """What a search tried, a line each: its settings, and what came of them."""
     from kamerton.methods.search import shown
@@ -50,7 +76,7 @@ def say(text: str) -> None:
     """One line on standard output, as it is."""
     from rich.console import Console
 
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    Console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def picked(given: Mapping[str, Any], *names: str) -> dict[str, Any]:

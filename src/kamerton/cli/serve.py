@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kamerton.cli.options import say
+from kamerton.cli.options import DtypeOption, dtype_name, say
 
 KEY = "KAMERTON_API_KEY"
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         epilog="Examples:\n\nkamerton serve demo\n\nkamerton serve demo dates=runs/dates-lora --port 8080\n\n"
-        "kamerton serve demo runs/dates --feedback judged.sqlite\n\n"
+        "kamerton serve demo runs/dates --feedback judged.sqlite\n\nkamerton serve demo --dtype float32\n\n"
         "KAMERTON_API_KEY=… kamerton serve runs/dates --host 0.0.0.0\n\n"
         "Then: OpenAI(base_url='http://127.0.0.1:8000/v1', api_key='none')"
     )
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option(dir_okay=False, help="SQLite file for judgements on the page; default: none are asked for."),
         ] = None,
+        dtype: DtypeOption = "auto",
         backend: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
         rows: Annotated[int, typer.Option(min=1, help="Answers that are decoded at once, for each model.")] = 64,
         batch_tokens: Annotated[
@@ -59,6 +60,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Serve models over HTTP, as OpenAI's API does."""
         _check(host, api_key, backend)
+        kind = dtype_name(dtype)
         from kamerton.serving.server import address, check_extra, listen
 
         check_extra("prometheus_client")
@@ -75,7 +77,7 @@ def register(app: typer.Typer) -> None:
         try:
             store = FeedbackStore(feedback) if feedback else None
             with Console().status("loading") as status:
-                models = load_together(targets, report=lambda text: status.update(text))
+                models = load_together(targets, report=lambda text: status.update(text), dtype=kind)
             limits = Limits(
                 body=max_body, messages=max_messages, prompts=max_prompts, answer=max_tokens, n=max_n,
                 requests=max_requests, rows=rows, tokens=batch_tokens, seconds=timeout, grace=grace,

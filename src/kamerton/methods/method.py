@@ -200,6 +200,10 @@ class Adapted:
         """Tokens that the model reads for a conversation, shots and soft tokens included."""
         return self.engine.prompt_tokens(self.prepare(conversation))
 
+    def shown(self, conversation: Conversation) -> int:  # noqa: ARG002
+        """Shots and passages that the method puts into the prompt; there are fewer where a conversation is long."""
+        return 0
+
     def save(self, folder: Path) -> None:
         """Write everything that `kamerton.methods.load_adapted` needs: `kamerton.json` and the trained weights."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -286,8 +290,21 @@ class Wrapped(Adapted):
     def framed(self, conversation: Conversation) -> Conversation:
         return self.inner.framed(self.own(conversation) if self.frames else conversation)
 
+    def shown(self, conversation: Conversation) -> int:
+        asked = self.own(conversation)
+        # a shot is a question and its answer, and nothing else adds answers
+        shots = sum(m.role == "assistant" for m in asked) - sum(m.role == "assistant" for m in conversation)
+        return shots + self.inner.shown(asked)
+
     def _save_weights(self, folder: Path) -> None:
         self.inner.save(folder / "over")
+
+
+def is_plain(adapted: Adapted) -> bool:
+    """Whether a model's answers are what is decoded behind one prompt, nothing more: they can be shown as they grow."""
+    if isinstance(adapted, Wrapped) and type(adapted).generate is Wrapped.generate:
+        return is_plain(adapted.inner)
+    return type(adapted).generate is Adapted.generate
 
 
 class Method(Protocol):

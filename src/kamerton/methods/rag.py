@@ -333,6 +333,9 @@ class Answering(Adapted):
         """Tokens of all prompts that an answer is summed over."""
         return self._read(self.prompts([conversation])[0])
 
+    def shown(self, conversation: Conversation) -> int:
+        return sum(len(hits) for _, hits, _ in self.prompts([conversation])[0])
+
     def _read(self, group: Sequence[Prompt]) -> int:
         front = self.engine.model.soft_tokens
         return sum(len(self.renderer.prompt(asked)) + front for asked, _, _ in group)

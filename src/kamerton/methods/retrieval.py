@@ -113,6 +113,10 @@ class Retrieving(Wrapped):
         self._sampling = sampling
         return _with_sources(self.inner.choose(asked, choices, sampling, progress=progress), sources, sampling.n)
 
+    def shown(self, conversation: Conversation) -> int:
+        asked, hits = self.asker.put(conversation)
+        return len(hits) + self.inner.shown(asked)
+
     def findings(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Finding]:
         index, asked = self.asker.index, questions(examples)
         found = {str(how): index.search_all(asked, DEPTHS[-1], how) for how in HOWS}

@@ -15,8 +15,8 @@ from kamerton.serving.guard import brings_key, fits, hostname
 from kamerton.serving.hub import Hub
 
 OPEN = (
-    "/healthz", "/", "/static/page.css", "/static/chat.css", "/static/theme.js", "/static/chat.js",
-    "/static/chat-wire.js",
+    "/healthz", "/", "/static/page.css", "/static/chat.css", "/static/theme.js", "/static/page.js",
+    "/static/chat.js", "/static/chat-wire.js",
 )  # fmt: skip
 """Addresses that need no key: what watches over the server asks there, and the page's files, which ask for the key."""
 

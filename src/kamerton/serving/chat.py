@@ -60,6 +60,15 @@ def conversation_of(turns: Sequence[Turn], hub: Hub) -> Conversation:
             400, f"{len(turns)} messages, this server takes {hub.limits.messages}", param="messages",
             code="too_many_messages",
         )  # fmt: skip
+    return messages_of(turns)
+
+
+def messages_of(turns: Sequence[Turn]) -> Conversation:
+    """The same for as many messages as there are.
+
+    Raises:
+        ApiError: 400, the last one is the model's own.
+    """
     if turns[-1].role == "assistant":
         raise ApiError(400, "the last message is the model's own; end with the user's", param="messages")
     return tuple(Message("system" if m.role == "developer" else m.role, m.words) for m in turns)

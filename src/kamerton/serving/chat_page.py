@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -18,7 +20,8 @@ from starlette.responses import Response
 from kamerton.feedback.records import Candidate
 from kamerton.feedback.store import FeedbackStore
 from kamerton.inference.runner import Ticket
-from kamerton.serving.chat import conversation_of
+from kamerton.methods.history import answer_room, fit_turns
+from kamerton.serving.chat import conversation_of, messages_of
 from kamerton.serving.delivery import watched
 from kamerton.serving.errors import ApiError, json_response
 from kamerton.serving.guard import HEADERS, own_page
@@ -26,9 +29,10 @@ from kamerton.serving.hub import Hub, Served
 from kamerton.serving.pages import add_static, read_static
 from kamerton.serving.schema import Name, Seed, Strict, Text, Turn
 from kamerton.tasks.example import Conversation
+from kamerton.tasks.newest import newest_turns
 
 router = APIRouter()
-add_static(router, read_static("page.css", "chat.css", "theme.js", "chat.js", "chat-wire.js"), {}, HEADERS)
+add_static(router, read_static("page.css", "chat.css", "theme.js", "page.js", "chat.js", "chat-wire.js"), {}, HEADERS)
 add_static(router, read_static("chat.html"), {"/": "chat.html"}, HEADERS)
 
 
@@ -43,6 +47,14 @@ class PromptRequest(Strict):
 
     model: Name
     messages: Annotated[list[Turn], Field(min_length=1)]
+
+
+class FitRequest(Strict):
+    """A conversation that one or two models are to answer."""
+
+    models: Annotated[list[Name], Field(min_length=1, max_length=2)]
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class Settings(Strict):
@@ -91,7 +103,7 @@ async def prompt(body: PromptRequest, request: Request) -> Response:
 
 
 async def _seen(hub: Hub, served: Served, conversation: Conversation) -> dict[str, Any]:
-    ticket, renderer = Ticket(), served.adapted.renderer
+    renderer = served.adapted.renderer
 
     def work() -> dict[str, Any]:
         asked = served.adapted.prepare(conversation)
@@ -101,7 +113,34 @@ async def _seen(hub: Hub, served: Served, conversation: Conversation) -> dict[st
             "soft_tokens": served.engine.model.soft_tokens, "passes": "one" if served.plain else "several",
         }  # fmt: skip
 
-    def alone() -> dict[str, Any]:
+    found: dict[str, Any] = await _computed(hub, served, work)
+    return found
+
+
+@router.post("/page/fit", response_model=None, dependencies=[Depends(_ours)])
+async def fit(body: FitRequest, request: Request) -> Response:
+    """How many of the oldest turns a conversation has to lose until all these models can answer it."""
+    hub: Hub = request.app.state.hub
+    served, conversation = [hub.model(name) for name in body.models], messages_of(body.messages)
+    with hub.place():
+        return json_response({"dropped": await watched(hub, request, _dropped(hub, served, conversation, body))})
+
+
+async def _dropped(hub: Hub, models: Sequence[Served], conversation: Conversation, body: FitRequest) -> int:
+    conversation, dropped = newest_turns(conversation, lambda asked: len(asked) <= hub.limits.messages)
+    for served in models:
+        room = answer_room(served.adapted, hub.limits.answer) if body.max_tokens is None else body.max_tokens
+        work = partial(fit_turns, served.adapted, conversation, room)
+        conversation, more = await _computed(hub, served, work)
+        dropped += more
+    return dropped
+
+
+async def _computed(hub: Hub, served: Served, work: Callable[[], Any]) -> Any:
+    """What is computed with a model, in its turn."""
+    ticket = Ticket()
+
+    def alone() -> Any:
         with hub.runner.under(ticket), hub.runner.turn:
             return work()
 

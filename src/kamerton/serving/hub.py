@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kamerton.inference.runner import BatchedEngine, Runner
-from kamerton.methods.method import Adapted, Wrapped
+from kamerton.methods.method import Adapted, Wrapped, is_plain
 from kamerton.serving.errors import ApiError
 from kamerton.serving.measures import Measures
 from kamerton.serving.settings import Settings
@@ -42,13 +42,6 @@ class Served:
     def conversations_only(self) -> bool:
         """Whether a text without a conversation cannot be given to it."""
         return isinstance(self.adapted, Wrapped) or self.engine.batch is None or not self.plain
-
-
-def is_plain(adapted: Adapted) -> bool:
-    """Whether a model's answers are what is decoded behind one prompt, nothing more."""
-    if isinstance(adapted, Wrapped) and type(adapted).generate is Wrapped.generate:
-        return is_plain(adapted.inner)
-    return type(adapted).generate is Adapted.generate
 
 
 def attach(adapted: Adapted, engine: BatchedEngine) -> None:

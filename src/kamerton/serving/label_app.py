@@ -57,7 +57,7 @@ def label_app(store: FeedbackStore, kind: Kind, sampler: Sampler | None = None) 
     """
     app = FastAPI(title="Kamerton label", docs_url=None, redoc_url=None, openapi_url=None)
     add_errors(app)
-    add_static(app, read_static("page.css", "label.css", "label.js", "theme.js", "results.css"), {})
+    add_static(app, read_static("page.css", "page.js", "label.css", "label.js", "theme.js", "results.css"), {})
     add_static(app, read_static("label.html"), {"/": "label.html"})
     computed = _Kept(lambda: results_of(store))
 

@@ -36,7 +36,7 @@ async function request(path, body, signal) {
 }
 
 export const get = async (path) => (await request(path)).json();
-export const post = async (path, body) => (await request(path, body)).json();
+export const post = async (path, body, signal) => (await request(path, body, signal)).json();
 
 // Events of a stream, until [DONE]. A stream that breaks off before it is an error.
 export async function* events(path, body, signal) {

@@ -1,21 +1,15 @@
 // The chat page. Texts of models and users are put in by textContent alone. In side by side both models are asked the same
 // conversation, so that what is said of their answers can be trained on; it goes on with the better answer, or the left one.
+// The oldest turns that no longer fit both are not sent; the server counts them, and the page says where that begins.
 import { Refused, answer, clean, get, post, setKey } from "./chat-wire.js";
+import { $, make, say } from "./page.js";
 
-const $ = (id) => document.getElementById(id);
 const FIELDS = ["system", "temperature", "top_p", "max_tokens", "seed", "labeller", "message"];
 const SAVED = "kamerton-chat";
-let turns = []; // each: {text, system, went, better, answers: [{model, text, …}]}
+let turns = []; // each: {text, system, dropped, went, better, answers: [{model, text, …}]}
 let models = [], both = false, feedback = false, running = null;
 
 // -- elements
-
-function make(tag, text, className) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
 
 function button(text, act, className, pressed) {
   const made = make("button", text, className);
@@ -32,11 +26,6 @@ function thumbSign() {
   const path = made.appendChild(document.createElementNS(name, "path"));
   path.setAttribute("d", "M2 9h3v9H2zM7.5 18V9l3.6-7c1.6 0 2.4 1 2.1 2.5L12.6 8H17c1 0 1.7.9 1.5 1.9l-1.4 6.5c-.2 1-1 1.6-2 1.6z");
   return made;
-}
-
-function say(text, alert = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("alert", alert);
 }
 
 // -- what is kept in this browser
@@ -65,17 +54,27 @@ function wentWith(turn) {
   return Math.max(0, turn.answers.findIndex((one) => one.text));
 }
 
-function conversation(until, system, text) {
+// Turns without an answer are not part of the conversation.
+const spoken = (until) => turns.slice(0, until).filter((turn) => turn.answers[wentWith(turn)].text);
+
+function conversation(until, system, text, dropped = 0) {
   const messages = system ? [{ role: "system", content: system }] : [];
-  for (const turn of turns.slice(0, until)) {
-    const said = turn.answers[wentWith(turn)].text;
-    if (said) messages.push({ role: "user", content: turn.text }, { role: "assistant", content: said });
+  for (const turn of spoken(until).slice(dropped)) {
+    messages.push({ role: "user", content: turn.text }, { role: "assistant", content: turn.answers[wentWith(turn)].text });
   }
   messages.push({ role: "user", content: text });
   return messages;
 }
 
-const asked = (at) => conversation(at, turns[at].system, turns[at].text);
+const asked = (at) => conversation(at, turns[at].system, turns[at].text, turns[at].dropped);
+
+// How many of the oldest turns have to go before the models can answer.
+async function tooMany(models, messages, settings, signal) {
+  if (messages.filter((one) => one.role === "user").length < 2) return 0;
+  const wanted = { models: [...new Set(models)], messages };
+  if (settings.max_tokens) wanted.max_tokens = settings.max_tokens;
+  return (await post("/page/fit", wanted, signal)).dropped;
+}
 
 function sampling() {
   if (!$("settings-form").checkValidity()) {
@@ -101,8 +100,15 @@ async function ask(text, at = turns.length) {
   enable();
   say("Answering …");
   scrollTo(0, document.body.scrollHeight);
+  const seen = new Array(answers.length).fill(0), stop = running.signal;
+  let fitting = null;
+  try {
+    turns[at].dropped = await tooMany(chosen(), asked(at), settings, stop);
+    if (turns[at].dropped) follow(draw);
+  } catch (error) {
+    fitting = error;
+  }
   const messages = asked(at);
-  const seen = new Array(answers.length).fill(0);
   await Promise.all(answers.map(async (one, i) => {
     const article = $("turns").lastElementChild.querySelectorAll(".answer")[i];
     const grown = () => {
@@ -110,7 +116,8 @@ async function ask(text, at = turns.length) {
       if (answers.length === 1) seen[i] = speak(one.text, seen[i], false);
     };
     try {
-      await answer({ model: one.model, messages, ...settings }, one, running.signal, grown);
+      if (fitting) throw fitting;
+      await answer({ model: one.model, messages, ...settings }, one, stop, grown);
     } catch (error) {
       if (error.name === "AbortError") one.finish = "stopped";
       else one.error = error.message;
@@ -124,7 +131,7 @@ async function ask(text, at = turns.length) {
   save();
   follow(draw);
   enable();
-  say(answers.some((one) => one.error) ? "" : stopped ? "Stopped." : "");
+  say(stopped && !answers.some((one) => one.error) ? "Stopped." : "");
   $("message").focus({ preventScroll: true });
 }
 
@@ -204,8 +211,16 @@ function drawAnswer(turn, at, i) {
   return article;
 }
 
+// The number of the turn with which the last question's conversation begins.
+function firstKept(dropped) {
+  const sent = [...spoken(turns.length - 1), turns[turns.length - 1]];
+  return turns.indexOf(sent[dropped]);
+}
+
 function drawTurn(turn, at) {
   const li = make("li");
+  const dropped = turns.length ? turns[turns.length - 1].dropped : 0;
+  if (dropped && firstKept(dropped) === at) li.append(make("p", "What is above no longer fits the model's context and is not sent any more.", "dropped"));
   const asking = make("div", turn.text, "asked");
   asking.setAttribute("role", "group");
   asking.setAttribute("aria-label", "You");
@@ -275,9 +290,16 @@ async function judge(pressed, at, which, kind, scores) {
 async function showPrompt() {
   const draft = clean($("message").value), last = turns.length - 1;
   if (!draft.trim() && last < 0) { say("Write a message first: the prompt is shown with it."); return; }
-  const messages = draft.trim() ? conversation(turns.length, clean($("system").value), draft) : asked(last);
+  const settings = sampling();
+  if (settings === null) return;
   $("prompts").replaceChildren(make("p", "…", "quiet"));
   $("prompt").showModal();
+  let messages = draft.trim() ? conversation(turns.length, clean($("system").value), draft) : asked(last);
+  if (draft.trim()) {
+    // what is wrong here is said below by each model
+    const dropped = await tooMany(chosen(), messages, settings).catch(() => 0);
+    messages = conversation(turns.length, clean($("system").value), draft, dropped);
+  }
   const drawn = await Promise.all([...new Set(chosen())].map(async (model) => {
     const part = make("section");
     try {

@@ -1,0 +1,107 @@
+"""Targets, what can answer: a tuned folder, a comparison (its winner), a cell of one, or a base by its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kamerton.base import Base, load_base
+from kamerton.base.load import DtypeName
+from kamerton.comparison.run import Comparison
+from kamerton.errors import KamertonError
+from kamerton.methods import load_adapted
+from kamerton.methods.method import Adapted, Run
+from kamerton.methods.zero_shot import ZeroShot, ZeroShotOptions
+from kamerton.tasks import Task
+from kamerton.training import Budget
+
+NO_TASK = Task("none", (), (), (), ())
+"""What an untouched base is asked beside any task."""
+
+
+def load(target: str | Path, *, base: Base | None = None, dtype: DtypeName = "auto") -> Adapted:
+    """Load what can answer: a folder of `tune`, a comparison (its winner), a cell of one, or a base by its name.
+
+    Args:
+        target: the folder or name.
+        base: its base, where that is loaded already.
+        dtype: of a base that is loaded; a tuned folder has the data type that it was made in.
+
+    Raises:
+        KamertonError: it cannot be loaded, or was made in another data type than `dtype` asks for.
+    """
+    folder = _saved(target)
+    if folder is not None:
+        _check_dtype(folder, dtype)
+        return load_adapted(folder, base)
+    base = base or load_base(target, dtype=dtype)
+    return ZeroShot().fit(base, NO_TASK, Budget(), ZeroShotOptions(), Run(Path()))
+
+
+def _saved(target: str | Path) -> Path | None:
+    """The folder that `Adapted.save` wrote, for a target that is or holds one; None for a base."""
+    folder = Path(target)
+    if (folder / "kamerton.json").is_file():
+        return folder
+    if (folder / "adapter" / "kamerton.json").is_file():
+        return folder / "adapter"
+    return winner(folder) if (folder / "results.json").is_file() else None
+
+
+def _check_dtype(folder: Path, dtype: str) -> None:
+    if dtype == "auto":
+        return
+    about = _about(folder)
+    made = about["base"].get("dtype") if about else dtype  # what cannot be read is said by loading
+    if made != dtype:
+        raise KamertonError(
+            f"it was made in {made} and answers in {made}", where=folder, mend="leave --dtype out: it is for bases"
+        )
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    """What is saved in a folder; None where it is not what `Adapted.save` writes."""
+    try:
+        about: dict[str, Any] = json.loads((folder / "kamerton.json").read_text(encoding="utf-8"))
+        about["base_fingerprint"], about["renderer_fingerprint"], about["base"]["dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return about
+
+
+def winner(folder: str | Path) -> Path:
+    """The folder of a comparison's winner: the best method's seed with the lowest validation loss."""
+    folder = Path(folder)
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        verdict = results["verdict"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KamertonError(
+            f"cannot be read ({error})", where=folder / "results.json", mend="run kamerton compare again"
+        ) from None
+    best: Sequence[str] = verdict["best"] if verdict else ()
+    if not best:
+        raise KamertonError("the comparison has no winner yet", where=folder, mend="let it finish: kamerton compare")
+    # methods that share the first rank: the one that scored best
+    label = next(row["label"] for row in verdict["rows"] if row["label"] in best)
+    return Comparison(folder, results).adapter(label)
+
+
+def load_beside(target: str | Path, base: Base) -> Adapted:
+    """As `load`, on a base that is in memory already where it is the same one."""
+    return load(target, base=known_base(target, [base]))
+
+
+def known_base(target: str | Path, bases: Sequence[Base]) -> Base | None:
+    """Of bases in memory the one that a target was made for, or is."""
+    folder = _saved(target)
+    if folder is not None:
+        about = _about(folder)
+        if about is None:
+            return None  # loading says what is wrong with it
+        prints = (about["base_fingerprint"], about["renderer_fingerprint"])
+        return next((b for b in bases if (b.info.fingerprint, b.renderer.fingerprint) == prints), None)
+    # in the data type that it has, whatever the default is
+    return next((b for b in bases if str(target) in (b.info.name, b.info.source)), None)

@@ -42,7 +42,7 @@ def run_cell(
     gc.collect()
     can_reset = reset_peak(base.model.device)
     torch.manual_seed(cell.seed)
-    run = Run(folder / "fit", cell.seed, report, max_batch_tokens)
+    run = Run(folder / "fit", cell.seed, report, max_batch_tokens, starts=store.start_folder(cell))
     started = time.perf_counter()
     adapted = method.fit(base, task, budget, options, run)
     fitted = time.perf_counter()
@@ -122,7 +122,7 @@ def scout_cell(
     if store.finished(cell):
         adapted = load_adapted(folder / "adapter", base)
     else:
-        run = Run(folder / "fit", cell.seed, report, max_batch_tokens, until=share)
+        run = Run(folder / "fit", cell.seed, report, max_batch_tokens, until=share, starts=store.start_folder(cell))
         method = get_method(cell.method)
         adapted = method.fit(base, task, budget, parse_options(method, cell.options), run)
     model, started = adapted.engine.model, time.perf_counter()

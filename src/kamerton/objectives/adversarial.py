@@ -321,7 +321,7 @@ class Adversarial:
         if seen:
             self._see(batch, seen)
         c = self.judges.control
-        for name, x in (("auc", c.held_out), ("trained_auc", c.trained), ("trust", c.trust)):
+        for name, x in (("auc", c.held_out), ("trained_auc", c.trained), ("trust", c.trust), ("scale", c.scale)):
             sums[name] = x * batch.count
         return Loss(total, sums)
 

@@ -513,9 +513,10 @@ def test_the_ratio_is_in_the_order_of_the_answers_whatever_a_pass_holds(small_ba
         for p in tuned.module.parameters():
             if p.requires_grad:
                 p += 0.3
-    at_once = objective._ratio(tuned.model, rows)
-    alone = torch.cat([objective._ratio(tuned.model, [row]) for row in rows])
+    owners = [0, 1, 0, 2, 1, 2]
+    at_once = objective._ratio(tuned.model, rows, owners)
+    alone = torch.cat([objective._ratio(tuned.model, [row], [0]) for row in rows])
     objective.max_tokens = max(len(r.tokens) for r in rows) + 1  # one row a pass, or two short ones
     torch.testing.assert_close(at_once, alone, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(objective._ratio(tuned.model, rows), alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(objective._ratio(tuned.model, rows, owners), alone, atol=1e-4, rtol=1e-4)
     assert alone.abs().max() > 0.01

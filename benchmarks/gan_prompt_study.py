@@ -1,8 +1,8 @@
 """The study on generative adversarial prompt tuning: the recipes of `examples/gan_prompt/`, by number of examples.
 
 Each recipe is compared with each number of training examples (`kamerton compare`, so what is finished is not run
-again). Then `gan-prompt` is set against each of the other models of `--against` on the frontier of quality and
-diversity (`kamerton eval --fidelity`), seed by seed. The tables go to `study.md`: scores, paired differences, and gains
+again). Then each model of `--ours` is set against each of `--against` on the frontier of quality and diversity, seed by
+seed, as `kamerton eval --fidelity` does it. The tables go to `study.md`: scores, paired differences, and gains
 at equal diversity, with Holm's correction over all tests of a table.
 
 Run: `python benchmarks/gan_prompt_study.py --data FOLDER` (FOLDER holds e2e, snips, banking77). The whole takes days on
@@ -12,8 +12,10 @@ two processor cores; `--tasks dates --examples 64 --seeds 2 --methods gan-prompt
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,23 @@ import numpy as np
 from scipy import stats
 
 import kamerton as kt
-from kamerton.assessment.settings import FidelitySettings
+from kamerton.assessment.samples import Samples, draw, sample_figures
+from kamerton.base import Base
+from kamerton.evaluation.diversity import words
+from kamerton.evaluation.frontier import Point, compare_frontiers
 from kamerton.evaluation.statistics import holm
-from kamerton.recipe import load_recipe
+from kamerton.files import write_json
+from kamerton.inference import Sampling
+from kamerton.methods import load_adapted
+from kamerton.recipe import Recipe, load_recipe
+from kamerton.tasks import Task, load_task
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "gan_prompt"
 OURS = "gan-prompt"
+ARRAYS = ("tokens", "ended", "nats")
 
 
-def compared(name: str, examples: int, args: argparse.Namespace) -> tuple[Any, Path]:
+def compared(name: str, examples: int, args: argparse.Namespace) -> tuple[Recipe, Path]:
     """One comparison of the study: its recipe, and its folder."""
     data = args.data / name.replace("ablation", "e2e") if args.data and name != "dates" else None
     folder = args.output / f"{name}-{examples}"
@@ -43,20 +53,47 @@ def compared(name: str, examples: int, args: argparse.Namespace) -> tuple[Any, P
     return recipe, folder
 
 
-def frontiers(recipe: Any, folder: Path, args: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    """`gan-prompt` against others at equal diversity, for each seed; what was measured before is read."""
-    for other in args.against:
-        for seed in range(args.seeds):
-            pair = [folder / "cells" / label / f"seed-{seed}" for label in (OURS, other)]
-            out = folder / "frontier" / f"{other}-{seed}"
-            if not all((cell / "adapter").is_dir() for cell in pair):
-                continue
-            if not (out / "fidelity.json").is_file():
-                settings = FidelitySettings(temperatures=tuple(args.temperatures), samples=args.samples, phrasings=0)
-                kt.fidelity(pair[0], recipe, against=pair[1], output=out, settings=settings)
-            found = json.loads((out / "fidelity.json").read_text())["frontier"]
-            if found["gain"] and found["gain"]["value"] is not None:
-                yield {"against": other, "seed": seed, **found["gain"]}
+def sampled(cell: Path, task: Task, base: Base, args: argparse.Namespace) -> list[Samples]:
+    """Answers of one cell's model to the test questions at each temperature; what was sampled before is read."""
+    file = cell / "frontier.json"
+    asked = {"temperatures": args.temperatures, "n": args.samples, "task": task.fingerprint}
+    if file.is_file() and (kept := json.loads(file.read_text()))["asked"] == asked:
+        return [Samples(**{k: np.array(v) if k in ARRAYS else v for k, v in one.items()}) for one in kept["samples"]]
+    print(f"  sampling {cell}", flush=True)
+    model, plan = (
+        load_adapted(cell / "adapter", base),
+        Sampling(max_tokens=task.max_answer_tokens, n=args.samples, seed=1),
+    )
+    out = [draw(model, task.test, t, plan) for t in args.temperatures]
+    plain = [{k: v.tolist() if k in ARRAYS else v for k, v in asdict(one).items()} for one in out]
+    write_json(file, {"asked": asked, "samples": plain})
+    return out
+
+
+def frontiers(recipe: Recipe, folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """`gan-prompt` and others against each model of `--against` at equal diversity, for each seed."""
+    task, split = load_task(recipe.task), words()
+    labels = [m.label for m in recipe.methods if m.label in {*args.ours, *args.against}]
+    base = kt.load_base(recipe.base.model)
+
+    def points(label: str, seed: int) -> list[Point] | None:
+        cell = folder / "cells" / label / f"seed-{seed}"
+        if not (cell / "adapter").is_dir():
+            return None
+        name, out = task.metrics[0], []
+        for samples in sampled(cell, task, base, args):
+            figures = sample_figures(samples, task.test, [name], base.renderer, split)
+            out.append(Point(samples.temperature, figures[name], figures["self_bleu"]))
+        return out
+
+    for seed in recipe.seeds:
+        curves = {label: points(label, seed) for label in labels}
+        for ours, other in itertools.product(args.ours, args.against):
+            mine, theirs = curves.get(ours), curves.get(other)
+            if mine and theirs and ours != other:
+                gain = compare_frontiers(mine, theirs, seed=seed)
+                if gain.value is not None:
+                    yield {"ours": ours, "against": other, "seed": seed, "value": gain.value, "shared": gain.shared}
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
@@ -102,15 +139,16 @@ def gains_table(gains: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]
     """Gains at equal diversity, means over seeds."""
     rows = []
     for key, found in gains.items():
-        for other in dict.fromkeys(g["against"] for g in found):
-            values = [g["value"] for g in found if g["against"] == other]
-            rows.append((*key, other, len(values), *mean_interval(values)))
+        for ours, other in dict.fromkeys((g["ours"], g["against"]) for g in found):
+            values = [g["value"] for g in found if (g["ours"], g["against"]) == (ours, other)]
+            rows.append((*key, ours, other, len(values), *mean_interval(values)))
     known = [row[-1] for row in rows if row[-1] == row[-1]]
     corrected = iter(holm(known) if known else [])
-    out = ["| task, examples | against | seeds | gain at equal diversity | 95% interval | p, Holm |", "|---" * 6 + "|"]
-    for name, examples, other, seeds, value, low, high, p in rows:
+    out = ["| task, examples | model | against | seeds | gain at equal diversity | 95% interval | p, Holm |"]
+    out.append("|---" * 7 + "|")
+    for name, examples, ours, other, seeds, value, low, high, p in rows:
         text = f"{low:+.3f} to {high:+.3f} | {next(corrected):.3f}" if p == p else "– | –"
-        out.append(f"| {name}, {examples} | {other} | {seeds} | {value:+.3f} | {text} |")
+        out.append(f"| {name}, {examples} | {ours} | {other} | {seeds} | {value:+.3f} | {text} |")
     return out
 
 
@@ -121,6 +159,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, nargs="*", default=[64, 256, 1024])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", help="labels; default: all of the recipe")
+    parser.add_argument(
+        "--ours", nargs="*", default=[OURS, "gan-prompt-rollouts"], help="set against each of --against"
+    )
     parser.add_argument("--against", nargs="*", default=["supervised-control", "prompt-tuning"])
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.3, 0.5, 0.7, 1.0, 1.3])
     parser.add_argument("--samples", type=int, default=4)

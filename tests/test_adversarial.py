@@ -255,6 +255,38 @@ def test_a_judge_never_learns_from_the_half_that_it_judges() -> None:
     assert (ends[0] == ends[1]).all()
 
 
+@pytest.mark.parametrize("too_sure", [0.5, 1.0, 2.0, 5.0])
+def test_scores_are_brought_to_the_odds_that_they_are_taken_for(too_sure: float) -> None:
+    """A judge whose scores are a multiple of the true log-odds is divided by it; one of pure noise is not heard."""
+    generator = torch.Generator().manual_seed(3)
+    judges = CrossFitted([judge(rank=1) for _ in range(2)])
+    with torch.no_grad():
+        for one in judges.judges:  # d(c, v) = the first number of the features, times that of the token
+            one.context.weight.zero_()
+            one.context.weight[0, 0] = too_sure
+            one.token.weight.zero_()
+            one.token.weight[0, 0] = 1.0
+    value = float(judges.judges[0].embedding[1, 0])
+    odds = torch.randn(40_000, generator=generator)
+    real = torch.rand(40_000, generator=generator) < odds.sigmoid()
+    features = torch.zeros(40_000, judges.judges[0].context.in_features)
+    features[:, 0] = odds / value
+
+    def tokens(which: Tensor) -> Tokens:
+        count = int(which.sum())
+        return Tokens(
+            features[which], torch.ones(count, dtype=torch.long), torch.arange(count) % 2, torch.arange(count),
+            torch.zeros(count),
+        )  # fmt: skip
+
+    judges.watch(Pairs(tokens(real), tokens(~real)))
+    assert judges.control.scale == pytest.approx(min(1.0, 1 / too_sure), abs=0.05)
+    at_random = torch.rand(40_000, generator=generator) < 0.5
+    noise = CrossFitted(judges.judges)
+    noise.watch(Pairs(tokens(at_random), tokens(~at_random)))
+    assert noise.control.scale <= 0.025
+
+
 def test_the_controller_keeps_the_band() -> None:
     weak, strong = Control(held_out=0.5), Control(held_out=0.95)
     for _ in range(40):
@@ -481,9 +513,10 @@ def test_the_ratio_is_in_the_order_of_the_answers_whatever_a_pass_holds(small_ba
         for p in tuned.module.parameters():
             if p.requires_grad:
                 p += 0.3
-    at_once = objective._ratio(tuned.model, rows)
-    alone = torch.cat([objective._ratio(tuned.model, [row]) for row in rows])
+    owners = [0, 1, 0, 2, 1, 2]
+    at_once = objective._ratio(tuned.model, rows, owners)
+    alone = torch.cat([objective._ratio(tuned.model, [row], [0]) for row in rows])
     objective.max_tokens = max(len(r.tokens) for r in rows) + 1  # one row a pass, or two short ones
     torch.testing.assert_close(at_once, alone, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(objective._ratio(tuned.model, rows), alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(objective._ratio(tuned.model, rows, owners), alone, atol=1e-4, rtol=1e-4)
     assert alone.abs().max() > 0.01

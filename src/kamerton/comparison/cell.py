@@ -44,7 +44,7 @@ def run_cell(
     gc.collect()
     can_reset = reset_peak(base.model.device)
     torch.manual_seed(cell.seed)
-    run = Run(folder / "fit", cell.seed, report, max_batch_tokens, watch=watch)
+    run = Run(folder / "fit", cell.seed, report, max_batch_tokens, watch=watch, starts=store.start_folder(cell))
     started = time.perf_counter()
     adapted = method.fit(base, task, budget, options, run)
     fitted = time.perf_counter()
@@ -124,7 +124,15 @@ def scout_cell(
     if store.finished(cell):
         adapted = load_adapted(folder / "adapter", base)
     else:
-        run = Run(folder / "fit", cell.seed, report, max_batch_tokens, until=share, watch=watch)
+        run = Run(
+            folder / "fit",
+            cell.seed,
+            report,
+            max_batch_tokens,
+            until=share,
+            watch=watch,
+            starts=store.start_folder(cell),
+        )
         method = get_method(cell.method)
         adapted = method.fit(base, task, budget, parse_options(method, cell.options), run)
     model, started = adapted.engine.model, time.perf_counter()

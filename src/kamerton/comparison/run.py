@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from kamerton.inference import Engine, Sampling
 from kamerton.methods import at_its_line, digest, option_files, resolve
 from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.prompted import within
+from kamerton.methods.stages import shared_start
 from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
@@ -171,6 +174,7 @@ def compare(
                 chosen = options.model_dump()
                 about = {**common, "method": method.name, "options": chosen, "seed": seed, **option_files(chosen)}
                 cells.append(Cell(label, method.name, dict(options.model_dump()), seed, fingerprint(about), same_as))
+        cells = _with_starts(cells, {label: shared_start(method, options) for label, method, options, _ in methods})
         store.drop_stale(cells)
         store.write_task(task)
         if recipe.text:
@@ -194,7 +198,13 @@ def compare(
         if racing is None:
             (folder / "race.json").unlink(missing_ok=True)
         if todo:
-            with Pool(store, workers=count, threads=threads, on_event=watcher.event) as pool:
+
+            def on_event(cell: Cell, event: dict[str, Any]) -> None:
+                watcher.event(cell, event)
+                if event["event"] == "done":
+                    store.drop_start(cell, cells)
+
+            with Pool(store, workers=count, threads=threads, on_event=on_event) as pool:
                 if racing is not None:
                     Race(
                         store, cells, task, racing, pool.run, say,
@@ -205,6 +215,7 @@ def compare(
                     for cell in todo:
                         if cell.same_as is not None:
                             store.copy_cell(cell)
+        shutil.rmtree(folder / "starts", ignore_errors=True)  # of cells that failed or left a race
         mark.say("writing the report")
         report = write_report(folder)
         return Comparison(folder, json.loads(report.with_name("results.json").read_text(encoding="utf-8")))
@@ -212,6 +223,17 @@ def compare(
         watcher.close()
         mark.end()
         lock.release()
+
+
+def _with_starts(cells: Sequence[Cell], starts: Mapping[str, str | None]) -> list[Cell]:
+    """Cells with the start that they share with another one, by what starts of labels have in common."""
+    alike = Counter((starts[cell.label], cell.seed) for cell in cells)
+    return [
+        replace(cell, start=f"{start[:16]}-{cell.seed}")
+        if (start := starts[cell.label]) is not None and alike[start, cell.seed] > 1
+        else cell
+        for cell in cells
+    ]
 
 
 def _files(recipe: Recipe, task: Task) -> dict[str, list[str]]:

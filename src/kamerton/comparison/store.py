@@ -31,6 +31,7 @@ class Cell:
         seed: of everything random in it.
         fingerprint: of everything that decides its result.
         same_as: the seed whose result this one equals, where the seed changes nothing.
+        start: names the supervised start that it shares with other cells; none: it has one of its own, or none.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Cell:
     seed: int
     fingerprint: str
     same_as: int | None = None
+    start: str | None = None
 
 
 class Store:
@@ -76,6 +78,16 @@ class Store:
 
     def cell_folder(self, label: str, seed: int) -> Path:
         return self.folder / "cells" / label / f"seed-{seed}"
+
+    def start_folder(self, cell: Cell) -> Path | None:
+        """Where the start that a cell shares with others is trained."""
+        return None if cell.start is None else self.folder / "starts" / cell.start
+
+    def drop_start(self, cell: Cell, cells: Sequence[Cell]) -> None:
+        """Remove the start of a cell that has ended, unless one of `cells` still needs it."""
+        folder = self.start_folder(cell)
+        if folder is not None and all(c.start != cell.start or self.finished(c) for c in cells):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def cell_lock(self, cell: Cell) -> FileLock:
         """A lock on one cell, waited for."""

@@ -95,6 +95,15 @@ class Features:
                         self.bytes += size
         return [found[k] if k in found else self._known[k] for k in keys]
 
+    def once(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Tensor]:
+        """Features of sequences that will not be asked for again: read in one pass, and not remembered.
+
+        What they share is read once. Nothing that was read before decides a bit of it.
+        """
+        self.computed += len(sequences)
+        with torch.inference_mode(False), torch.no_grad():
+            return self._read([(tuple(s), start, False) for s, start in zip(sequences, starts, strict=True)])
+
     def _read(self, keys: Sequence[Key]) -> list[Tensor]:
         rows = [list(key[0]) for key in keys]
         shared = common_prefix(rows)

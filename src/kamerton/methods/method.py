@@ -42,6 +42,7 @@ class Run:
         trackers: names of accelerate's trackers.
         until: pause training at this share of its schedule (a method that cannot pause trains to the end); a later fit
             in the same folder goes on from there, and ends as if it had never paused.
+        starts: a folder for supervised starts that several fits share; none: each trains its own.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Run:
     trackers: tuple[str, ...] = ()
     until: float = 1.0
     watch: Callable[[str, Progress], None] = _see_nothing
+    starts: Path | None = None
 
 
 @dataclass(frozen=True)

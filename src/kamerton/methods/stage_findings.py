@@ -53,14 +53,15 @@ def thinned(curve: Sequence[dict[str, float]], names: Sequence[str]) -> list[tup
 def _curves(objective: Any, curve: Sequence[dict[str, float]]) -> list[Finding]:
     title, control = objective.name.capitalize(), objective.judges.control
     out = []
-    names = [n for n in ("auc", "trained_auc", "trust") if any(n in row for row in curve)]
+    names = [n for n in ("auc", "trained_auc", "trust", "scale") if any(n in row for row in curve)]
     if names and objective.o.weight:
-        shown = {"auc": "AUC, held out", "trained_auc": "AUC, trained", "trust": "trust"}
+        shown = {"auc": "AUC, held out", "trained_auc": "AUC, trained", "trust": "trust", "scale": "scale"}
         band = "" if control.fixed else " The dashed lines are the band that the held-out AUC is kept in."
         note = (
             "AUC: the chance that the discriminator puts the reference's token above the model's; held out: on "
             "references that it never saw, trained: on those that it was trained on. Trust: share of the adversarial "
-            f"weight that is used.{band}"
+            "weight that is used; scale: what the discriminators' scores are multiplied by, for the least loss on "
+            f"references that they never saw.{band}"
         )
         levels = () if control.fixed else (("band, low", control.low), ("band, high", control.high))
         rows = tuple(thinned(curve, names))

@@ -2,7 +2,8 @@
 
 An objective that names another one as its `warm_start` is trained behind it, on the same parameters and inside the same
 budget (`share: 1` leaves the start out: it begins at the base). The start is a candidate for the best checkpoint: where
-the second stage brings nothing on validation, the method returns what it started from and says so.
+the second stage brings nothing on validation, the method returns what it started from and says so. Fits that differ
+only in their second stage share one start where `Run.starts` names a folder for it; each counts its whole cost.
 
 What is asked of such an objective beside training/objective.py: `begin(model, module)`, called when the model is at its
 start; `notes`; and where it has them `extra` (a network that is trained with the model and not kept, a value head, with
@@ -12,12 +13,15 @@ its own peak `learning_rate` if it has one), `layout` (a word for how its state 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from kamerton.base.load import Base
@@ -29,7 +33,7 @@ from kamerton.methods.search import space_of
 from kamerton.objectives import get_objective
 from kamerton.objectives.stage_options import StageOptions
 from kamerton.rewards.reward import flops_of
-from kamerton.tasks.example import Task
+from kamerton.tasks.example import Task, fingerprint
 from kamerton.training import Budget, Diverged, Progress, Result, Settings, fit
 from kamerton.tuning import Options, Tuned
 
@@ -83,6 +87,37 @@ def stage_of(options: Any) -> StageOptions:
     return own.model_validate({})
 
 
+SECOND_STAGE = ("objective", "reward", *map(stage_field, DIAGNOSTICS))
+"""The options of a trained method that say nothing of its supervised start."""
+
+
+def start_options(options: Any) -> Any:
+    """A trained method's options for the start of its objective's stage; equal ones have the same start."""
+    none = dict.fromkeys(SECOND_STAGE)
+    return options.model_copy(update={**none, "objective": get_objective(options.objective).warm_start})
+
+
+def shared_start(method: Any, options: Any) -> str | None:
+    """What two fits have in common that share a start, given task, budget and seed; None: there is no start."""
+    objective = getattr(options, "objective", None)
+    if objective is None or getattr(get_objective(objective), "warm_start", None) is None:
+        return None
+    share = stage_of(options).share
+    return None if share == 1 else fingerprint([method.name, start_options(options).model_dump(), share])
+
+
+@contextmanager
+def _started(run: Run, key: str) -> Iterator[Path]:
+    """The folder that the start is trained in; one that is shared is held by one fit at a time."""
+    if run.starts is None:
+        yield run.folder
+        return
+    folder = run.starts / key[:24]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield folder
+
+
 def two_stages(
     method: TrainedMethod, base: Base, task: Task, budget: Budget, options: Any, run: Run
 ) -> tuple[Tuned, Options, FitRecord]:
@@ -95,11 +130,12 @@ def two_stages(
     name = stage_field(options.objective)
     start_share, second = 1 - stage.share, budget.scaled(stage.share)
     if start_share > 0:
-        start = options.model_copy(update={"objective": kind.warm_start, name: None})
+        start, first = start_options(options), budget.scaled(start_share)
         # a pause inside the first stage is a share of the whole
         share = min(1.0, run.until / start_share)
-        tuned, settled, record = method._train(base, task, budget.scaled(start_share), start, replace(run, until=share))
-        settled = settled.model_copy(update={"objective": options.objective, name: getattr(options, name)})
+        with _started(run, fit_key(method.name, base, task, start, first, run.seed)) as folder:
+            tuned, settled, record = method._train(base, task, first, start, replace(run, until=share, folder=folder))
+        settled = settled.model_copy(update={field: getattr(options, field) for field in SECOND_STAGE})
     else:
         tuned, settled = method.parameterisation.attach(base, options, task, run.seed), options
         record = FitRecord(learning_rate=options.learning_rate or space_of(method)["learning_rate"][0])

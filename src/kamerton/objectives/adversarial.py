@@ -14,6 +14,7 @@ to validation examples, and the supervised start is a candidate.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +36,7 @@ from kamerton.objectives.adversarial_batches import References, Sampled
 from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.objectives.judged import Judged, judged, judged_loss
 from kamerton.objectives.looks import Looks, mean_scores
+from kamerton.objectives.policy_batches import grouped
 from kamerton.objectives.rollouts import Rollout, advantages, sample
 from kamerton.rendering import Rendered
 from kamerton.rewards.attention import Attentive
@@ -226,6 +228,15 @@ class Adversarial:
         found = self._features([r.tokens for r in rows], [r.prompt_length - 1 for r in rows], alone=True)
         return [f[: _targets(r)] for f, r in zip(found, rows, strict=True)]
 
+    def _read_groups(self, answers: Sequence[Rollout]) -> list[Tensor]:
+        """As `_read`, of sampled answers, those to one query together: its tokens are read once for all of them."""
+        out = []
+        for _, group in itertools.groupby(answers, key=lambda a: a.query):
+            rows = [a.rendered for a in group]
+            found = self._features.once([r.tokens for r in rows], [r.prompt_length - 1 for r in rows])
+            out += [f[: _targets(r)] for f, r in zip(found, rows, strict=True)]
+        return out
+
     @torch.no_grad()
     def _started(self, numbers: Sequence[int], model: CausalModel) -> Tensor:
         """(N, H) hidden states of the supervised start at examples' targets, kept between epochs."""
@@ -321,7 +332,7 @@ class Adversarial:
         if seen:
             self._see(batch, seen)
         c = self.judges.control
-        for name, x in (("auc", c.held_out), ("trained_auc", c.trained), ("trust", c.trust)):
+        for name, x in (("auc", c.held_out), ("trained_auc", c.trained), ("trust", c.trust), ("scale", c.scale)):
             sums[name] = x * batch.count
         return Loss(total, sums)
 
@@ -375,7 +386,7 @@ class Adversarial:
         sampling = Sampling(max_tokens=self.task.max_answer_tokens, temperature=self.o.temperature, n=self.o.group,
                             seed=self.seed * 7_919 + step)  # fmt: skip
         answers = sample(model, self.renderer, queries, sampling)
-        features = self._read([a.rendered for a in answers])
+        features = self._read_groups(answers)
         rewards = []
         for a, f in zip(answers, features, strict=True):
             tokens = torch.as_tensor(a.rendered.tokens[a.rendered.prompt_length :], device=f.device)
@@ -384,7 +395,7 @@ class Adversarial:
         self._see_answers(model, numbers, answers, features)
         total = sum(map(len, gains))
         out = []
-        for group in cut([a.rendered for a in answers], self.max_tokens):
+        for group in grouped([a.rendered for a in answers], [a.query for a in answers], self.max_tokens):
             batch = make_batch([answers[i].rendered for i in group])
             out.append(Sampled(batch, np.concatenate([gains[i] for i in group]), count / total))
         return out
@@ -407,15 +418,15 @@ class Adversarial:
         return Tokens(
             torch.cat(list(features)), torch.as_tensor(np.concatenate(said), device=device),
             torch.as_tensor(np.repeat(self._fold[list(owners)], counts), device=device),
-            torch.as_tensor(np.repeat(np.arange(len(rows)), counts), device=device), self._ratio(model, rows),
+            torch.as_tensor(np.repeat(np.arange(len(rows)), counts), device=device), self._ratio(model, rows, owners),
         )  # fmt: skip
 
     @torch.no_grad()
-    def _ratio(self, model: CausalModel, rows: Sequence[Rendered]) -> Tensor:
+    def _ratio(self, model: CausalModel, rows: Sequence[Rendered], owners: Sequence[int]) -> Tensor:
         """(N,) log π/π_ref of the answers' tokens, row after row; zeros without the correction."""
         if not self.o.correction:
             return torch.zeros(sum(map(_targets, rows)), device=model.device)
-        groups = cut(rows, self.max_tokens)
+        groups = grouped(rows, owners, self.max_tokens)
         batches = [make_batch([rows[i] for i in group]) for group in groups]
         ratios = [model.target_log_probs(batch) for batch in batches]
         with self._at_start():

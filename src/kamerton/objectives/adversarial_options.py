@@ -43,7 +43,10 @@ class AdversarialOptions(StageOptions):
     warmup_steps: int = Field(
         40, ge=0, description="steps of the discriminators alone, at first; four times over what the first steps read"
     )
-    controller: bool = Field(True, description="keep the held-out AUC in the band; else a fixed ratio of steps")
+    controller: bool = Field(
+        True,
+        description="keep the held-out AUC in its band, and scores as large as it bears out; else a fixed ratio",
+    )
     low: float = Field(0.6, gt=0.5, lt=1, description="lower edge of the band of the held-out AUC")
     high: float = Field(0.9, gt=0.5, le=1, description="upper edge of the band")
     steps: float = Field(1.0, gt=0, description="discriminator steps for one of the generator, at first")

@@ -31,6 +31,10 @@ def auc(real: Tensor, fake: Tensor) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)) if len(values) > 1 else 0.5
 
 
+SCALES = torch.linspace(0, 1, 41, dtype=torch.float64)
+"""Factors of the scores that are weighed against each other, from none to all."""
+
+
 @dataclass
 class Control:
     """Keeps two players on equal terms by the held-out AUC.
@@ -53,6 +57,7 @@ class Control:
     held_out: float = 0.5
     trained: float = 0.5
     owed: float = 0.0
+    losses: Tensor | None = None
 
     def saw(self, held_out: float, trained: float, keep: float = 0.9) -> None:
         """Take note of AUCs on references that the judge never saw, and on those that it was trained on."""
@@ -70,6 +75,21 @@ class Control:
         if self.fixed:
             return 1.0
         return min(1.0, max(0.0, (self.held_out - 0.5) / (self.low - 0.5)))
+
+    def judged(self, losses: Tensor, keep: float = 0.9) -> None:
+        """Take note of the held-out loss with the scores at each of `SCALES`."""
+        self.losses = losses if self.losses is None else keep * self.losses + (1 - keep) * losses
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by to be the log-odds that they are taken for; 0 where they say nothing.
+
+        A discriminator that has seen little is surer than it should be. The factor is the one with the least held-out
+        loss (temperature scaling, Guo et al. 2017, arXiv 1706.04599).
+        """
+        if self.fixed or self.losses is None:
+            return 1.0
+        return float(SCALES[int(self.losses.argmin())])
 
     def due(self) -> int:
         """Discriminator steps that are due before the next step of the generator."""
@@ -127,26 +147,30 @@ class CrossFitted:
         for fold in range(self.folds):
             mine = folds == fold
             out[mine] = self.judge_of(fold).of_vocabulary(contexts[mine])
-        return out
+        return out * self.control.scale
 
     @torch.no_grad()
     def tokens(self, features: Tensor, tokens: Tensor, fold: int) -> Tensor:
         """(N,) scores of the tokens of one answer by the one who never saw its half."""
         judge = self.judge_of(fold)
-        return judge.of_tokens(judge.contexts(features, torch.zeros(len(tokens), device=features.device)), tokens)
+        found = judge.of_tokens(judge.contexts(features, torch.zeros(len(tokens), device=features.device)), tokens)
+        return found * self.control.scale
 
     @torch.no_grad()
     def watch(self, pairs: Pairs) -> None:
         """Tell the controller how well references and answers are told apart."""
         held_out: list[float] = []
         trained: list[float] = []
+        losses: list[Tensor] = []
         for fold in range(self.folds):
             half = pairs.half(fold)
             if len(half.real) and len(half.fake):
                 for judge, found in ((self.judge_of(fold), held_out), (self.judges[fold], trained)):
                     found.append(auc(_scores(judge, half.real), _scores(judge, half.fake)))
+                losses.append(_scaled_losses(self.judge_of(fold), half))
         if held_out:
             self.control.saw(sum(held_out) / len(held_out), sum(trained) / len(trained))
+            self.control.judged(torch.stack(losses).mean(0))
 
     def train(self, pairs: Pairs, steps: int, generator: torch.Generator) -> float:
         """Some steps on new pairs and older answers; returns the mean loss in nats a token (0 where none was made)."""
@@ -197,6 +221,8 @@ class CrossFitted:
             out |= tensors(old, f"{i}/old") if old is not None else {}
         c = self.control
         out["control"] = torch.tensor([c.steps, c.held_out, c.trained, c.owed], dtype=torch.float64)
+        if c.losses is not None:
+            out["losses"] = c.losses.clone()
         return out
 
     @torch.no_grad()
@@ -214,8 +240,16 @@ class CrossFitted:
             judge.changed()
         c = self.control
         c.steps, c.held_out, c.trained, c.owed = state["control"].tolist()
+        c.losses = state["losses"].clone() if "losses" in state else None
 
 
 def _scores(judge: Factored, tokens: Tokens) -> Tensor:
     """(N,) a judge's scores of tokens in their contexts."""
     return judge.of_tokens(judge.contexts(tokens.features, tokens.rows), tokens.tokens)
+
+
+def _scaled_losses(judge: Factored, pairs: Pairs) -> Tensor:
+    """(S,) the loss in nats a token of pairs with a judge's scores at each of `SCALES`."""
+    scales = SCALES[:, None].to(pairs.real.features.device)
+    real, fake = (scales * _scores(judge, side).double() - side.offset.double() for side in (pairs.real, pairs.fake))
+    return ((F.softplus(-real).mean(1) + F.softplus(fake).mean(1)) / 2).cpu()

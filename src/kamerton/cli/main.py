@@ -29,6 +29,7 @@ from kamerton.cli import (
     recipe,
     reward,
     rewards,
+    scaling,
     serve,
     tokenizer,
     tune,
@@ -46,6 +47,7 @@ app = typer.Typer(
 compare.register(app)
 tune.register(app)
 pretrain.register(app)
+scaling.register(app)
 align.register(app)
 evaluate.register(app)
 chat.register(app)

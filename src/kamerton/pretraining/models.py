@@ -139,9 +139,7 @@ def _from_preset(recipe: PretrainRecipe) -> Started:
     hf = build(made.config, kind)
     if torch.cuda.is_available():
         hf = hf.to("cuda")
-    return Started(
-        as_trained(hf, kind), made.tokenizer, end, kind, made.preset.name, made.context, parameters(hf), []
-    )
+    return Started(as_trained(hf, kind), made.tokenizer, end, kind, made.preset.name, made.context, parameters(hf), [])
 
 
 def as_trained(hf: Any, kind: Kind) -> LanguageModel:

@@ -1,10 +1,10 @@
 """Intervals of a fit by a parametric bootstrap.
 
-Sizes and tokens of a grid are chosen, not drawn, so it is the noise of the losses that is drawn anew: each replicate has
-the law's losses times the exponential of normal noise, whose variance is that of the K residuals of a law with P numbers,
-divided by K − P in place of K, and drawn too (from its χ² distribution), because few points tell little about it.
+Sizes and tokens of a grid are chosen, not drawn, so it is the noise of the losses that is drawn anew: each replicate
+has the law's losses times the exponential of normal noise. Its variance is the sum of squares of the K residuals by
+K − P for a law with P numbers, and is drawn too (from its χ² distribution), because few points tell little about it.
 Resampling the residuals themselves would not do: a fit by (nearly) absolute values passes exactly through P points, and
-residuals of zero make the intervals much too narrow. What the intervals do not hold is that the law may have another form.
+residuals of zero make intervals much too narrow. What the intervals do not hold is that the law may have another form.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def losses_again(of: Fit, losses: Array, count: int, seed: int) -> Array:
     return np.asarray(np.exp(at_law + np.sqrt(variance) * random.normal(size=(count, k))))
 
 
-def refitted(
-    of: Fit, sizes: Array, tokens: Array, again: Array, watch: Watch | None = None
-) -> list[Fit]:
+def refitted(of: Fit, sizes: Array, tokens: Array, again: Array, watch: Watch | None = None) -> list[Fit]:
     """The law fitted to each replicate (R, K), from where the fit of the data is."""
     out = []
     for i, losses in enumerate(again):

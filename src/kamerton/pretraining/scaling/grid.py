@@ -8,7 +8,7 @@ is the run that it would have been alone, bit for bit. With another schedule eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from kamerton.base.presets import Shape, build, parameters
 from kamerton.base.show import flops_per_token, human
-from kamerton.base.sizing import read_size
+from kamerton.base.sizing import read_size, widths
 from kamerton.errors import RecipeError
 from kamerton.pretraining.models import Plan, plan
 from kamerton.recipe import BudgetSpec
@@ -119,7 +119,9 @@ def models(recipe: PretrainRecipe) -> tuple[list[Sized], Any]:
             raise recipe.error(("scaling", "sizes", i), error.message, mend=error.mend) from None
         if made.preset.kind != "causal":
             mend = "choose a causal preset: llama, gpt2, lstm"
-            raise recipe.error(("model", "preset"), f"scaling laws are of causal models, not {made.preset.kind}", mend=mend)
+            raise recipe.error(
+                ("model", "preset"), f"scaling laws are of causal models, not {made.preset.kind}", mend=mend
+            )
         tokenizer, found = made.tokenizer, counted(made, size)
         same = next((s for s in out if s.shape == found.shape), None)
         if same is not None:
@@ -229,24 +231,13 @@ def within(recipe: PretrainRecipe, every: Sequence[Run], context: int) -> tuple[
     out = len(every) - len(kept)
     if not out:
         return kept, []
-    whole = human(cost(recipe, every, context))
-    return kept, [
-        f"{out} of {len(every)} runs are left out: the grid costs {whole} FLOPs, its budget is {human(spec.budget.flops)}"
-    ]
+    whole, given = human(cost(recipe, every, context)), human(spec.budget.flops)
+    return kept, [f"{out} of {len(every)} runs are left out: the grid costs {whole} FLOPs, its budget is {given}"]
 
 
-def priced(recipe: PretrainRecipe, tokenizer: Any, most: int) -> list[Sized]:
-    """The shapes that the rule of sizes has, from the smallest to the first with at least so many parameters."""
-    from kamerton.base.sizing import widths
-
+def shapes(recipe: PretrainRecipe, tokenizer: Any) -> Iterator[Sized]:
+    """The models that the rule of sizes has, the smallest first."""
     assert recipe.model is not None
-    out = []
     for width in widths():
         model = recipe.model.model_copy(update={"size": None, "width": width})
-        made = plan(recipe.model_copy(update={"model": model}), tokenizer)
-        out.append(counted(made, f"width {width}"))
-        if out[-1].parameters >= most:
-            break
-    return out
-
-
+        yield counted(plan(recipe.model_copy(update={"model": model}), tokenizer), f"width {width}")

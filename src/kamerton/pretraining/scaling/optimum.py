@@ -13,17 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
-from kamerton.pretraining.scaling.law import BOTH, Fit
+from kamerton.pretraining.scaling.law import BOTH, Array, Fit
 
-Cost = Callable[[float], float]
-"""What training on one token costs a model of so many parameters."""
+Cost = Callable[[Array], Array]
+"""What training on one token costs models of so many parameters."""
 
 
-def six(size: float) -> float:
+def six(size: Array) -> Array:
     """The usual estimate of the FLOPs of a token: two for a multiplication, three passes."""
-    return 6.0 * size
+    return 6.0 * np.asarray(size, float)
 
 
 @dataclass(frozen=True)
@@ -60,34 +59,28 @@ def optimum(fit: Fit, budget: float, cost: Cost = six, *, low: float = 1.0, high
 
     Args:
         budget: FLOPs, seconds, whatever `cost` counts.
-        cost: of a token, by parameters.
+        cost: of a token, by parameters (an array of them).
         low, high: sizes between which it is sought.
     """
-
-    def loss(log_size: float) -> float:
-        size = math.exp(log_size)
-        return math.log(fit.loss(size, budget / cost(size)))
-
-    # the costs that are counted or measured are not smooth: first a grid, then between its neighbours
-    grid = np.linspace(math.log(low), math.log(high), 200)
-    best = int(np.argmin([loss(v) for v in grid]))
-    bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    size = math.exp(float(found.x))
-    tokens = budget / cost(size)
-    return Optimum(budget, size, tokens, fit.loss(size, tokens))
+    grid = np.linspace(math.log(low), math.log(high), 400)
+    for _ in range(4):  # costs that were counted or measured are not smooth: a grid, and finer ones about its best
+        sizes = np.exp(grid)
+        losses = fit.loss(sizes, budget / cost(sizes))
+        best = int(np.argmin(losses))
+        grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 100)
+    size = float(sizes[best])
+    return Optimum(budget, size, float(budget / cost(np.array([size]))[0]), float(losses[best]))
 
 
 def between(sizes: Sequence[float], costs: Sequence[float]) -> Cost:
     """A cost that is known at some sizes: along lines between the logarithms, and along the outer ones beyond them."""
     order = np.argsort(sizes)
     x, y = np.log(np.asarray(sizes, float)[order]), np.log(np.asarray(costs, float)[order])
-    if len(x) == 1:
-        return lambda size: math.exp(y[0] + math.log(size) - x[0])
+    slopes = np.diff(y) / np.diff(x) if len(x) > 1 else np.ones(1)
 
-    def cost(size: float) -> float:
-        at = math.log(size)
-        i = min(max(int(np.searchsorted(x, at)) - 1, 0), len(x) - 2)
-        return math.exp(y[i] + (y[i + 1] - y[i]) / (x[i + 1] - x[i]) * (at - x[i]))
+    def cost(size: Array) -> Array:
+        at = np.log(size)
+        i = np.clip(np.searchsorted(x, at) - 1, 0, len(slopes) - 1)
+        return np.asarray(np.exp(y[i] + slopes[i] * (at - x[i])))
 
     return cost

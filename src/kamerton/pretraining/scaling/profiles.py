@@ -1,9 +1,9 @@
 """IsoFLOP profiles: approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556).
 
-At one amount of compute the losses of models of several sizes lie on a parabola over log N; its lowest point is the best
-size for that compute. A power law through the lowest points gives N_opt ∝ C^a without any assumption about the form of
-L(N, D). Where the grid has no runs of equal compute, each size's loss is read off between its runs, along lines between
-logarithms of compute and loss.
+At one amount of compute the losses of models of several sizes lie on a parabola over log N; its lowest point is the
+best size for that compute. A power law through the lowest points gives N_opt ∝ C^a without any assumption about the
+form of L(N, D). Where the grid has no runs of equal compute, each size's loss is read off between its runs, along lines
+between logarithms of compute and loss.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Profile:
         return None if self.best is None else float(np.exp(np.polyval(self.curve, math.log(self.best))))
 
 
-def profiles(sizes: Sequence[float] | Array, flops: Sequence[float] | Array, losses: Sequence[float] | Array) -> list[Profile]:
+def profiles(
+    sizes: Sequence[float] | Array, flops: Sequence[float] | Array, losses: Sequence[float] | Array
+) -> list[Profile]:
     """The profiles of measured runs, by rising compute; those with three sizes or more.
 
     Args:

@@ -66,10 +66,13 @@ class Trainer:
         rows, finished = [], list[Run]()
         order = sorted(every, key=lambda r: (r.sized.parameters, r.seed, r.tokens))
         for number, run in enumerate(order):
-            rows.append(self._one(run, f"run {number + 1} of {len(order)}: {run.sized.name}, {human(run.tokens)} tokens"))
+            rows.append(
+                self._one(run, f"run {number + 1} of {len(order)}: {run.sized.name}, {human(run.tokens)} tokens")
+            )
             finished.append(run)
             self.done = cost(self.recipe, finished, context)
-            shutil.rmtree(self._beside(run) / "stable", ignore_errors=True) if self._last(run, order) else None
+            if self._last(run, order):
+                shutil.rmtree(self._beside(run) / "stable", ignore_errors=True)
         return rows
 
     @staticmethod
@@ -88,7 +91,7 @@ class Trainer:
 
     def _one(self, run: Run, named: str) -> Done:
         path = self._beside(run) / str(run.tokens) / "run.json"
-        recipe, started, goal, how, key = self._prepare(run)
+        _, started, goal, how, key = self._prepare(run)
         if path.is_file() and (saved := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
             return dict(saved)
         own = path.parent / "fit"
@@ -183,5 +186,3 @@ def _key(checkpoint: Path) -> str:
 def _position(checkpoint: Path) -> dict[str, Any]:
     run = json.loads((checkpoint / "state.json").read_text())["run"]
     return {"tokens": run["tokens"], "seconds": run["seconds"]}
-
-

@@ -126,6 +126,7 @@ def analyse(
          "best": p.best, "loss": p.loss, "read": p.read}
         for p in out.profiles
     ]  # fmt: skip
+    told["smallest"] = low
     told["check"] = _check(points)
     return out
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from kamerton.base.show import human
 from kamerton.comparison.units import duration
 from kamerton.pretraining.scaling.law import BOTH
-from kamerton.pretraining.scaling.plots import plots, size_of
+from kamerton.pretraining.scaling.plots import plots, powers, size_of
 from kamerton.pretraining.scaling.suggest import REPEATS
 
 Result = Mapping[str, Any]
@@ -26,17 +26,21 @@ def page(result: Result) -> str:
     return environment.from_string(template).render(
         r=result, style=Markup(style), told=sentences(result), suggestion=suggestion(result), warnings=warnings(result),
         plots=[(title, Markup(plot), seen) for title, plot, seen in plots(result)], facts=facts(result), human=human,
-        duration=duration, span=span, number=number, size_of=size_of,
+        duration=duration, span=span, counts=counts, number=number, powers=powers, size_of=size_of,
     )  # fmt: skip
 
 
 def number(value: float | None) -> str:
-    """A coefficient or a count, three digits."""
+    """A coefficient or an exponent, three digits."""
     if value is None:
         return "–"
-    if abs(value) < 1e-3 and value:
-        return f"{value:.2e}"
-    return human(value) if abs(value) >= 10_000 else f"{value:.3g}"
+    return powers(value) if value and not 1e-3 <= abs(value) < 10_000 else f"{value:.3g}"
+
+
+def counts(found: Mapping[str, float | None]) -> str:
+    """The interval of a count."""
+    low, high = found["low"], found["high"]
+    return "" if low is None or high is None else f"[{human(low)}, {human(high)}]"
 
 
 def span(found: Mapping[str, float | None]) -> str:
@@ -55,7 +59,7 @@ def facts(result: Result) -> list[str]:
     counted = "all parameters" if result["count"] == "all" else "parameters without embeddings"
     return [
         f"preset {result['preset']}", f"{len(rows)} runs", f"N: {counted}", f"context {result['context']:,}",
-        f"{human(result['spent']['tokens'])} tokens trained", f"{human(result['spent']['flops'])} FLOPs",
+        f"{human(result['spent']['tokens'])} tokens trained", f"{powers(result['spent']['flops'])} FLOPs",
         duration(result["spent"]["seconds"]),
     ]  # fmt: skip
 
@@ -96,8 +100,8 @@ def sentences(result: Result) -> list[str]:
     if spent["flops"] < spent["flops_alone"] * 0.999:
         ratio, time = spent["flops_alone"] / spent["flops"], spent["seconds_alone"] / spent["seconds"]
         out.append(
-            f"runs of a size share their stable part: {human(spent['flops'])} FLOPs were trained in place of "
-            f"{human(spent['flops_alone'])} ({ratio:.2f} times fewer; {time:.2f} times in seconds)"
+            f"runs of a size share their stable part: {powers(spent['flops'])} FLOPs were trained in place of "
+            f"{powers(spent['flops_alone'])} ({ratio:.2f} times fewer; {time:.2f} times in seconds)"
         )
     return out
 
@@ -124,6 +128,8 @@ def warnings(result: Result) -> list[str]:
             out.append("the best size is known no better than within a factor of ten")
         if offset["low"] is None:
             out.append("with so few runs nothing is known about the noise, so there are no intervals")
+    if any(row["size"]["value"] <= 1.01 * result["smallest"] for row in result["optimum"] if row["beyond"] <= 1):
+        out.append("for some amounts of compute the best model is the smallest one that the rule of sizes has")
     edge = [p for p in result["profiles"] if p["best"] is None]
     if edge:
         out.append(
@@ -142,9 +148,9 @@ def suggestion(result: Result) -> list[str]:
     between, time = s["between"], "" if s["seconds"] is None else f", {duration(s['seconds'])}"
     shape = f"width {s['width']}, depth {s['depth']}"
     return [
-        f"for {s['budget']}: {human(s['parameters'])} parameters {span(between['parameters'])} ({shape}) on "
-        f"{human(s['tokens'])} tokens {span(between['tokens'])}, {s['epochs']:.3g} epochs, "
-        f"{human(s['flops'])} FLOPs{time}",
+        f"for {s['budget']}: {human(s['parameters'])} parameters {counts(between['parameters'])} ({shape}) on "
+        f"{human(s['tokens'])} tokens {counts(between['tokens'])}, {s['epochs']:.3g} epochs, "
+        f"{powers(s['flops'])} FLOPs{time}",
         f"the law foretells a held-out loss of {both(s['loss'])} nats a token",
         *(f"note: {n}" for n in s["notes"]),
         f"next: {s['command']}",

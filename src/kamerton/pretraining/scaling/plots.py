@@ -12,7 +12,7 @@ import numpy as np
 
 from kamerton.base.show import human
 from kamerton.comparison.report import svg
-from kamerton.comparison.units import minus, tick
+from kamerton.comparison.units import minus
 
 Result = Mapping[str, Any]
 Unit = Callable[[float], str]
@@ -158,7 +158,7 @@ def _compute(result: Result, rows: Sequence[Result]) -> str:
         line = [(r["flops"], r["loss"]["value"]) for r in best]
         series.append(Series("best by the law", line, "curve validation", band=band))
     return draw(
-        "Loss against compute", series, x_name="training FLOPs", y_name="held-out loss, nats a token", x_unit=tick_of,
+        "Loss against compute", series, x_name="training FLOPs", y_name="held-out loss, nats a token", x_unit=powers,
         y_unit=decimals,
     )  # fmt: skip
 
@@ -171,7 +171,7 @@ def _told(row: Result) -> str:
 def _profiles(result: Result) -> str:
     series = []
     for p in result["profiles"]:
-        sizes, name = p["sizes"], tick_of(p["flops"])
+        sizes, name = p["sizes"], powers(p["flops"])
         dots = [Dot(n, y, f"{name} FLOPs, N {human(n)}: {y:.3f}") for n, y in zip(sizes, p["losses"], strict=True)]
         if p["best"] is not None:
             dots.append(Dot(p["best"], p["loss"], f"{name} FLOPs: best N {human(p['best'])}", leading=True))
@@ -179,7 +179,7 @@ def _profiles(result: Result) -> str:
         line = list(zip(np.exp(at).tolist(), np.exp(np.polyval(p["curve"], at)).tolist(), strict=True))
         series.append(Series(name, line, dots=dots))
     return draw(
-        "IsoFLOP profiles", series, x_name="N, parameters", y_name="held-out loss, nats a token", x_unit=tick_of,
+        "IsoFLOP profiles", series, x_name="N, parameters", y_name="held-out loss, nats a token", x_unit=human,
         y_unit=decimals,
     )  # fmt: skip
 
@@ -191,11 +191,11 @@ def _best(result: Result, what: str) -> str:
     series = [Series("law", line, "curve validation", band=band)]
     found = [p for p in result["profiles"] if p["best"] is not None]
     if what == "size" and found:
-        dots = [Dot(p["flops"], p["best"], f"{tick_of(p['flops'])} FLOPs: {human(p['best'])}", True) for p in found]
+        dots = [Dot(p["flops"], p["best"], f"{powers(p['flops'])} FLOPs: {human(p['best'])}", True) for p in found]
         series.append(Series("IsoFLOP" if len(dots) > 1 else "", [], dots=dots))
     name = "N, parameters" if what == "size" else "D, tokens"
     return draw(
-        f"Best {name} against compute", series, x_name="training FLOPs", y_name=name, x_unit=tick_of, y_unit=tick_of
+        f"Best {name} against compute", series, x_name="training FLOPs", y_name=name, x_unit=powers, y_unit=human
     )
 
 
@@ -206,15 +206,12 @@ def _errors(rows: Sequence[Result]) -> str:
         dots = [Dot(r["flops"], 100 * r["error"], f"{_told(r)}; law {r['law']:.3f}") for r in own]
         series.append(Series(size, [(d.x, d.y) for d in dots], dots=dots))
     return draw(
-        "How far the law is off", series, x_name="training FLOPs", y_name="measured less law, %", x_unit=tick_of,
+        "How far the law is off", series, x_name="training FLOPs", y_name="measured less law, %", x_unit=powers,
         y_unit=lambda v: minus(f"{v:g}"), plain_y=True,
     )  # fmt: skip
 
 
-def tick_of(value: float) -> str:
-    """A count on an axis: as tick, and from a thousand billions on as a power of ten."""
-    if value < 1e12:
-        return tick(value)
-    power = math.floor(math.log10(value) + 1e-9)
-    front = f"{value / 10**power:.2g}"
-    return f"{front}e{power}"
+def powers(value: float, digits: int = 3) -> str:
+    """FLOPs: 3.38e10."""
+    front, _, power = f"{value:.{digits - 1}e}".partition("e")
+    return f"{front.rstrip('0').rstrip('.') if '.' in front else front}e{int(power)}"

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from kamerton.base.show import human
 from kamerton.comparison.units import duration
 from kamerton.errors import KamertonError
 from kamerton.pretraining.goals import goal_of
@@ -55,7 +54,11 @@ class Asked:
             raise KamertonError(f"{value} is no budget", where=where, mend="give a number above 0")
 
     def __str__(self) -> str:
-        return f"{human(self.flops)} FLOPs" if self.flops is not None else duration(60 * (self.minutes or 0))
+        return (
+            f"{self.flops:.3g} FLOPs".replace("e+", "e")
+            if self.flops is not None
+            else duration(60 * (self.minutes or 0))
+        )
 
 
 def speeds(

@@ -152,10 +152,12 @@ class Trainer:
                 shutil.rmtree(other)
         if ready := [c for c in usable(kept) if _position(c)["tokens"] >= at]:
             return ready[0]
-        if not usable(stable) or usable(stable)[0] != (checkpoints(stable) or [None])[0]:
-            # of another recipe, or beyond this run's decay: go on from what was kept
+        before, newest = usable(kept)[:1], checkpoints(stable)[:1]
+        further = newest and newest == usable(stable)[:1] and _position(newest[0])["tokens"]
+        if not further or (before and further < _position(before[0])["tokens"]):
+            # of another recipe, beyond this run's decay, or behind what was kept
             shutil.rmtree(stable, ignore_errors=True)
-            if before := usable(kept):
+            if before:
                 adopt_checkpoint(before[0], stable, key)
         try:
             fit(
@@ -164,6 +166,8 @@ class Trainer:
             )  # fmt: skip
         except Diverged:
             return None  # the run itself then says so
+        begun = _position(before[0])["tokens"] if before else 0
+        self.done += run.sized.flops * (_position(checkpoints(stable)[0])["tokens"] - begun)
         return adopt_checkpoint(checkpoints(stable)[0], kept, key)
 
     def _watch(self, run: Run, named: str) -> Callable[[Progress], None]:

@@ -114,5 +114,5 @@ def power(found: Sequence[Profile]) -> tuple[float, float] | None:
     points = [(math.log(p.flops), math.log(p.best)) for p in found if p.best is not None]
     if len(points) < 2:
         return None
-    slope, at_one = np.polyfit(*zip(*points, strict=True), 1)
+    slope, at_one = np.polyfit([c for c, _ in points], [n for _, n in points], 1)
     return float(slope), float(at_one)

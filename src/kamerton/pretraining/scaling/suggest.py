@@ -135,7 +135,7 @@ def suggest(
     out: dict[str, Any] = {
         "budget": str(asked), "flops": spent, "parameters": model.parameters, "non_embedding": model.non_embedding,
         "width": model.shape.width, "depth": model.shape.depth, "tokens": tokens, "epochs": tokens / corpus,
-        "loss": interval(float(losses[0]), losses[1:]),
+        "loss": interval(float(losses[0]), losses[1:].tolist()),
         "between": {
             "parameters": interval(model.parameters, [o[0].parameters for o in others]),
             "tokens": interval(tokens, [o[1] for o in others]),

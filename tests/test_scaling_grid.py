@@ -209,6 +209,7 @@ def test_a_grid_that_is_stopped_anywhere_ends_the_same(made: ScalingLaws, texts:
         assert results(tmp_path / "grid")["43k", alone.results["tokens"]] == alone.metrics["loss"]
 
 
+@pytest.mark.slow
 def test_another_recipe_in_the_same_folder_is_trained_anew(texts: Path, tmp_path: Path) -> None:
     small = {"sizes": ["43k", "190k"], "tokens": [400, 640], "bootstrap": 20}
     first = scaling_laws(recipe(texts, scaling=small), output=tmp_path / "grid")
@@ -252,7 +253,8 @@ def test_a_speed_between_measured_ones_lies_between() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"scaling": None}, "scaling: is missing, so there is no grid"),
+        ({"scaling": None, "budget": {"tokens": 400}}, "scaling: is missing, so there is no grid"),
+        ({"scaling": None}, "the budget is missing"),
         ({"scaling": {"sizes": ["43k"], "tokens": [400]}}, "scaling.sizes"),
         ({"scaling": {"sizes": ["43k", "190k"]}}, "a grid needs token counts"),
         ({"scaling": {**GRID, "sizes": ["43k", "43k"]}}, "sizes names a value twice"),

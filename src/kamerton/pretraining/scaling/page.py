@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from kamerton.base.show import human
 from kamerton.comparison.units import duration
-from kamerton.pretraining.scaling.law import BOTH
+from kamerton.pretraining.scaling.law import BOTH, STEEPEST
 from kamerton.pretraining.scaling.plots import plots, powers, size_of
 from kamerton.pretraining.scaling.suggest import REPEATS
 
@@ -117,8 +118,17 @@ def warnings(result: Result) -> list[str]:
         out.append(
             f"{len(again)} runs read their text more than {REPEATS:.0f} times: their loss is not that of so much text"
         )
+    worse, pairs = larger_and_worse(rows)
+    if worse:
+        out.append(
+            f"in {worse} of {pairs} pairs of runs on equally many tokens the larger model has the higher loss, which "
+            "no law here allows: its learning rate or initial weights may not suit it, or its steps are too few"
+        )
     fitted = result["fits"].get(BOTH.name)
     if fitted:
+        numbers = fitted["numbers"]
+        at_bound = [n for n in ("α", "β") if not 0.01 < numbers[n]["value"] < 0.99 * STEEPEST]
+        out += [f"{name} is at the edge of what it may be, so the runs do not say what it is" for name in at_bound]
         offset = fitted["numbers"]["E"]
         least = min(r["loss"] for r in rows)
         if offset["value"] < 0.02 * least or (offset["low"] is not None and offset["low"] < 0.02 * least):
@@ -138,6 +148,15 @@ def warnings(result: Result) -> list[str]:
     if any(p["read"] for p in result["profiles"]):
         out.append("the grid has no runs of equal compute: IsoFLOP profiles are read off between runs")
     return out
+
+
+def larger_and_worse(rows: Sequence[Result]) -> tuple[int, int]:
+    """Of runs that differ only in size, neighbours: how often the larger one has the higher loss, of how many pairs."""
+    groups: dict[tuple[int, int], list[Result]] = {}
+    for row in sorted(rows, key=lambda r: r["parameters"]):
+        groups.setdefault((row["tokens"], row["seed"]), []).append(row)
+    found = [b["loss"] > a["loss"] for group in groups.values() for a, b in pairwise(group)]
+    return sum(found), len(found)
 
 
 def suggestion(result: Result) -> list[str]:

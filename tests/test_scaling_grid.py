@@ -291,7 +291,7 @@ def test_the_command(made: ScalingLaws, texts: Path, tmp_path: Path, monkeypatch
     path.write_text(yaml.safe_dump(recipe(texts)), encoding="utf-8")
     done = CliRunner().invoke(app, ["scaling", str(path), "--output", str(made.folder), "--minutes", "0.5"])
     assert done.exit_code == 0, done.output
-    assert "for 30.0" in done.output
+    assert "for 30\N{NO-BREAK SPACE}s: " in done.output
     assert f"next: kamerton pretrain {path} --set model.size=" in done.output.replace("\n", "")
     assert "page:" in done.output
     told = json.loads((made.folder / "scaling.json").read_text())["suggestion"]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from kamerton.recipe import BudgetSpec
+from kamerton.recipe_scaling import ScalingSpec
 from kamerton.recipe_source import Sourced, overridden, read_fields, validated
 from kamerton.recipe_task import Count, Name, Part, Seed, not_bool
 from kamerton.yaml_source import Source, text_keys
@@ -137,9 +138,10 @@ class PretrainRecipe(Sourced):
     context: Count | None = None
     attention: Literal["context", "documents"] = "context"
     masking: MaskingSpec = MaskingSpec()
-    budget: BudgetSpec
+    budget: BudgetSpec | None = None
     training: TrainingSpec = TrainingSpec()
     samples: SamplesSpec | None = SamplesSpec()
+    scaling: ScalingSpec | None = None
     output: Name | None = None
 
     @model_validator(mode="after")
@@ -150,6 +152,8 @@ class PretrainRecipe(Sourced):
             raise ValueError("a new model needs a tokenizer; give tokenizer: FOLDER, or tokenizer: bytes")
         if self.base is not None and self.tokenizer is not None:
             raise ValueError("a base has its tokenizer; leave tokenizer out")
+        if self.budget is None and self.scaling is None:
+            raise ValueError("the budget is missing; give budget: {tokens: 2_000_000}")
         return self
 
 

@@ -107,7 +107,7 @@ def measured(preset: Preset, shape: Shape, published: Published | None = None) -
     hf = build(preset.config(shape, {}), preset.kind, meta=True)
     count = parameters(hf)
     text = hf.model.language_model if hf.config.model_type == "llava" else hf
-    forward, training = _flops(hf)
+    forward, training = flops_per_token(hf)
     inactive = sum(p.numel() for p in text.parameters() if p.ndim == 3 and p.shape[0] == shape.experts)
     layers = shape.depth * (2 if preset.kind == "encoder-decoder" else 1)
     return Account(
@@ -117,8 +117,8 @@ def measured(preset: Preset, shape: Shape, published: Published | None = None) -
     )  # fmt: skip
 
 
-def _flops(hf: Any) -> tuple[float, float]:
-    """FLOPs a token at the full context, forward and with the backward pass."""
+def flops_per_token(hf: Any) -> tuple[float, float]:
+    """FLOPs a token at the full context, forward and with the backward pass, of a transformers model (meta or not)."""
     model, config = hf, hf.config.get_text_config()
     if hf.config.model_type == "llava":  # for a token of text
         import transformers

@@ -44,7 +44,8 @@ def shape_of(width: int, vocabulary: int, context: int, *, recurrent: bool = Fal
 
 
 @cache
-def _widths() -> tuple[int, ...]:
+def widths() -> tuple[int, ...]:
+    """The widths that heads divide, in rising order."""
     return (*range(32, 256, 32), *range(256, 2048, 64), *range(2048, 32769, 128))
 
 
@@ -64,17 +65,17 @@ def fitted(preset: Preset, size: int, vocabulary: int, context: int, **given: in
     def count(width: int) -> int:
         return parameters(build(preset.config(at(width), {}), preset.kind, meta=True))
 
-    widths = _widths()
-    low, high = 0, len(widths) - 1
-    smallest = count(widths[0])
+    every = widths()
+    low, high = 0, len(every) - 1
+    smallest = count(every[0])
     if size < smallest * 0.75:
         mend = f"ask for at least {smallest:,}, or use a smaller vocabulary than {vocabulary:,}"
         raise RecipeError(f"no {preset.name} has as few as {size:,} parameters", where="size", mend=mend)
     while low < high:  # the first width that has at least so many
         middle = (low + high) // 2
-        if count(widths[middle]) < size:
+        if count(every[middle]) < size:
             low = middle + 1
         else:
             high = middle
-    near = widths[max(low - 1, 0) : low + 1]
+    near = every[max(low - 1, 0) : low + 1]
     return at(min(near, key=lambda width: abs(count(width) - size)))

@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
             _fidelity(target, recipe, data, split, set_ or [], given)
             return
         if scaling:
-            from kamerton.cli.scaling import run_scaling
+            from kamerton.cli.test_time_scaling import run_scaling
 
             run_scaling(target, recipe, data, split, set_ or [], scaled)
             return

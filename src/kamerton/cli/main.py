@@ -30,6 +30,7 @@ from kamerton.cli import (
     report,
     reward,
     rewards,
+    scaling,
     serve,
     tokenizer,
     tune,
@@ -48,6 +49,7 @@ compare.register(app)
 tune.register(app)
 report.register(app)
 pretrain.register(app)
+scaling.register(app)
 align.register(app)
 evaluate.register(app)
 chat.register(app)

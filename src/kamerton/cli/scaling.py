@@ -1,35 +1,63 @@
-"""What `kamerton eval --scaling` does: measure, write, and print the table and what it says."""
+"""`kamerton scaling`."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import typer
 
 
-def run_scaling(
-    target: str, recipe: Path, data: Path | None, split: str, overrides: list[str], given: dict[str, Any]
-) -> None:
-    """Measure quality against tokens for a target; `given`: the command's options by name, None where not given."""
-    from kamerton.api import scaling
-    from kamerton.assessment.scaling_page import lines
-    from kamerton.assessment.scaling_settings import ScalingSettings, budgets
-    from kamerton.cli.display import OneBar
-    from kamerton.cli.options import picked, say_measured
-    from kamerton.recipe import load_recipe
+def register(app: typer.Typer) -> None:
+    """Add the command."""
 
-    chosen = picked(given, "samples", "temperature", "continuations", "seed")
-    if given["--budgets"] is not None:
-        chosen["budgets"] = budgets(given["--budgets"])
-    if given["--reward"]:
-        chosen["rewards"] = tuple(given["--reward"])
-    settings = ScalingSettings(**chosen)
-    folder = given["--output"] or Path("runs") / f"{Path(target).name or 'model'}-scaling"
-    loaded = load_recipe(recipe, data=data, overrides=overrides)
-    with OneBar() as bar:
-        result = scaling(
-            target, loaded, output=folder, settings=settings, split=split, report=bar,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        )  # fmt: skip
-    say_measured(lines(result.results), result.sentences, result.report)
+    @app.command(
+        epilog="Examples:\n\n"
+        "kamerton scaling examples/pretrain/scaling.yaml\n\n"
+        "kamerton scaling examples/pretrain/scaling.yaml --flops 1e14\n\n"
+        "kamerton scaling examples/pretrain/scaling.yaml --minutes 30 --set scaling.count=all"
+    )
+    def scaling(
+        recipe: Annotated[
+            Path, typer.Argument(help="The recipe of a pretraining with a block scaling (YAML).", show_default=False)
+        ],
+        flops: Annotated[float | None, typer.Option(help="Suggest a model for so many training FLOPs.")] = None,
+        minutes: Annotated[
+            float | None, typer.Option(help="Suggest a model for so many minutes of this machine, measured now.")
+        ] = None,
+        output: Annotated[Path | None, typer.Option(help="Folder; default: runs/<recipe>.")] = None,
+        set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: scaling.seeds=3.")] = None,
+    ) -> None:
+        """Train a grid of model sizes and token counts, and fit scaling laws: which size is best for a budget.
+
+        Stopped at any moment, the same command goes on. What was trained is not trained again, also where sizes or
+        token counts are added.
+        """
+        from kamerton.errors import RecipeError
+        from kamerton.recipe_pretrain import as_pretrain_recipe
+        from kamerton.yaml_source import read_yaml
+
+        raw, _ = read_yaml(recipe)
+        if isinstance(raw, dict) and "task" in raw:
+            mend = "use kamerton eval TARGET RECIPE --scaling for the scaling of answers with samples and thought"
+            raise RecipeError("is the recipe of a comparison, not of a pretraining", where=recipe, mend=mend)
+        loaded = as_pretrain_recipe(recipe, set_ or [])  # before slow imports: most mistakes are here
+
+        from kamerton.cli.display import OneBar
+        from kamerton.cli.options import say
+        from kamerton.pretraining.scaling.page import lines, suggestion, warnings
+        from kamerton.pretraining.scaling.run import scaling_laws
+
+        with OneBar() as bar:
+            made = scaling_laws(loaded, output=output, flops=flops, minutes=minutes, report=bar)
+        for line in lines(made.results):
+            say(line)
+        for line in made.sentences:
+            say(f"- {line}")
+        for line in warnings(made.results):
+            say(f"warning: {line}")
+        for note in made.results["notes"]:
+            say(f"note: {note}")
+        for line in suggestion(made.results):
+            say(line)
+        say(f"page: {made.report}")

@@ -16,7 +16,7 @@ from kamerton.base.encoder_decoder import model_for
 from kamerton.base.load import load_base
 from kamerton.base.model import LanguageModel
 from kamerton.base.padded import PaddedModel
-from kamerton.base.presets import Kind, build, get_preset, parameters
+from kamerton.base.presets import Kind, Preset, Shape, build, get_preset, parameters
 from kamerton.base.show import chosen_shape
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.pretraining.tokens import end_of, read_tokenizer
@@ -79,7 +79,26 @@ def _from_base(recipe: PretrainRecipe) -> Started:
     return Started(model, tokenizer, int(end), "causal", None, context, parameters(model.hf), [])
 
 
-def _from_preset(recipe: PretrainRecipe) -> Started:
+@dataclass(frozen=True)
+class Plan:
+    """A new model that was not built yet: its preset, shape and configuration, its tokenizer and its context."""
+
+    preset: Preset
+    shape: Shape
+    config: Any
+    tokenizer: Any
+    context: int
+
+
+def plan(recipe: PretrainRecipe, tokenizer: Any = None) -> Plan:
+    """The model that a recipe's preset asks for.
+
+    Args:
+        tokenizer: the recipe's, where it was read already.
+
+    Raises:
+        RecipeError: the recipe asks for what does not fit together.
+    """
     spec = recipe.model
     assert spec is not None
     assert recipe.tokenizer is not None
@@ -94,8 +113,9 @@ def _from_preset(recipe: PretrainRecipe) -> Started:
     if preset.name == "llava":
         mend = "use llama; the multimodal shape is shown by kamerton base show llava"
         raise recipe.error(("model", "preset"), "training on images is not supported", mend=mend)
-    beside = recipe.resolve(recipe.tokenizer)
-    tokenizer = read_tokenizer(beside if beside.is_dir() else recipe.tokenizer)
+    if tokenizer is None:
+        beside = recipe.resolve(recipe.tokenizer)
+        tokenizer = read_tokenizer(beside if beside.is_dir() else recipe.tokenizer)
     context = recipe.context or CONTEXT
     given = {name: getattr(spec, name) for name in ("width", "depth", "heads", "kv_heads", "feed_forward", "experts",
                                                     "active", "tied")}  # fmt: skip
@@ -109,11 +129,17 @@ def _from_preset(recipe: PretrainRecipe) -> Started:
     special = {"eos_token_id": end, "bos_token_id": None, "pad_token_id": end if pad is None else pad}
     config = preset.config(shape, special)
     _set(recipe, config, preset.kind)
+    return Plan(preset, shape, config, tokenizer, context)
+
+
+def _from_preset(recipe: PretrainRecipe) -> Started:
+    made = plan(recipe)
+    kind, end = made.preset.kind, end_of(made.tokenizer)
     torch.manual_seed(recipe.training.seed)
-    hf = build(config, preset.kind)
+    hf = build(made.config, kind)
     if torch.cuda.is_available():
         hf = hf.to("cuda")
-    return Started(as_trained(hf, preset.kind), tokenizer, end, preset.kind, preset.name, context, parameters(hf), [])
+    return Started(as_trained(hf, kind), made.tokenizer, end, kind, made.preset.name, made.context, parameters(hf), [])
 
 
 def as_trained(hf: Any, kind: Kind) -> LanguageModel:

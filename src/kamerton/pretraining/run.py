@@ -80,6 +80,8 @@ def pretrain(
         KamertonError: recipe, tokenizer, texts or base are wrong, or another run uses the folder.
     """
     recipe = as_pretrain_recipe(recipe, overrides)
+    if recipe.budget is None:
+        raise recipe.error(("budget",), "is missing", mend="give budget: {tokens: 2_000_000}, or use kamerton scaling")
     check_trackers(trackers)
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
     lock = Store(folder).lock()
@@ -120,14 +122,6 @@ def _fit(
     recipe: PretrainRecipe, started: Started, goal: Goal, how: Settings, budget: Budget, folder: Path, tell: Report,
     seen: Callable[[str, Progress], None], trackers: Sequence[str], stop_after: int | None,
 ) -> Result:  # fmt: skip
-    key = fingerprint(
-        {
-            "recipe": recipe.model_dump(mode="json", exclude={"name", "output", "samples"}),
-            "settings": {k: v for k, v in asdict(how).items() if k != "trackers"},
-            "data": goal.key, "start": sum(float(p.detach().double().sum()) for p in started.model.hf.parameters()),
-        }
-    )  # fmt: skip
-
     def watch(p: Progress) -> None:
         held = goal.shown(p.validation_loss) if p.validation_loss is not None else ""
         seen("training", p)
@@ -135,7 +129,18 @@ def _fit(
 
     return fit(
         started.model, started.model.hf, goal.objective, replace(how, trackers=tuple(trackers)), budget, folder / "fit",
-        key=key, watch=watch, stop_after=stop_after,
+        key=key_of(recipe, started, goal, how), watch=watch, stop_after=stop_after,
+    )  # fmt: skip
+
+
+def key_of(recipe: PretrainRecipe, started: Started, goal: Goal, how: Settings) -> str:
+    """A fingerprint of a run: of everything that decides its weights. The model is as it was before its first step."""
+    return fingerprint(
+        {
+            "recipe": recipe.model_dump(mode="json", exclude={"name", "output", "samples", "scaling"}),
+            "settings": {k: v for k, v in asdict(how).items() if k != "trackers"},
+            "data": goal.key, "start": sum(float(p.detach().double().sum()) for p in started.model.hf.parameters()),
+        }
     )  # fmt: skip
 
 

@@ -126,6 +126,26 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if (p / "state.json").is_file()), reverse=True)
 
 
+def adopt_checkpoint(source: Path, folder: Path, key: str) -> Path:
+    """Let a run go on from another run's checkpoint: a copy of it, whole or not there, under this run's key.
+
+    Args:
+        source: a checkpoint (`step-…`); folder: of the run that goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / source.name
+    partial = folder / f".partial-{os.getpid()}-{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    state = json.loads((partial / "state.json").read_text())
+    (partial / "state.json").write_text(json.dumps({**state, "key": key}))
+    for file in partial.iterdir():
+        _sync(file)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    return target
+
+
 def drop_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of all runs below a folder, once what they led to is saved elsewhere."""
     for path in [*folder.rglob("step-*"), *folder.rglob(".partial-*")]:

@@ -83,6 +83,7 @@ def dequantise(gguf: Path) -> Path:
     Raises:
         ModelError: it cannot be read.
     """
+    import transformers
     from safetensors.torch import save_file
 
     stat = gguf.stat()
@@ -90,7 +91,11 @@ def dequantise(gguf: Path) -> Path:
     folder = cache_dir() / "models" / f"{gguf.stem}-{key}"
     if folder.exists():
         return folder
-    tokenizer, hf = read_gguf(gguf, torch.float32)
+    hf = read_gguf(gguf, torch.float32)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:
+        raise _unreadable(gguf, error) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
@@ -111,8 +116,12 @@ def dequantise(gguf: Path) -> Path:
     return folder
 
 
-def read_gguf(gguf: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The tokenizer and the model of a GGUF file, dequantised, by transformers.
+def read_gguf(gguf: Path, dtype: torch.dtype, config: Any = None) -> Any:
+    """The model of a GGUF file, dequantised, by transformers.
+
+    Args:
+        dtype: of its weights.
+        config: the model's configuration; default: what transformers reads from the file's header.
 
     Raises:
         ModelError: it cannot be read.
@@ -124,17 +133,20 @@ def read_gguf(gguf: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     bar = reading.tqdm
     reading.tqdm = functools.partial(bar, disable=True)  # there is no other way to ask for silence
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+        own = {} if config is None else {"config": config}
+        return transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype, **own)
     except Exception as error:
-        raise ModelError(
-            f"not a GGUF file that can be read ({type(error).__name__}: {first_line(error)})",
-            where=gguf,
-            mend="download it again, or use a folder of safetensors",
-        ) from error
+        raise _unreadable(gguf, error) from error
     finally:
         reading.tqdm = bar
-    return tokenizer, hf
+
+
+def _unreadable(gguf: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"not a GGUF file that can be read ({type(error).__name__}: {first_line(error)})",
+        where=gguf,
+        mend="download it again, or use a folder of safetensors",
+    )
 
 
 def first_line(error: BaseException) -> str:

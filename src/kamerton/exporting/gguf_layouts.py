@@ -123,6 +123,18 @@ def layout_of(hf: Any) -> Layout:
     return LAYOUTS[kind]
 
 
+def header_is_not_read(config: Any) -> bool:
+    """Whether transformers leaves out something of this configuration when it reads a GGUF file's header.
+
+    It takes GPT-2's number of positions, Qwen3's size of a head and an even spread of rotary frequencies for granted.
+    llama.cpp does not.
+    """
+    rope = _rope(config).get("rope_type", "default")
+    return (
+        config.model_type == "gpt2" or rope != "default" or (config.model_type == "qwen3" and head_size(config) != 128)
+    )
+
+
 def turned(rows: np.ndarray, heads: int) -> np.ndarray:
     """The rows of a query or key projection (heads × D, …) in llama.cpp's order: the two halves of a head in turn."""
     count = rows.shape[0]

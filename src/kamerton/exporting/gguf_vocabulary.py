@@ -84,6 +84,8 @@ def add_vocabulary(writer: Any, renderer: Renderer, size: int) -> list[str]:
         raise _refused("a tokenizer in Python")
     about = json.loads(backend.to_str())
     name = rules_name(about)
+    if not about["model"]["merges"]:
+        raise _refused("a tokenizer without merges")
     added = {token["id"]: token for token in about["added_tokens"]}
     texts = {i: text for text, i in about["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     if (most := max(texts)) >= size:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from kamerton.base.quantise import kind_of
 from kamerton.base.sources import read_gguf
 from kamerton.errors import KamertonError
 from kamerton.exporting import adapter_folder, gguf_file, weights
+from kamerton.exporting.gguf_layouts import header_is_not_read
 from kamerton.exporting.ollama import modelfile
 from kamerton.exporting.verify import (
     Check,
@@ -145,8 +147,7 @@ def _check(adapted: Adapted, folder: Path, format: str, type: str | None, shard_
     else:
         weights.check_plain(adapted)
         if format == "gguf":
-            hf = base.model.hf if adapted.tuned is None else adapted.tuned.model.hf
-            gguf_file.check_gguf(hf.base_model.model if hasattr(hf, "peft_config") else hf, adapted.renderer)
+            gguf_file.check_gguf(base.model.hf, adapted.renderer)
             disk, read = gguf_file.expected_bytes(count, kind), 2 * read
         else:
             disk = count * weights.TYPES[kind].itemsize
@@ -224,10 +225,13 @@ class _Work:
             hf, adapted.renderer, path, self.kind, name=base.info.name,
             progress=lambda share, text: self.report("writing", share, text),
         )  # fmt: skip
-        context = getattr(hf.config, "max_position_embeddings", None)
+        config = hf.config
         del hf
         self.report("checking", 0.0, "logits in transformers")
-        read = read_gguf(path, DTYPES[base.info.dtype])[1].to(base.info.device).eval()
+        told = copy.deepcopy(config) if header_is_not_read(config) else None
+        if told is not None:
+            notes.append("transformers was told the configuration: not all of this header is read by it")
+        read = read_gguf(path, DTYPES[base.info.dtype], told).to(base.info.device).eval()
         checks = [self.probes.check("transformers", through_transformers(read), self.bound, path)]
         del read
         if has_llama_cpp():
@@ -238,7 +242,7 @@ class _Work:
         else:
             notes.append("llama-cpp-python is not installed, so llama.cpp itself has not read the file")
         self.report("checking", 1.0, "")
-        text, more = modelfile(adapted.renderer, path.name, context)
+        text, more = modelfile(adapted.renderer, path.name, getattr(config, "max_position_embeddings", None))
         write_text(folder / "Modelfile", text)
         return checks, [*notes, *more, *self.plain_notes()]
 

@@ -1,4 +1,4 @@
-"""What Python users call: `compare`; for one method `tune`, `load`, `merge`, `evaluate`, `fidelity`, `scaling`."""
+"""What Python users call: `compare`; for one method `tune`, `load`, `merge`, `export`, `evaluate`, `fidelity`, …"""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ class _Work:
                 check_tokens(model, adapted.renderer, path)
                 checks.append(self.probes.check("llama.cpp", through_llama_cpp(model), self.bound + _LLAMA_CPP, path))
         else:
-            notes.append("llama-cpp-python is not installed, so llama.cpp itself has not read the file")
+            notes.append("llama.cpp has not read the file; for that: pip install 'kamerton[llama-cpp]'")
         self.report("checking", 1.0, "")
         text, more = modelfile(adapted.renderer, path.name, getattr(config, "max_position_embeddings", None))
         write_text(folder / "Modelfile", text)

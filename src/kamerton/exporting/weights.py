@@ -132,6 +132,10 @@ def write_folder(hf: Any, renderer: Renderer, folder: Path, shard_size: str) -> 
     config.eos_token_id = ends[0] if len(ends) == 1 else ends  # where kamerton stops, `generate` does too
     try:
         hf.save_pretrained(folder, max_shard_size=shard_size, safe_serialization=True)
+    except ValueError as error:  # settings of generation that contradict each other
+        reason = " ".join(str(error).split())[:200]
+        mend = "mend the base's generation_config.json"
+        raise ModelError(f"transformers cannot save it ({reason})", where=folder, mend=mend) from None
     finally:
         config.eos_token_id = former
     write_tokenizer(renderer, folder)

@@ -47,7 +47,7 @@ SHARD = "5GB"
 _TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _BOUNDS = {**{kind: TOLERANCE[name] for kind, name in _TYPES.items()}, "q8_0": 4.0}
 """Largest difference of a logit that rounding to a type explains."""
-_LLAMA_CPP = 1.0
+_LLAMA_CPP = 0.5
 """What llama.cpp's own rounding adds: it keeps keys and values in f16, and multiplies in f16."""
 
 

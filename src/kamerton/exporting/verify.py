@@ -171,7 +171,7 @@ def llama_cpp(file: Path, positions: int) -> Iterator[Any]:
     try:
         model = library.Llama(
             str(file), n_ctx=positions, n_batch=positions, logits_all=True, n_gpu_layers=0, verbose=False,
-            n_threads=torch.get_num_threads(),
+            n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
         )  # fmt: skip
     except ValueError as error:
         raise ModelError(f"llama.cpp cannot load it ({error})", where=file, mend="report this") from None

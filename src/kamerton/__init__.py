@@ -22,6 +22,8 @@ _NAMES = {
     "Comparison": "kamerton.comparison.run",
     "tune": "kamerton.api",
     "evaluate": "kamerton.api",
+    "export": "kamerton.api",
+    "Exported": "kamerton.exporting.run",
     "fidelity": "kamerton.api",
     "load": "kamerton.api",
     "merge": "kamerton.api",
@@ -47,7 +49,7 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from kamerton.api import Evaluation, compare, evaluate, fidelity, load, merge, scaling, tune
+    from kamerton.api import Evaluation, compare, evaluate, export, fidelity, load, merge, scaling, tune
     from kamerton.assessment.scaling_page import Scaling
     from kamerton.assessment.scaling_settings import ScalingSettings
     from kamerton.assessment.settings import FidelitySettings
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from kamerton.base import Base, load_base
     from kamerton.comparison.run import Comparison
     from kamerton.errors import KamertonError
+    from kamerton.exporting.run import Exported
     from kamerton.inference import Answer, Sampling
     from kamerton.methods.method import Adapted
     from kamerton.recipe import Recipe, load_recipe
@@ -63,9 +66,10 @@ if TYPE_CHECKING:
     from kamerton.training import Budget
 
 __all__ = [
-    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "Fidelity", "FidelitySettings",
-    "KamertonError", "Message", "Recipe", "Sampling", "Scaling", "ScalingSettings", "Task", "compare", "evaluate",
-    "fidelity", "load", "load_base", "load_recipe", "load_task", "merge", "scaling", "tune",
+    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "Exported", "Fidelity",
+    "FidelitySettings", "KamertonError", "Message", "Recipe", "Sampling", "Scaling", "ScalingSettings", "Task",
+    "compare", "evaluate", "export", "fidelity", "load", "load_base", "load_recipe", "load_task", "merge", "scaling",
+    "tune",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What Python users call: `compare`; for one method `tune`, `load`, `merge`, `evaluate`, `fidelity`, `scaling`."""
+"""What Python users call: `compare`; for one method `tune`, `load`, `merge`, `export`, `evaluate`, `fidelity`, …"""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from kamerton.comparison.run import compare as run_comparison
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
+from kamerton.exporting.run import SHARD, Exported
+from kamerton.exporting.run import export as run_export
 from kamerton.inference import Sampling
 from kamerton.methods import at_its_line, get_method, resolve_one
 from kamerton.methods.defined import check_defined, check_fits
@@ -178,6 +180,33 @@ def merge(target: str | Path | Adapted, output: str | Path) -> Merged:
     """
 
     return merge_weights(target if isinstance(target, Adapted) else load(target), output)
+
+
+def export(
+    target: str | Path | Adapted, output: str | Path, *, format: str = "safetensors", type: str | None = None,
+    shard_size: str = SHARD, force: bool = False, report: Report | None = None,
+) -> Exported:  # fmt: skip
+    """Write a model as files that other programs load, read back by them and compared with the model.
+
+    Args:
+        target: what `load` takes, or a loaded model.
+        output: the folder to write.
+        format: safetensors (a model folder), peft (an adapter beside its base) or gguf (llama.cpp, Ollama).
+        type: of weights: f32, f16, bf16, for gguf also q8_0; default: the base's own, for gguf f16.
+        shard_size: the most that one file of safetensors holds.
+        force: replace what an export wrote there before.
+        report: told about progress.
+
+    Returns:
+        Where it is, and how far its logits are from the model's.
+    """
+    if report is not None:
+        report("loading", 0.0, str(target))
+    adapted = target if isinstance(target, Adapted) else load(target)
+    return run_export(
+        adapted, output, format=format, type=type, shard_size=shard_size, force=force, report=report,
+        target="" if isinstance(target, Adapted) else str(target),
+    )  # fmt: skip
 
 
 def evaluate(

@@ -57,6 +57,36 @@ def moved_into(folder: Path, *, last: str = "") -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill that takes its place when the block has ended well, and else leaves nothing.
+
+    Args:
+        folder: not there yet, or empty.
+        replace: it may hold something, which is removed once the new one is in its place.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
+    former = folder.with_name(f".former-{os.getpid()}-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.is_dir() and not replace:
+            folder.rmdir()  # an error where somebody has put something there meanwhile
+        elif folder.is_dir():
+            os.replace(folder, former)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if former.is_dir():
+                os.replace(former, folder)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
     """Write a text file as UTF-8, whole or not at all."""
     with whole(path, lasting=lasting) as file:

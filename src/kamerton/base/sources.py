@@ -7,12 +7,14 @@ A folder whose weights are pickled is refused.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,21 +86,16 @@ def dequantise(gguf: Path) -> Path:
     import transformers
     from safetensors.torch import save_file
 
-    transformers.logging.set_verbosity_error()
     stat = gguf.stat()
     key = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache_dir() / "models" / f"{gguf.stem}-{key}"
     if folder.exists():
         return folder
+    hf = read_gguf(gguf, torch.float32)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except Exception as error:
-        raise ModelError(
-            f"not a GGUF file that can be read ({type(error).__name__}: {first_line(error)})",
-            where=gguf,
-            mend="download it again, or use a folder of safetensors",
-        ) from error
+        raise _unreadable(gguf, error) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
@@ -117,6 +114,39 @@ def dequantise(gguf: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def read_gguf(gguf: Path, dtype: torch.dtype, config: Any = None) -> Any:
+    """The model of a GGUF file, dequantised, by transformers.
+
+    Args:
+        dtype: of its weights.
+        config: the model's configuration; default: what transformers reads from the file's header.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    import transformers
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    transformers.logging.set_verbosity_error()
+    bar = reading.tqdm
+    reading.tqdm = functools.partial(bar, disable=True)  # there is no other way to ask for silence
+    try:
+        own = {} if config is None else {"config": config}
+        return transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype, **own)
+    except Exception as error:
+        raise _unreadable(gguf, error) from error
+    finally:
+        reading.tqdm = bar
+
+
+def _unreadable(gguf: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"not a GGUF file that can be read ({type(error).__name__}: {first_line(error)})",
+        where=gguf,
+        mend="download it again, or use a folder of safetensors",
+    )
 
 
 def first_line(error: BaseException) -> str:

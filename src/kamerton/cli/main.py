@@ -19,6 +19,7 @@ from kamerton.cli import (
     compare,
     corpus,
     evaluate,
+    export,
     feedback,
     index,
     label,
@@ -56,6 +57,7 @@ chat.register(app)
 label.register(app)
 serve.register(app)
 merge.register(app)
+export.register(app)
 methods.register(app)
 rewards.register(app)
 app.add_typer(base.app, name="base")

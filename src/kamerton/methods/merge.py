@@ -9,8 +9,6 @@ real prompts are compared with the adapted model's.
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from kamerton.base.model import CausalModel
 from kamerton.base.quantise import dequantise, kind_of
 from kamerton.errors import KamertonError, ModelError
 from kamerton.evaluation.general_prompts import PROMPTS
+from kamerton.files import whole_folder
 from kamerton.methods.method import Adapted, Wrapped
 from kamerton.retrieval.joint import QueryingModel
 from kamerton.tasks.example import Message
@@ -75,16 +74,15 @@ def merge(adapted: Adapted, output: str | Path) -> Merged:
     """
     folder = Path(output)
     causal(adapted.engine.model, "merging")
-    tuned = _check(adapted, folder)
+    tuned = mergeable(adapted)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise KamertonError("is there already", where=folder, mend="choose another --output")
     base = adapted.base
-    partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         hf = tuned.model.hf if tuned.peft is None else merged_weights(base, tuned, adapted.method)
         hf.save_pretrained(partial, safe_serialization=True)
         del hf
-        _save_tokenizer(base, partial)
+        save_tokenizer(base, partial)
         written = load_base(partial, dtype=base.info.dtype, device=base.info.device)  # type: ignore[arg-type]
         if written.renderer.fingerprint != base.renderer.fingerprint:
             mend = "report this: the tokenizer did not survive saving"
@@ -98,17 +96,16 @@ def merge(adapted: Adapted, output: str | Path) -> Merged:
                 where=folder,
                 mend="use the adapter unmerged, or tune with dtype: float32",
             )
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
     return Merged(folder, difference, tolerance, sum(map(len, rows)), base.info.dtype, size)
 
 
-def _check(adapted: Adapted, folder: Path) -> Tuned:
-    """The trained part, if it can be merged and there is room to write it."""
+def mergeable(adapted: Adapted) -> Tuned:
+    """The trained part, where weights can hold it.
+
+    Raises:
+        KamertonError: nothing was trained, or it stands beside the weights.
+    """
     if isinstance(adapted, Wrapped):
         raise KamertonError(
             f"{adapted.method} changes how the model is asked, which weights cannot hold",
@@ -128,13 +125,15 @@ def _check(adapted: Adapted, folder: Path) -> Tuned:
             f"what {adapted.method} trained stands in front of the text and cannot be merged into weights",
             where="merge", mend=_MERGEABLE,
         )  # fmt: skip
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KamertonError("is there already", where=folder, mend="choose another --output")
     return tuned
 
 
-def merged_weights(base: Base, tuned: Tuned, method: str) -> Any:
-    """The weights that the adapter was trained beside, with the adapter merged into them in float32."""
+def merged_weights(base: Base, tuned: Tuned, method: str, dtype: torch.dtype | None = None) -> Any:
+    """The weights that the adapter was trained beside, with the adapter merged into them in float32.
+
+    Args:
+        dtype: what the sum is rounded to; default: the base's data type.
+    """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     fresh = base.reload(quantise="nf4" if kind_of(tuned.model.hf) else None).model.hf
@@ -158,7 +157,7 @@ def merged_weights(base: Base, tuned: Tuned, method: str) -> Any:
         raise KamertonError(message, where="merge", mend=_MERGEABLE) from None
     except ValueError as error:  # not a number somewhere
         raise ModelError(" ".join(f"{error}".split()), where="merge", mend="tune the method again") from None
-    return merged.to(DTYPES[base.info.dtype])
+    return merged.to(dtype or DTYPES[base.info.dtype])
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -174,7 +173,8 @@ def _untie(hf: Any, adapted: dict[str, Tensor]) -> None:
         hf.config.tie_word_embeddings = False
 
 
-def _save_tokenizer(base: Base, folder: Path) -> None:
+def save_tokenizer(base: Base, folder: Path) -> None:
+    """Write the tokenizer with the template that the base is asked by."""
     tokenizer = copy.deepcopy(base.renderer.tokenizer)
     if not base.renderer.plain:
         tokenizer.chat_template = base.renderer.template  # the recipe may have given another one than the model's

@@ -20,6 +20,7 @@ from kamerton.cli import (
     corpus,
     evaluate,
     feedback,
+    from_scratch,
     index,
     label,
     merge,
@@ -46,6 +47,7 @@ app = typer.Typer(
 compare.register(app)
 tune.register(app)
 pretrain.register(app)
+from_scratch.register(app)
 align.register(app)
 evaluate.register(app)
 chat.register(app)

@@ -115,7 +115,7 @@ def plots(result: Result) -> list[tuple[str, str]]:
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `POINTS` points: means of neighbours."""
-    size = math.ceil(len(points) / POINTS)
+    size = max(1, math.ceil(len(points) / POINTS))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
 

@@ -170,7 +170,8 @@ def as_pretrain_recipe(
         return recipe
     if isinstance(recipe, Mapping):
         raw: Any = text_keys(dict(recipe))
-        return _build(raw, overridden(raw, source, overrides) if overrides else source or Source(), name)
+        source = source or Source()
+        return _build(raw, overridden(raw, source, overrides) if overrides else source, name)
     path = Path(recipe)
     raw, source = read_fields(path, "start with: model, tokenizer, data, budget")
     return _build(raw, overridden(raw, source, overrides), path.stem)

@@ -134,7 +134,7 @@ def sentences(results: Results) -> list[str]:
 
 
 def again(results: Results) -> str:
-    """Options that repeat a run whose budgets were seconds, by the tokens that those seconds held; "" where none was."""
+    """Options that repeat a run with budgets of seconds by the tokens that they held; "" where there was none."""
     timed = [s for s in finished(results) if s["kind"] == "model" and s["figures"]["timed"]]
     return " ".join(f"--set 'models.{s['name']}.budget={{tokens: {s['figures']['tokens']}}}'" for s in timed)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,8 @@ import tiny
 from kamerton.cli.main import app
 from kamerton.errors import KamertonError
 from kamerton.from_scratch.page import page, sentences
-from kamerton.from_scratch.recipe import TurnsSpec, load_from_scratch
-from kamerton.from_scratch.run import Made, from_scratch
+from kamerton.from_scratch.recipe import ChatSpec, HeldOutSpec, NgramSpec, TokenizerSpec, TurnsSpec, load_from_scratch
+from kamerton.from_scratch.run import Made, check, from_scratch
 from kamerton.from_scratch.text import divide
 from kamerton.from_scratch.turns import conversations
 from kamerton.text.lines import documents
@@ -73,7 +74,7 @@ def write_plays(folder: Path) -> None:
 
 def written(file: Path, recipe: dict[str, Any]) -> Path:
     """A recipe as a file, in its order and without anchors."""
-    written(file, json.loads(json.dumps(recipe)), sort_keys=False)
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False))
     return file
 
 
@@ -329,9 +330,11 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("models.llama.training.learning_rat", 1, ": models.llama.training.learning_rat", "unknown field"),
     ("models.llama.data", "x", ": models.llama.data", "data is the path's own here; leave it out"),
     ("models.llama.tokenizer", "demo", ": models.llama.tokenizer", "another tokenizer than the path's"),
-    ("models.llama.model.heads", 3, ": models.llama.model", "not a multiple of"),
+    ("models.llama.model.heads", 3, ": models.llama.model", "heads do not divide"),
     ("turns.speaker", "[", ": turns", "speaker is no regular expression"),
     ("turns.most_characters", 3, ": turns", "no conversations for train"),
+    ("models.lstm.budget", {}, ": models.lstm.budget", "has no limit"),
+    ("tune.budget", {}, ": tune.budget", "has no limit"),
     ("tune.base", "gpt", ": tune.base", "no model 'gpt' in this path"),
     ("tune.methods.0", {"fulll": {}}, ": tune.methods.0", "did you mean full?"),
     ("tune.methods.0", {"full": {"rank": 4}}, ": tune.methods.0.full.rank", "has no option"),
@@ -342,7 +345,7 @@ BAD: list[tuple[str, Any, str, str]] = [
 
 
 def with_field(path: str, value: Any) -> dict[str, Any]:
-    recipe = copy.deepcopy(RECIPE)
+    recipe = json.loads(json.dumps(RECIPE))  # nothing in it is shared
     *above, last = path.split(".")
     node: Any = recipe
     for part in above:
@@ -410,9 +413,11 @@ def test_a_file_of_instructions_in_place_of_turns(root: Path, tmp_path: Path) ->
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 1\n')
     recipe["tune"]["task"] = {"data": str(bad)}
+    recipe["tokenizer"] = {"vocab_size": 330}  # nothing is run before the examples are read
     written(file, recipe)
     with pytest.raises(KamertonError, match=r"bad\.jsonl:2"):
         from_scratch(file, output=root / "instructions", data=root, workers=1)
+    assert run(root, "instructions", {**recipe, "tune": False, "tokenizer": {"vocab_size": 300}}).ran == ()
 
 
 def test_the_command_says_what_it_did(root: Path, whole: Made, tmp_path: Path) -> None:
@@ -424,3 +429,27 @@ def test_the_command_says_what_it_did(root: Path, whole: Made, tmp_path: Path) -
     assert said.exit_code == 0, said.output
     assert "finished before: corpus, text, tokenizer" in said.output
     assert "Bits per byte of the same held-out text: 3-gram" in said.output
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_page_of_documentation_names_every_field_and_its_recipe_is_one(tmp_path: Path) -> None:
+    told = (ROOT / "docs" / "from-scratch.md").read_text()
+    rows = re.findall(r"^\|.*\|$", told, re.MULTILINE)
+    named = {name for row in rows for code in re.findall(r"`([^`]+)`", row) for name in re.split(r"[.\s,]+", code)}
+    for spec in (HeldOutSpec, TokenizerSpec, NgramSpec, TurnsSpec, ChatSpec):
+        assert set(spec.model_fields) <= named, spec
+    assert {"corpus", "budget", "models", "ngrams", "turns", "tune", "chat", "output"} <= {n.strip() for n in named}
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", told, re.MULTILINE | re.DOTALL)
+    (tmp_path / "docs.yaml").write_text(block)
+    assert list(load_from_scratch(tmp_path / "docs.yaml").models) == ["lstm", "llama"]
+
+
+@pytest.mark.parametrize("name", ["from_scratch", "from_scratch_plays"])
+def test_the_examples_are_recipes(name: str) -> None:
+    loaded = load_from_scratch(ROOT / "examples" / f"{name}.yaml")
+    check(loaded)
+    assert loaded.base == "llama"
+    seconds = {one.budget.seconds for one in loaded.models.values()}
+    assert seconds == {120}  # the same for all

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -56,6 +55,11 @@ def judged(results: Results) -> list[dict[str, Any]]:
     return [s for s in found if s["figures"]["bits_per_byte"] is not None]
 
 
+def bits(stage: Mapping[str, Any]) -> float:
+    """Bits per byte of a judged model."""
+    return float(stage["figures"]["bits_per_byte"])
+
+
 def bars(results: Results) -> list[tuple[str, float, float]]:
     """Of each judged model: its name, its bits per byte, and their share of the most."""
     most = max((s["figures"]["bits_per_byte"] for s in judged(results)), default=1.0)
@@ -71,8 +75,8 @@ def described(stage: Mapping[str, Any]) -> dict[str, str]:
     if "figures" not in stage:
         return {"made": "not yet", "figure": "–"}
     f, kind = stage["figures"], stage["kind"]
-    bits = f.get("bits_per_byte")
-    figure = "–" if bits is None else f"{bits:.3f} bits per byte"
+    value = f.get("bits_per_byte")
+    figure = "–" if value is None else f"{value:.3f} bits per byte"
     if kind == "corpus":
         made = f"{f['files']:,} files, {f['read'][0]:,} documents read, {f['kept'][0]:,} kept"
         figure = f"{size(f['kept'][1])} of {size(f['read'][1])}"
@@ -96,8 +100,8 @@ def described(stage: Mapping[str, Any]) -> dict[str, str]:
         figure = "–" if f["validation_loss"] is None else f"validation loss {f['validation_loss']:.3f}"
     else:
         made = f"answers of {f['answers']:,} held-out conversations"
-        if bits is not None:
-            figure = f"{f['before']:.3f} → {bits:.3f} bits per byte of the answers"
+        if value is not None:
+            figure = f"{f['before']:.3f} → {value:.3f} bits per byte of the answers"
     return {"made": made, "figure": figure}
 
 
@@ -107,13 +111,12 @@ def sentences(results: Results) -> list[str]:
     if found:
         chain = " → ".join(f"{s['name']} {s['figures']['bits_per_byte']:.3f}" for s in found)
         out.append(f"Bits per byte of the same held-out text: {chain}.")
-        values = [s["figures"]["bits_per_byte"] for s in found]
-        if len(values) > 1 and any(b >= a for a, b in itertools.pairwise(values)):
-            worse = [
-                f"{b['name']} is no better than {a['name']}"
-                for a, b in itertools.pairwise(found)
-                if b["figures"]["bits_per_byte"] >= a["figures"]["bits_per_byte"]
-            ]
+        worse = []
+        for at, one in enumerate(found):
+            best = min(found[:at], key=bits, default=None)
+            if best is not None and one["kind"] == "model" and bits(one) >= bits(best):
+                worse.append(f"{one['name']} is no better than {best['name']}")
+        if worse:
             out.append(f"It does not fall at every step: {'; '.join(worse)}.")
     nets = [s for s in found if s["kind"] == "model"]
     if len(nets) > 1:

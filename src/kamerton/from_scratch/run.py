@@ -17,15 +17,21 @@ from typing import Any
 
 import transformers
 
+from kamerton.base.presets import get_preset
 from kamerton.comparison.machine import kamerton_version, machine, versions
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.files import write_json
 from kamerton.from_scratch.page import write_page
 from kamerton.from_scratch.recipe import FromScratch, load_from_scratch
-from kamerton.from_scratch.stages import Report, Stage, stages_of
+from kamerton.from_scratch.stages import Report, Stage, stages_of, template
+from kamerton.pretraining.models import shape_of
 from kamerton.recipe_errors import closest
 from kamerton.tasks.example import fingerprint
+from kamerton.training import Budget
+
+BYTES = 261
+"""Tokens of the tokenizer of bytes."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,36 @@ def from_scratch(
     if until is not None and until not in names:
         raise KamertonError(f"no stage {until!r}", where="--until", mend=closest(until, names))
     transformers.utils.logging.disable_progress_bar()
+    check(recipe)
     lock = Store(recipe.folder).lock()
     try:
         return _run(recipe, stages, until, report or (lambda *_: None))
     finally:
         lock.release()
+
+
+def check(recipe: FromScratch) -> None:
+    """Refuse before anything is computed what would only be found in the last stages: shapes, budgets, examples.
+
+    Raises:
+        KamertonError: at the field, or at the line of the file of examples.
+    """
+    from kamerton.comparison.run import check_task
+    from kamerton.tasks import load_task
+
+    template(recipe)
+    for name, one in recipe.models.items():
+        if one.model is not None:
+            vocabulary = BYTES if one.tokenizer == "bytes" else recipe.fields.tokenizer.vocab_size
+            shape_of(one, get_preset(one.model.preset), vocabulary)
+        if Budget(**one.budget.model_dump()).unlimited:
+            raise recipe.fields.error(("models", name, "budget"), "has no limit", mend="write seconds: 120")
+    if recipe.tune is None:
+        return
+    if Budget(**recipe.tune.budget.model_dump()).unlimited:
+        raise recipe.fields.error(("tune", "budget"), "has no limit", mend="write tune: {budget: {seconds: 60}}")
+    if recipe.fields.turns is None:
+        check_task(load_task(recipe.tune.task), recipe.tune.task)
 
 
 def _run(recipe: FromScratch, stages: Sequence[Stage], until: str | None, report: Report) -> Made:

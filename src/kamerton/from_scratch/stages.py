@@ -65,7 +65,7 @@ def stages_of(path: FromScratch, workers: int | None = None) -> list[Stage]:
               (at / "corpus" / "report.json",), (at / "corpus",)),
         Stage("text", "text", lambda: [fields.held_out.model_dump(), digest(_documents(at))], partial(_text, path),
               (train, held), (text,)),
-        Stage("tokenizer", "tokenizer", lambda: [fields.tokenizer.model_dump(), _template(path)[1], digest(train)],
+        Stage("tokenizer", "tokenizer", lambda: [fields.tokenizer.model_dump(), template(path)[1], digest(train)],
               partial(_tokenizer, path), (tokens / "tokenizer.json", tokens / "tokenizer_config.json"), (tokens,)),
     ]  # fmt: skip
     for name, spec in fields.ngrams.items():
@@ -151,7 +151,7 @@ def _text(path: FromScratch, report: Report) -> Figures:
     return {"train": vars(train), "held_out": vars(held)}
 
 
-def _template(path: FromScratch) -> tuple[str, str | None]:
+def template(path: FromScratch) -> tuple[str, str | None]:
     """The chat template as the tokenizer takes it, and its content where it is a file's."""
     given = path.fields.tokenizer.chat_template
     if given == "chatml":
@@ -179,7 +179,7 @@ def _tokenizer(path: FromScratch, report: Report) -> Figures:
     try:
         made = train(
             [text / "train.jsonl"], spec.kind, spec.vocab_size, path.folder / "tokenizer", special=spec.special,
-            split_digits=spec.split_digits, chat_template=_template(path)[0], progress=progress,
+            split_digits=spec.split_digits, chat_template=template(path)[0], progress=progress,
         )  # fmt: skip
     except KamertonError as error:
         field = (error.where or "").partition(",")[0].removeprefix("--").replace("-", "_")

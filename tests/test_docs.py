@@ -166,7 +166,7 @@ def test_readmes_are_laid_out_evenly(readme: str) -> None:
 @pytest.mark.parametrize(("readme", "words"), [("README.md", "public sets"), ("README.ru.md", "открытых наборов")])
 def test_readmes_count_the_public_sets(readme: str, words: str) -> None:
     recipes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "examples").glob("*.yaml")]
-    data = [recipe["task"].get("data") for recipe in recipes if isinstance(recipe["task"], dict)]
+    data = [recipe["task"].get("data") for recipe in recipes if isinstance(recipe.get("task"), dict)]
     sets = {(one["hub"], one.get("config")) for one in data if isinstance(one, dict) and "hub" in one}
     assert f" {len(sets)} {words} " in read(readme)
 

@@ -444,7 +444,8 @@ FOLDERS = {
 
 
 def test_every_example_recipe_has_a_place_here() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.yaml")} == {
+    paths = {path.stem for path in (ROOT / "examples").glob("*.yaml") if "scratch" not in path.stem}
+    assert paths == {
         *FOLDERS,
         "dates",
         "methods",

@@ -42,10 +42,10 @@ def build_corpus(
         recipe = CorpusRecipe.from_dict(recipe)
     elif not isinstance(recipe, CorpusRecipe):
         recipe = load_corpus_recipe(recipe)
-    return _build(recipe, output, workers=workers or cores(), tests=_tests(recipe), watch=watch)
+    return _build(recipe, output, workers=workers or cores(), tests=test_sets(recipe), watch=watch)
 
 
-def _tests(recipe: CorpusRecipe) -> dict[str, dict[str, list[str]]]:
+def test_sets(recipe: CorpusRecipe) -> dict[str, dict[str, list[str]]]:
     """For each step that decontaminates: the texts of each recipe's test sets, questions with their answers."""
     tests: dict[str, dict[str, list[str]]] = {}
     for spec in recipe.steps:

@@ -199,14 +199,17 @@ class Recipe(Sourced):
         return super().error(path, message, mend=mend)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
-        """A recipe from plain values, as YAML would give them; relative paths start from the current directory.
+    def from_dict(cls, data: Mapping[str, Any], *, name: str = "recipe", source: Source | None = None) -> Recipe:
+        """A recipe from plain values, as YAML would give them.
+
+        Args:
+            source: relative paths start from its folder, by default from the current directory.
 
         Raises:
             RecipeError: a field is unknown, missing or wrong.
         """
         raw = text_keys(dict(data))
-        return _build(raw, take_recipes(raw, Source()), name)
+        return _build(raw, take_recipes(raw, source or Source()), name)
 
 
 def as_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, data: str | Path | None = None) -> Recipe:

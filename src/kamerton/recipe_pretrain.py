@@ -158,12 +158,14 @@ class PretrainRecipe(Sourced):
 
 
 def as_pretrain_recipe(
-    recipe: str | Path | Mapping[str, Any] | PretrainRecipe, overrides: Sequence[str] = ()
-) -> PretrainRecipe:
+    recipe: str | Path | Mapping[str, Any] | PretrainRecipe, overrides: Sequence[str] = (), *,
+    source: Source | None = None, name: str = "pretraining",
+) -> PretrainRecipe:  # fmt: skip
     """A recipe from its file, its content as a mapping, or as it is.
 
     Args:
         overrides: fields to set, as `["budget.tokens=1000"]` (the value is YAML); not for a recipe that was read.
+        source, name: of a recipe that is given by its content.
 
     Raises:
         RecipeError: one line with file, line, field and mend.
@@ -172,7 +174,8 @@ def as_pretrain_recipe(
         return recipe
     if isinstance(recipe, Mapping):
         raw: Any = text_keys(dict(recipe))
-        return _build(raw, overridden(raw, Source(), overrides), "pretraining")
+        source = source or Source()
+        return _build(raw, overridden(raw, source, overrides) if overrides else source, name)
     path = Path(recipe)
     raw, source = read_fields(path, "start with: model, tokenizer, data, budget")
     return _build(raw, overridden(raw, source, overrides), path.stem)

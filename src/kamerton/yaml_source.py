@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Source:
         overrides: field paths that were set from outside the file; errors there must not blame a line of it.
         text: the file as given, "" for a dictionary.
         parts: fields whose content was taken from the task of another recipe, with that recipe's source.
+        root: the field of the file whose content this is, where it is not all of it.
     """
 
     path: Path | None = None
@@ -61,10 +62,23 @@ class Source:
     overrides: frozenset[FieldPath] = frozenset()
     text: str = ""
     parts: dict[FieldPath, Source] = field(default_factory=dict)
+    root: FieldPath = ()
+
+    def inside(self, root: FieldPath) -> Source:
+        """The source as seen from one of its fields, for a part that is a recipe of its own."""
+        size = len(root)
+        # what was set from outside at the field or above it was set in all of it
+        above = any(changed == root[: len(changed)] for changed in self.overrides)
+        below = frozenset(path[size:] for path in self.overrides if path[:size] == root)
+        return replace(
+            self, root=(*self.root, *root), overrides=below | {()} if above else below,
+            lines={path[size:]: line for path, line in self.lines.items() if path[:size] == root},
+            parts={path[size:]: part for path, part in self.parts.items() if path[:size] == root},
+        )  # fmt: skip
 
     def where(self, path: FieldPath) -> str:
         """`FILE:LINE: field.path`; the line is that of the longest part of the path that the file has."""
-        name = ".".join(str(part) for part in path)
+        name = ".".join(str(part) for part in (*self.root, *path))
         if any(path[: len(changed)] == changed for changed in self.overrides):
             return f"override {name}"
         for root, other in self.parts.items():

@@ -21,6 +21,7 @@ from kamerton.cli import (
     evaluate,
     export,
     feedback,
+    from_scratch,
     index,
     label,
     merge,
@@ -51,6 +52,7 @@ tune.register(app)
 report.register(app)
 pretrain.register(app)
 scaling.register(app)
+from_scratch.register(app)
 align.register(app)
 evaluate.register(app)
 chat.register(app)

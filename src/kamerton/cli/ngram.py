@@ -30,6 +30,7 @@ def train(
                                                                              "or shares of counts.")] = "kneser-ney",
     least: Annotated[int, typer.Option(min=1, help="Words seen less often are unknown.")] = 1,
     memory: Annotated[int, typer.Option(min=16, help="MiB of counts before they go to disk, about.")] = 1024,
+    documents: Annotated[bool, typer.Option("--documents", help="A sentence is a whole document.")] = False,
 ) -> None:  # fmt: skip
     """Count text and estimate a model."""
     from rich.console import Console
@@ -44,7 +45,7 @@ def train(
         plain = all(f.suffix not in (".gz", ".bz2", ".xz") for f in files)
         total = sum(f.stat().st_size for f in files) if plain else None
         progress.update(bar, total=total, text=f"{units.size:,} {units.kind}")
-        model = estimate(files, units, order, smoothing, memory=memory << 20,
+        model = estimate(files, units, order, smoothing, memory=memory << 20, whole=documents,
                          progress=lambda done: progress.advance(bar, done))  # fmt: skip
     model.save(output)
     for n, one in enumerate(model.orders, start=1):
@@ -60,16 +61,18 @@ def evaluate(
     model: Model,
     files: Annotated[list[Path], typer.Argument(help="Text, a sentence a line.", exists=True, dir_okay=False,
                                                 show_default=False)],
+    documents: Annotated[bool, typer.Option("--documents", help="A sentence is a whole document.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
     """Perplexity and bits per byte on text that was not trained on."""
     import json
 
+    from kamerton.text.lines import documents as read_documents
     from kamerton.text.lines import lines
     from kamerton.text.ngrams.counts import batches
 
     found = _load(model)
-    scored = found.score(batches(lines(files)))
+    scored = found.score(batches(read_documents(files) if documents else lines(files)))
     figures: dict[str, Any] = {
         "perplexity": scored.perplexity, "perplexity with unknown": scored.perplexity_with_unknown,
         "bits per byte": scored.bits_per_byte if found.units.lossless or not scored.unknown else None,

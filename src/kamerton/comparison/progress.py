@@ -12,7 +12,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +53,13 @@ def read(path: Path) -> dict[str, Any]:
 def curve_points(rows: Iterable[Mapping[str, Any]], key: str, most: int) -> list[tuple[float, float]]:
     """(tokens, value) of the lines of a curve that have a finite value; at most `most`, as means of neighbours."""
     found = [(float(row.get("tokens", 0)), float(row[key])) for row in rows if row.get(key) is not None]
-    found = [point for point in found if math.isfinite(point[1])]
-    size = max(1, -(-len(found) // most))
-    parts = [found[i : i + size] for i in range(0, len(found), size)]
+    return neighbours([point for point in found if math.isfinite(point[1])], most)
+
+
+def neighbours(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most so many points: means of neighbours."""
+    size = max(1, -(-len(points) // most))
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(t for t, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
 
 

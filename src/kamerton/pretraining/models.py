@@ -117,14 +117,7 @@ def plan(recipe: PretrainRecipe, tokenizer: Any = None) -> Plan:
         beside = recipe.resolve(recipe.tokenizer)
         tokenizer = read_tokenizer(beside if beside.is_dir() else recipe.tokenizer)
     context = recipe.context or CONTEXT
-    given = {name: getattr(spec, name) for name in ("width", "depth", "heads", "kv_heads", "feed_forward", "experts",
-                                                    "active", "tied")}  # fmt: skip
-    given = {k: v for k, v in given.items() if v is not None} | {"vocabulary": len(tokenizer), "context": context}
-    try:
-        shape = chosen_shape(preset, spec.size, given)
-    except RecipeError as error:
-        field = ("model", error.where) if error.where in ("size", "heads") else ("model",)
-        raise recipe.error(field, error.message, mend=error.mend) from None
+    shape = shape_of(recipe, preset, len(tokenizer))
     end, pad = end_of(tokenizer), tokenizer.pad_token_id
     special = {"eos_token_id": end, "bos_token_id": None, "pad_token_id": end if pad is None else pad}
     config = preset.config(shape, special)
@@ -140,6 +133,25 @@ def _from_preset(recipe: PretrainRecipe) -> Started:
     if torch.cuda.is_available():
         hf = hf.to("cuda")
     return Started(as_trained(hf, kind), made.tokenizer, end, kind, made.preset.name, made.context, parameters(hf), [])
+
+
+def shape_of(recipe: PretrainRecipe, preset: Preset, vocabulary: int) -> Shape:
+    """The shape that a recipe asks for, with so many tokens.
+
+    Raises:
+        RecipeError: it is none, at its field.
+    """
+    spec = recipe.model
+    assert spec is not None
+    given = {name: getattr(spec, name) for name in ("width", "depth", "heads", "kv_heads", "feed_forward", "experts",
+                                                    "active", "tied")}  # fmt: skip
+    given = {k: v for k, v in given.items() if v is not None}
+    given |= {"vocabulary": vocabulary, "context": recipe.context or CONTEXT}
+    try:
+        return chosen_shape(preset, spec.size, given)
+    except RecipeError as error:
+        field = ("model", error.where) if error.where in ("size", "heads") else ("model",)
+        raise recipe.error(field, error.message, mend=error.mend) from None
 
 
 def as_trained(hf: Any, kind: Kind) -> LanguageModel:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from kamerton.base.work import flops
+from kamerton.base.work import Work, flops
 from kamerton.comparison.machine import kamerton_version, machine, versions
 from kamerton.comparison.progress import MEASURING, FitProgress, RunMark
 from kamerton.comparison.store import Store
@@ -156,7 +156,7 @@ def _told(
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:  # fmt: skip
     state = result.state
-    spent = flops(started.model.work, started.model.hf)
+    spent = flops(Work(**state.work), started.model.hf)  # of all its parts, where the run was stopped in between
     return {
         "name": recipe.name,
         "recipe": recipe.text,

@@ -1,4 +1,4 @@
-"""Lines of text files, compressed or not, with bounded memory."""
+"""Lines of text files, compressed or not, with bounded memory; and their documents, one in memory at a time."""
 
 from __future__ import annotations
 
@@ -45,22 +45,48 @@ def lines(files: Sequence[Path], cut: list[int] | None = None) -> Iterator[bytes
                     if line.strip():
                         yield line
         except (OSError, EOFError, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and error.filename is not None:
-                raise
-            what = f"cannot be read: {str(error).splitlines()[0]}"
-            raise KamertonError(what, where=str(file), mend="give a text file, or one that is whole") from None
+            raise _unreadable(error, file) from None
+
+
+def documents(files: Sequence[Path]) -> Iterator[bytes]:
+    """Whole texts with their ends of lines: each file is one, of JSON lines each `text`; empty ones are left out.
+
+    Raises:
+        KamertonError: as `lines`.
+    """
+    for file in files:
+        packed = file.suffix in PACKED
+        records = (file.with_suffix("") if packed else file).suffix == ".jsonl"
+        try:
+            with _opened(file) as stream:
+                yield from (
+                    t for t in (_texts(stream, file) if records else [stream.read().removeprefix(BOM)]) if t.strip()
+                )
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise _unreadable(error, file) from None
+
+
+def _unreadable(error: Exception, file: Path) -> Exception:
+    if isinstance(error, OSError) and error.filename is not None:
+        return error
+    what = f"cannot be read: {str(error).splitlines()[0]}"
+    return KamertonError(what, where=str(file), mend="give a text file, or one that is whole")
 
 
 def _records(stream: IO[bytes], file: Path) -> Iterator[bytes]:
+    for text in _texts(stream, file):
+        yield from (line for line in text.splitlines() if line.strip())
+
+
+def _texts(stream: IO[bytes], file: Path) -> Iterator[bytes]:
     for number, record in enumerate(stream, start=1):
         if not record.strip():
             continue
         try:
-            text = json.loads(record)["text"].encode("utf-8", "replace")
+            yield json.loads(record)["text"].encode("utf-8", "replace")
         except (ValueError, KeyError, TypeError, AttributeError):
             mend = 'write {"text": "…"} on each line, or name the file .txt'
             raise KamertonError("is no record with a text", where=f"{file}:{number}", mend=mend) from None
-        yield from (line for line in text.splitlines() if line.strip())
 
 
 def _opened(file: Path) -> IO[bytes]:

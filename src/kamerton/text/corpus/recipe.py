@@ -13,7 +13,6 @@ Every mistake is one `RecipeError` line, as in every other recipe (`kamerton.rec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,13 +91,20 @@ class CorpusRecipe(Sourced):
         return self._data / given if self._data is not None and not given.is_absolute() else self.resolve(path)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, name: str = "corpus", source: Source | None = None) -> CorpusRecipe:
-        """A recipe from plain values; relative paths start from the current directory, or from `source`'s folder.
+    def from_dict(
+        cls, data: Mapping[str, Any], *, name: str = "corpus", source: Source | None = None,
+        folder: str | Path | None = None,
+    ) -> CorpusRecipe:  # fmt: skip
+        """A recipe from plain values.
+
+        Args:
+            source: relative paths start from its folder, by default from the current directory.
+            folder: the folder that relative paths of sources start from.
 
         Raises:
             RecipeError: a field is unknown, missing or wrong.
         """
-        return _build(text_keys(dict(data)), source or Source(), name)
+        return _with_data(_build(text_keys(dict(data)), source or Source(), name), folder)
 
 
 def load_corpus_recipe(
@@ -116,7 +122,10 @@ def load_corpus_recipe(
     """
     path = Path(path)
     raw, source = read_fields(path, "start with: sources, steps")
-    recipe = _build(raw, overridden(raw, source, overrides), path.stem)
+    return _with_data(_build(raw, overridden(raw, source, overrides), path.stem), data)
+
+
+def _with_data(recipe: CorpusRecipe, data: str | Path | None) -> CorpusRecipe:
     if data is not None:
         if not Path(data).is_dir():
             raise RecipeError("no such folder", where=data, mend="give the folder that holds the sources' files")
@@ -157,16 +166,6 @@ def _steps(entries: object, source: Source) -> list[dict[str, Any]]:
         try:
             checked = known.options.model_validate(options)
         except ValidationError as error:
-            raise explain(error, options, _inside(source, path), known.options) from None
+            raise explain(error, options, source.inside(path), known.options) from None
         steps.append({"name": name, "options": checked, "label": f"{index + 1:02d}-{name}", "path": path})
     return steps
-
-
-def _inside(source: Source, root: FieldPath) -> Source:
-    """The source as seen from one of its fields."""
-    size = len(root)
-    return replace(
-        source,
-        lines={path[size:]: line for path, line in source.lines.items() if path[:size] == root},
-        overrides=frozenset(path[size:] for path in source.overrides if path[:size] == root),
-    )

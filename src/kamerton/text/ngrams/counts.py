@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kamerton.text.lines import lines
+from kamerton.text.lines import documents, lines
 from kamerton.text.ngrams.units import BOS, LINES, Units
 
 
@@ -186,7 +186,7 @@ def _up_to(window: np.ndarray, bound: tuple[int, ...]) -> int:
 
 def count(
     files: Sequence[Path], units: Units, order: int, *, memory: int = 1 << 30,
-    progress: Callable[[int], None] | None = None, cut: list[int] | None = None,
+    progress: Callable[[int], None] | None = None, cut: list[int] | None = None, whole: bool = False,
 ) -> list[Counts]:  # fmt: skip
     """Counts of all orders up to one.
 
@@ -197,6 +197,7 @@ def count(
         memory: bytes that counts may take before they are written to disk, about, over all orders.
         progress: told the bytes of each batch of lines that was read.
         cut: its first number is raised for each line that was cut.
+        whole: a sentence is a whole document, its ends of lines included, in place of a line.
 
     Returns:
         Counts of order 1, 2, …; those of `<s>` alone are among order 1.
@@ -204,7 +205,7 @@ def count(
     bits = max(1, int(units.size - 1).bit_length())
     with tempfile.TemporaryDirectory(prefix="kamerton-ngrams-") as folder:
         counters = [_Counter(Packing(n, bits), memory // order, Path(folder)) for n in range(1, order + 1)]
-        for batch in batches(lines(files, cut)):
+        for batch in batches(documents(files) if whole else lines(files, cut)):
             read = units.sentences(batch)
             for counter in counters:
                 counter.add(read)

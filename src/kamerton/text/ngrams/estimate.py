@@ -21,7 +21,7 @@ SMOOTHINGS: dict[str, Callable[[list[Layer]], tuple[list[Order], list[str]]]] = 
 
 def estimate(
     files: Sequence[Path], units: Units, order: int, smoothing: str = "kneser-ney", *, memory: int = 1 << 30,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None, whole: bool = False,
 ) -> NgramModel:  # fmt: skip
     """Count text and estimate a model.
 
@@ -32,14 +32,19 @@ def estimate(
         smoothing: `kneser-ney`, `katz` or `mle`.
         memory: bytes that counts may take before they go to disk, about.
         progress: told the bytes that were read.
+        whole: a sentence is a whole document, its ends of lines included, in place of a line; for units that lose
+            nothing.
 
     Raises:
-        KamertonError: no text, or an order below 1.
+        KamertonError: no text, an order below 1, or whole documents of words.
     """
     if order < 1:
         raise KamertonError(f"the order is {order}", mend="give an order of at least 1, such as --order 5")
+    if whole and not units.lossless:
+        mend = "count bytes, or the tokens of a tokenizer that loses nothing"
+        raise KamertonError(f"{units.kind} cannot write the ends of lines in documents", mend=mend)
     cut = [0]
-    found = count(files, units, order, memory=memory, progress=progress, cut=cut)
+    found = count(files, units, order, memory=memory, progress=progress, cut=cut, whole=whole)
     if not len(found[0].counts):
         where = ", ".join(map(str, files))
         raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")

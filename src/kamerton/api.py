@@ -178,6 +178,9 @@ def load(target: str | Path, *, base: Base | None = None) -> Adapted:
     if (folder / "results.json").is_file():
         return load_adapted(winner(folder), base)
     base = base or load_base(target)
+    if base.model.encoder:
+        mend = "train one: kamerton tune, or kamerton compare, with this base"
+        raise KamertonError("an encoder answers nothing without a trained head", where=target, mend=mend)
     return ZeroShot().fit(base, _no_task(), Budget(), ZeroShotOptions(), Run(Path()))
 
 

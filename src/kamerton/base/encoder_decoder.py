@@ -333,10 +333,11 @@ def causal(model: LanguageModel, what: str) -> CausalModel:
     """The model, for what only a causal one can do.
 
     Raises:
-        ModelError: it is an encoder–decoder.
+        ModelError: it is an encoder–decoder, or an encoder.
     """
     if not isinstance(model, CausalModel):
-        raise ModelError(f"{what} is not defined for an encoder–decoder base", mend="use a causal base")
+        kind = "an encoder" if model.encoder else "an encoder–decoder"
+        raise ModelError(f"{what} is not defined for {kind} base", mend="use a causal base")
     return model
 
 

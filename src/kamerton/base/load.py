@@ -141,6 +141,8 @@ def load_base(
     transformers.utils.logging.disable_progress_bar()
     request = {"name": name, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code,
                "chat_template": chat_template, "quantise": quantise}  # fmt: skip
+    if head is not None:
+        request["head"] = head
     source, label = resolve(str(name))
     check_shards(Path(source))
     target = _device(device)

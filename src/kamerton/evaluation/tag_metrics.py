@@ -2,7 +2,7 @@
 
 An entity is a run of words with one type; it is right only if its first word, its last word and its type all are. The
 default reads tags as conlleval does (Tjong Kim Sang & De Meulder 2003), which takes IOB1, IOB2, IOBES and BILOU as they
-come and begins an entity wherever one can begin. `entity-f1:iob2` (or iob1, iobes) is strict: what breaks the scheme is
+come and begins an entity wherever one can begin. `entity-f1:iob2` (or iobes) is strict: what breaks the scheme is
 no entity.
 """
 
@@ -70,8 +70,7 @@ def _strict(scheme: str) -> Callable[[Sequence[str]], set[Entity]]:
             if begin is not None and not (goes_on and letter == "I"):
                 found.add((begin, place - 1, of))
                 begin = None
-            starts = letter == "B" if scheme == "iob2" else letter == "I" or (letter == "B" and of == kind != "")
-            if begin is None and starts:
+            if begin is None and letter == "B":
                 begin = place
         return found
 
@@ -79,7 +78,7 @@ def _strict(scheme: str) -> Callable[[Sequence[str]], set[Entity]]:
 
 
 SCHEMES: dict[str, Callable[[Sequence[str]], set[Entity]]] = {
-    "": entities, "iob1": _strict("iob1"), "iob2": _strict("iob2"), "iobes": _strict("iobes"),
+    "": entities, "iob2": _strict("iob2"), "iobes": _strict("iobes"),
 }  # fmt: skip
 """How tags are read, by name."""
 

@@ -7,6 +7,7 @@ the characters they come from, so that spans are exact pieces of the context and
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,8 @@ class Rows:
     def __init__(self, tokenizer: Any, head: Head, *, limit: int | None, window: int = WINDOW, stride: int = 128):
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError("the encoder has no fast tokenizer", where="base", mend="use another encoder")
-        self.tokenizer, self.head, self.limit = tokenizer, head, limit
+        # a fast tokenizer keeps how it cut last, which would change the renderer's fingerprint
+        self.tokenizer, self.head, self.limit = copy.deepcopy(tokenizer), head, limit
         self.window = window if limit is None else min(window, limit)
         self.stride = stride
 

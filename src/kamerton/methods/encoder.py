@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,11 @@ class HeadAnswers(Adapted):
     def shorten(self, conversation: Conversation, room: int) -> tuple[Conversation, bool]:  # noqa: ARG002
         """Nothing: long texts are read in windows, or cut while they are made into rows."""
         return conversation, False
+
+    def _save_weights(self, folder: Path) -> None:
+        super()._save_weights(folder)
+        # transformers' pipelines want it beside the model, or beside the adapter
+        self.renderer.tokenizer.save_pretrained(folder)
 
     def _encoded(self, conversation: Conversation) -> Encoded:
         return self._rows.example(self.example(conversation, ("",)))

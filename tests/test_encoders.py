@@ -20,7 +20,7 @@ from kamerton import api
 from kamerton.base import Base, EncoderModel, Head, load_base
 from kamerton.base.task_head import head_of
 from kamerton.errors import KamertonError, ModelError, RecipeError, TaskError
-from kamerton.evaluation.answering import answer
+from kamerton.evaluation.answering import answer, judge, values
 from kamerton.inference import Sampling
 from kamerton.inference.head_answers import IGNORED, read, target
 from kamerton.inference.head_rows import Encoded, Row, Rows, padded
@@ -134,7 +134,9 @@ def test_loss_and_gradient_are_those_of_transformers(bases: Any, kind: str, head
     made = headed(base, head_of(task, 0)).reload(dtype="float32")
     model, tokenizer = made.model, base.renderer.tokenizer
     rows = Rows(tokenizer, made.request["head"], limit=32, window=32, stride=8)
-    objective = HeadLoss(made.request["head"], rows, task.train[:6], (), batch_size=6, max_tokens=100, pad_id=tokenizer.pad_token_id)
+    objective = HeadLoss(
+        made.request["head"], rows, task.train[:6], (), batch_size=6, max_tokens=100, pad_id=tokenizer.pad_token_id
+    )
     batches = objective.batches(0, model)
     assert len(batches) > 1
     model.hf.requires_grad_(True)
@@ -195,7 +197,11 @@ def test_every_short_answer_is_whole_in_a_window_and_comes_back_exactly(
     assert places == {tuple(p) for p in whole if p[1] > p[0]}  # every token of the context is in some window
     assert all(len(row.ids) <= window for row in encoded.rows)
     # an answer of at most as many tokens as windows share is whole in one, and its tokens give its text
-    shared = min(len({*a.spans} & {*b.spans} - {None}) for a, b in zip(encoded.rows, encoded.rows[1:])) if len(encoded.rows) > 1 else 999  # noqa: RUF007, B905
+    shared = (
+        min(len({*a.spans} & {*b.spans} - {None}) for a, b in zip(encoded.rows, encoded.rows[1:], strict=False))
+        if len(encoded.rows) > 1
+        else 999
+    )
     tokens = sorted(places)
     if not tokens or not shared:
         return
@@ -242,7 +248,8 @@ def test_every_word_has_one_first_token_in_a_window_that_holds_it(
         theirs = tokenizer(list(words), is_split_into_words=True)
         found = theirs.word_ids()
         first = [w if w is not None and w not in found[:i] else -1 for i, w in enumerate(found)]
-        assert list(encoded.rows[0].words) == first and list(encoded.rows[0].ids) == theirs["input_ids"]
+        assert list(encoded.rows[0].words) == first
+        assert list(encoded.rows[0].ids) == theirs["input_ids"]
     covered = {n for row in encoded.rows for n in row.words if n >= 0}
     kept = {i for i, w in enumerate(words) if tokenizer(w, add_special_tokens=False)["input_ids"]}
     assert covered == kept
@@ -257,12 +264,20 @@ def test_every_word_has_one_first_token_in_a_window_that_holds_it(
                 scores[place, 1] = 2.0
         logits.append(scores)
     tags = read(head, example, encoded, logits).text.split()
-    assert [i for i, tag in enumerate(tags) if tag == "B-x"] == marked and len(tags) == len(words)
+    assert [i for i, tag in enumerate(tags) if tag == "B-x"] == marked
+    assert len(tags) == len(words)
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**31), longest=st.integers(1, 6), windows=st.integers(1, 3), threshold=st.sampled_from((0.0, 1.5, -2.0)))
-def test_the_best_span_is_that_of_a_search_over_all_of_them(seed: int, longest: int, windows: int, threshold: float) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    longest=st.integers(1, 6),
+    windows=st.integers(1, 3),
+    threshold=st.sampled_from((0.0, 1.5, -2.0)),
+)
+def test_the_best_span_is_that_of_a_search_over_all_of_them(
+    seed: int, longest: int, windows: int, threshold: float
+) -> None:
     rng = np.random.default_rng(seed)
     context, rows = "abcdefghijklmnop", []
     for w in range(windows):
@@ -291,17 +306,18 @@ def test_the_best_span_is_that_of_a_search_over_all_of_them(seed: int, longest: 
 def test_methods_learn_save_and_load_with_the_same_answers(bases: Any, tmp_path: Path, method: str, head: str) -> None:
     base, task = bases("bert"), task_of(head)
     made = get_method(method)
-    rate = {"full": 3e-3, "lora": 1e-2}[method]
+    rate = {"full": 3e-3, "lora": 3e-3 if head == "regression" else 1e-2}[method]
     options = parse_options(made, {"learning_rate": rate, "validations": 2, "patience": 9})
     check_defined(base, made, options)
     check_fits(base, task, made, options)
-    adapted = made.fit(base, task, Budget(epochs=30 if head == "choice" else 16), options, Run(tmp_path / "fit"))
+    adapted = made.fit(
+        base, task, Budget(epochs={"choice": 30, "regression": 24}.get(head, 16)), options, Run(tmp_path / "fit")
+    )
     said = answer(adapted, task.test, Sampling())
-    from kamerton.evaluation.answering import judge, values
-
     metrics = values(judge(said.texts, task.test, task.metrics), task.test)
     assert metrics[task.metrics[0]] > (0.5 if head == "choice" else 0.85), (metrics, said.texts)
-    assert adapted.record.flops > 0 and adapted.record.trainable_parameters > 0
+    assert adapted.record.flops > 0
+    assert adapted.record.trainable_parameters > 0
     adapted.save(tmp_path / "saved")
     loaded = load_adapted(tmp_path / "saved", base)
     assert answer(loaded, task.test, Sampling()).texts == said.texts
@@ -328,7 +344,10 @@ def test_other_encoders_learn_with_lora_and_their_whole_heads_are_saved(bases: A
     adapted.save(tmp_path / "saved")
     loaded = load_adapted(tmp_path / "saved", base)
     examples = task.test[:6]
-    assert answer(loaded, examples, Sampling()).answers[0].details == answer(adapted, examples, Sampling()).answers[0].details
+    assert (
+        answer(loaded, examples, Sampling()).answers[0].details
+        == answer(adapted, examples, Sampling()).answers[0].details
+    )
 
 
 def test_head_trains_nothing_but_the_head(bases: Any, tmp_path: Path) -> None:
@@ -342,9 +361,12 @@ def test_head_trains_nothing_but_the_head(bases: Any, tmp_path: Path) -> None:
     assert adapted.record.trainable_parameters == 32 * 3 + 3 + 32 * 32 + 32
     frozen = get_method("full")
     options = parse_options(frozen, {"learning_rate": 1e-3, "freeze_layers": 1})
-    half = frozen.fit(base, task, Budget(steps=2), options, Run(tmp_path / "half")).engine.model.hf.base_model.state_dict()
+    half = frozen.fit(
+        base, task, Budget(steps=2), options, Run(tmp_path / "half")
+    ).engine.model.hf.base_model.state_dict()
     moved = {n for n in own if not torch.equal(before[n], half[n])}
-    assert any("layer.1." in n for n in moved) and not any("layer.0." in n or "word_embeddings" in n for n in moved)
+    assert any("layer.1." in n for n in moved)
+    assert not any("layer.0." in n or "word_embeddings" in n for n in moved)
 
 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(bases: Any, tmp_path: Path) -> None:
@@ -371,7 +393,7 @@ def test_conversations_are_answered_too(bases: Any, tmp_path: Path) -> None:
 
 def write(folder: Path, **changes: Any) -> Path:
     rows = [
-        {"text": f"the {c} house {i} stands in {p}", "label": p} for i in range(24) for c in ("red", "blue")
+        {"text": f"the {c} house {i} stands in {p}", "label": p} for i in range(20) for c in ("red", "blue")
         for p in ("Oslo", "Rome")
     ]  # fmt: skip
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -379,7 +401,7 @@ def write(folder: Path, **changes: Any) -> Path:
         "task": {"data": "task.jsonl", "split": {"validation": 12, "test": 24}},
         "base": {"model": str(tiny_encoders.save(folder / "base")), "dtype": "float32"},
         "methods": ["majority", {"full": {"learning_rate": 3e-3}}, {"head": {"learning_rate": 1e-2}}], "seeds": 2,
-        "budget": {"epochs": 6}, **changes,
+        "budget": {"epochs": 3}, **changes,
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     return folder / "recipe.yaml"
@@ -389,8 +411,9 @@ def test_a_comparison_of_methods_on_an_encoder_ends_with_a_verdict_and_resumes(t
     recipe = write(tmp_path)
     first = api.compare(recipe, output=tmp_path / "run", workers=1, progress=False)
     rows = {row["label"]: row for row in first.results["verdict"]["rows"]}
-    assert not first.failed and first.results["verdict"]["best"][0] == "full"
-    assert rows["full"]["score"]["value"] > 0.9 > 0.7 > rows["majority"]["score"]["value"] if "score" in rows["full"] else True
+    assert not first.failed
+    assert first.results["verdict"]["best"][0] == "full"
+    assert rows["full"]["estimate"]["value"] > 0.9 > 0.7 > rows["majority"]["estimate"]["value"]
     cell = tmp_path / "run/cells/full/seed-1/cell.json"
     before, kept = cell.read_text(), (tmp_path / "run/cells/full/seed-0/cell.json").stat().st_mtime_ns
     cell.unlink()
@@ -398,13 +421,16 @@ def test_a_comparison_of_methods_on_an_encoder_ends_with_a_verdict_and_resumes(t
     assert json.loads(cell.read_text())["metrics"] == json.loads(before)["metrics"]
     assert (tmp_path / "run/cells/full/seed-0/cell.json").stat().st_mtime_ns == kept
     model = api.load(tmp_path / "run")
-    assert api.evaluate(model, recipe).metrics["accuracy"] == json.loads(cell.read_text())["metrics"]["accuracy"] or True
+    best = first.adapter("full").parent / "cell.json"
+    assert api.evaluate(model, recipe).metrics["accuracy"] == json.loads(best.read_text())["metrics"]["accuracy"]
 
 
 def test_the_majority_says_what_training_examples_say_most(bases: Any, tmp_path: Path) -> None:
     made = get_method("majority")
     for head, wanted in (("regression", "1.0000"), ("tagging", "O"), ("classification", "Oslo"), ("span", "no answer")):
         task = task_of(head)
+        if head == "span":
+            task = replace(task, train=(*task.train, *[e for e in task.train if not e.spans]))
         adapted = made.fit(bases("bert"), task, Budget(), parse_options(made, {}), Run(tmp_path))
         texts = answer(adapted, task.test, Sampling()).texts
         assert set(" ".join(texts).split()) == set(wanted.split()) if head == "tagging" else set(texts) == {wanted}
@@ -419,12 +445,17 @@ def test_what_an_encoder_cannot_do_is_refused(bases: Any, folders: Any, tiny_bas
     base, task = bases("bert"), task_of("classification")
     for name in ("zero-shot", "few-shot", "prompt-tuning", "prefix-tuning"):
         made = get_method(name)
-        with pytest.raises(RecipeError, match=r"not defined for an encoder base \(Bert.*; use a causal base, or one of: majority, lora, full, head"):
+        with pytest.raises(
+            RecipeError,
+            match=r"not defined for an encoder base \(Bert.*; use a causal base, or one of: majority, lora, full, head",
+        ):
             check_defined(base, made, parse_options(made, {}))
     lora = get_method("lora")
     with pytest.raises(RecipeError, match="with objective dpo is not defined"):
         check_defined(base, lora, parse_options(lora, {"objective": "dpo"}))
-    free = replace(task, train=tuple(replace(e, choices=(), answers=(f"text {e.id}",), segments=()) for e in task.train))
+    free = replace(
+        task, train=tuple(replace(e, choices=(), answers=(f"text {e.id}",), segments=()) for e in task.train)
+    )
     with pytest.raises(TaskError, match="free text, which an encoder does not write"):
         check_fits(base, free, lora, parse_options(lora, {}))
     with pytest.raises(ModelError, match="no MultipleChoice head for"):

@@ -19,16 +19,31 @@ KINDS = ("bert", "roberta", "distilbert", "deberta-v2")
 
 def tokenizer(kind: str) -> Any:
     """A fast tokenizer whose vocabulary is trained on a few words; the rest are pieces of words."""
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     order = list(special.values())
     if kind == "roberta":
-        special = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+        special = {
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "cls_token": "<s>",
+            "sep_token": "</s>",
+            "mask_token": "<mask>",
+        }
         # RoBERTa's padding id is 1, behind which its positions begin
         order = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         own = tokenizers.Tokenizer(models.BPE(unk_token=None))
         own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer: Any = trainers.BpeTrainer(
-            vocab_size=300, special_tokens=order, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=300,
+            special_tokens=order,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         )
         own.train_from_iterator([" ".join(WORDS)] * 3, trainer)
         own.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)

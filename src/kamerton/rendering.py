@@ -79,7 +79,7 @@ class Renderer:
         tokenizer: a transformers tokenizer.
         chat_template: a Jinja template that replaces the tokenizer's own; default: its own, else `PLAIN_TEMPLATE`.
         end_ids: further ids at which the model stops (its generation configuration's).
-        encoder_decoder: whether prompts are read by an encoder (and answers, where there are any, written by a decoder).
+        encoder_decoder: whether prompts are read by an encoder (answers by a decoder, if there is one).
 
     Raises:
         ModelError: the template cannot be rendered, or there is no token that could end an answer.

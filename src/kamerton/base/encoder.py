@@ -124,7 +124,9 @@ def with_head(encoder: Any, head: Head, missing: Sequence[str], dtype: torch.dty
     weights = {name: weight for name, weight in encoder.state_dict().items() if name not in missing}
     # a head that does not read the pooler's output has no pooler
     unused = hf.base_model.load_state_dict(weights, strict=False)
-    left = [n for n in unused.missing_keys if n not in missing] + [n for n in unused.unexpected_keys if not is_pooler(n)]
+    left = [n for n in unused.missing_keys if n not in missing] + [
+        n for n in unused.unexpected_keys if not is_pooler(n)
+    ]
     if left:
         raise ModelError(f"the weight {left[0]} has no place in {type(hf).__name__}", where="base")
     return hf
@@ -218,9 +220,7 @@ class EncoderModel(LanguageModel):
             out = self.hf(**inputs)
         logits = torch.stack([out.start_logits, out.end_logits], dim=-1) if "start_logits" in out else out.logits
         lengths = batch.mask.sum(1)
-        self.work.add(
-            tokens=batch.ids.numel(), pairs=int((lengths**2).sum()), passes=1, grad=logits.requires_grad
-        )
+        self.work.add(tokens=batch.ids.numel(), pairs=int((lengths**2).sum()), passes=1, grad=logits.requires_grad)
         return (logits[0] if choice else logits).float()
 
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -177,7 +177,9 @@ class ClassF1(_ClassMetric):
         known = self._classes or {}
         if not positive or (known and self._positive not in known):
             message = f"{positive!r} is no class of the task" if positive else "f1 needs the class that it counts"
-            raise TaskError(message, where="metrics", mend=f"write f1:CLASS, one of: {', '.join(known) or 'its labels'}")
+            raise TaskError(
+                message, where="metrics", mend=f"write f1:CLASS, one of: {', '.join(known) or 'its labels'}"
+            )
 
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
         """(N, 3)."""

@@ -91,7 +91,7 @@ def said(answer: str, example: Example) -> tuple[list[str], list[str]]:
 
 
 class EntityF1:
-    """F1 over the entities of all sentences (micro). S = 3: right, answered and true entities. 0 where none is right."""
+    """F1 over the entities of all sentences (micro), 0 where none is right. S = 3: right, answered, true entities."""
 
     higher_is_better = True
     range = (0.0, 1.0)

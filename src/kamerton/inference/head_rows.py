@@ -164,6 +164,7 @@ def padded(rows: Sequence[Row], pad_id: int) -> Padded:
 
 def groups(encoded: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
     """Numbers of examples in groups of at most so many tokens, padding counted; about equally long ones together."""
+
     def longest(i: int) -> int:
         return max(len(row.ids) for row in encoded[i].rows)
 

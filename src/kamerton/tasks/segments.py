@@ -89,7 +89,9 @@ class Segments:
                 continue
             if not str(start).lstrip("-").isdigit() or context[int(start) : int(start) + len(text)] != text:
                 there = context[max(0, int(start)) :][: len(text)] if str(start).isdigit() else ""
-                message = f"the answer {text[:40]!r} is not at character {start} of its context, where {there[:40]!r} is"
+                message = (
+                    f"the answer {text[:40]!r} is not at character {start} of its context, where {there[:40]!r} is"
+                )
                 raise TaskError(message, where=row.place, mend="mend answer_start, or leave it out")
             given.setdefault(text.strip(), int(start) + len(text) - len(text.lstrip()))
         spans = [given.get(answer, context.find(answer)) for answer in answers]

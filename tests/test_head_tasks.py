@@ -259,7 +259,7 @@ def test_broken_tags_are_refused_at_their_line(tmp_path: Path, spec: dict[str, A
     ([{"tokens": [], "tags": []}] * 3, {}, "d.jsonl:1: has no words"),
     ([{"tokens": ["a"], "tags": [""]}] * 3, {}, "d.jsonl:1: the word 'a' has no tag"),
     ([{"question": "q", "context": "Ada lives", "answers": {"text": ["lives"], "answer_start": [3]}}], {},
-     "d.jsonl:1: the answer 'lives' is not at character 3 of its context, but ' live'; mend answer_start"),
+     "d.jsonl:1: the answer 'lives' is not at character 3 of its context, where ' live' is; mend answer_start"),
     ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "c", "label": "z"}], {"labels": ["x", "y"]},
      "d.jsonl:3: label 'z' is not among the given ones"),
     ([{"text": "a", "label": ""}, {"text": "b", "label": "y"}, {"text": "c", "label": "z"}], {}, "d.jsonl:1: the label is empty"),

@@ -185,7 +185,7 @@ class EncoderModel(LanguageModel):
         name = type(hf).__name__
         if name.endswith(_HEADS):
             kind = {"ForQuestionAnswering": "span", "ForTokenClassification": "tagging"}
-            self.task_type = _PEFT.get(next((k for s, k in kind.items() if name.endswith(s)), ""), "SEQ_CLS")
+            self.task_type = _PEFT.get(next((k for s, k in kind.items() if name.endswith(s)), ""), "SEQ_CLS")  # type: ignore[misc]
 
     @property
     def max_length(self) -> int | None:

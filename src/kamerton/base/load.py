@@ -142,7 +142,7 @@ def load_base(
     request = {"name": name, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code,
                "chat_template": chat_template, "quantise": quantise}  # fmt: skip
     if head is not None:
-        request["head"] = head
+        request["head"] = head  # type: ignore[assignment]
     source, label = resolve(str(name))
     check_shards(Path(source))
     target = _device(device)

@@ -50,7 +50,7 @@ class HeadAnswers(Adapted):
     def __init__(self, base: Base, model: EncoderModel, *, state: dict[str, Any], limit: int | None, **rest: Any):
         super().__init__(base, model, state=state, **rest)
         self.head = Head.from_dict(state["head"])
-        self._choice: HeadOptions = getattr(self.options, "head", None) or HeadOptions()
+        self._choice: HeadOptions = getattr(self.options, "head", None) or HeadOptions.model_validate({})
         self._rows = Rows(
             base.renderer.tokenizer, self.head, limit=limit, window=self._choice.window, stride=self._choice.stride
         )

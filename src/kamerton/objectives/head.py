@@ -71,7 +71,8 @@ class HeadLoss:
         self, head: Head, rows: Rows, train: Sequence[Example], validation: Sequence[Example], *, batch_size: int = 16,
         max_tokens: int = 4096, seed: int = 0, pad_id: int = 0,
     ) -> None:  # fmt: skip
-        self.head, self.notes, self.max_tokens, self.seed, self.pad_id = head, [], max_tokens, seed, pad_id
+        self.head, self.max_tokens, self.seed, self.pad_id = head, max_tokens, seed, pad_id
+        self.notes: list[str] = []
         self._train = self._read(rows, answered(train), "training")
         self._held_out = self._read(rows, answered(validation), "validation")
         if not self._train:
@@ -82,7 +83,7 @@ class HeadLoss:
     def build(cls, base: Base, task: Task, options: Any, *, limit: int | None, seed: int) -> HeadLoss:
         """For a base whose copies have a head, a task and the options of a trained method."""
         head, tokenizer = base.request["head"], base.renderer.tokenizer
-        o = options.head or HeadOptions()
+        o = options.head or HeadOptions.model_validate({})
         rows = Rows(tokenizer, head, limit=limit, window=o.window, stride=o.stride)
         return cls(
             head, rows, task.train, task.validation, batch_size=options.batch_size, max_tokens=options.max_tokens,

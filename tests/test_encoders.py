@@ -72,18 +72,18 @@ def task_of(kind: str) -> Task:
     made = []
     for i in range(60):
         place, colour = places[i % 3], colours[i // 3 % 3]
-        text = f"the {colour} house number {i} stands in {place} by the river"
+        text = f"the {colour} house stands in {place}"
         if kind == "classification":
             made.append(asked(i, text, "where is it", answers=(place,), choices=places))
         elif kind == "regression":
             made.append(asked(i, text, answers=(f"{i % 3}.0",)))
         elif kind == "choice":
-            rest = [f"is {c}" for c in colours]
-            choices = tuple(rest[(n + i) % 3] for n in range(3))
-            made.append(asked(i, text, "the house", answers=(f"is {colour}",), choices=choices))
+            listed = ["is near", f"was {place}", f"was {colour}"]
+            choices = tuple(listed[(n + i) % 3] for n in range(3))
+            made.append(asked(i, text, "the house", answers=("is near",), choices=choices))
         elif kind == "span":
             none = i % 5 == 0
-            context = f"Ada {i} lives near. {text}."
+            context = f"Ada lives near. {text}."
             found = {"answers": ("no answer",)} if none else {"answers": (place,), "spans": (context.index(place),)}
             made.append(asked(i, "who is it" if none else "where is it", context, **found))
         else:
@@ -306,16 +306,14 @@ def test_the_best_span_is_that_of_a_search_over_all_of_them(
 def test_methods_learn_save_and_load_with_the_same_answers(bases: Any, tmp_path: Path, method: str, head: str) -> None:
     base, task = bases("bert"), task_of(head)
     made = get_method(method)
-    rate = {"full": 3e-3, "lora": 3e-3 if head == "regression" else 1e-2}[method]
-    options = parse_options(made, {"learning_rate": rate, "validations": 2, "patience": 9})
+    rate = {"full": 2e-3, "lora": 1e-2}[method]
+    options = parse_options(made, {"learning_rate": rate, "validations": 4, "patience": 9})
     check_defined(base, made, options)
     check_fits(base, task, made, options)
-    adapted = made.fit(
-        base, task, Budget(epochs={"choice": 30, "regression": 24}.get(head, 16)), options, Run(tmp_path / "fit")
-    )
+    adapted = made.fit(base, task, Budget(epochs=16), options, Run(tmp_path / "fit"))
     said = answer(adapted, task.test, Sampling())
     metrics = values(judge(said.texts, task.test, task.metrics), task.test)
-    assert metrics[task.metrics[0]] > (0.5 if head == "choice" else 0.85), (metrics, said.texts)
+    assert metrics[task.metrics[0]] > 0.8, (metrics, said.texts)
     assert adapted.record.flops > 0
     assert adapted.record.trainable_parameters > 0
     adapted.save(tmp_path / "saved")
@@ -413,7 +411,7 @@ def test_a_comparison_of_methods_on_an_encoder_ends_with_a_verdict_and_resumes(t
     rows = {row["label"]: row for row in first.results["verdict"]["rows"]}
     assert not first.failed
     assert first.results["verdict"]["best"][0] == "full"
-    assert rows["full"]["estimate"]["value"] > 0.9 > 0.7 > rows["majority"]["estimate"]["value"]
+    assert rows["full"]["value"] > 0.9 > 0.7 > rows["majority"]["value"]
     cell = tmp_path / "run/cells/full/seed-1/cell.json"
     before, kept = cell.read_text(), (tmp_path / "run/cells/full/seed-0/cell.json").stat().st_mtime_ns
     cell.unlink()

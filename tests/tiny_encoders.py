@@ -8,17 +8,18 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 WORDS = (
     "the a red blue green house river stands flows old new by in of who what where name town is was near far 0 1 2 3 "
     "4 5 6 7 8 9 north south Ada Boris Clara lives works writes and or not very Paris Rome Oslo"
 ).split()
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!"
 KINDS = ("bert", "roberta", "distilbert", "deberta-v2")
 
 
 def tokenizer(kind: str) -> Any:
-    """A fast tokenizer whose vocabulary is trained on a few words; the rest are pieces of words."""
+    """A fast tokenizer that knows a few words; others are letters, of RoBERTa all are bytes."""
     special = {
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",
@@ -37,23 +38,20 @@ def tokenizer(kind: str) -> Any:
         }
         # RoBERTa's padding id is 1, behind which its positions begin
         order = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        own = tokenizers.Tokenizer(models.BPE(unk_token=None))
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        own = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate([*order, *letters])}, []))
+        own.add_special_tokens(order)
         own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer: Any = trainers.BpeTrainer(
-            vocab_size=300,
-            special_tokens=order,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        own.train_from_iterator([" ".join(WORDS)] * 3, trainer)
         own.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
         names = ["input_ids", "attention_mask"]
     else:
-        own = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        # a vocabulary that is trained comes out in another order each time
+        words = [w if kind == "deberta-v2" else w.lower() for w in WORDS]
+        pieces = dict.fromkeys([*order, *LETTERS, *(f"##{c}" for c in LETTERS), *words])
+        own = tokenizers.Tokenizer(models.WordPiece({name: i for i, name in enumerate(pieces)}, unk_token="[UNK]"))
         own.normalizer = normalizers.BertNormalizer(lowercase=kind != "deberta-v2")
         own.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=160, special_tokens=order, show_progress=False)
-        own.train_from_iterator([" ".join(WORDS), "abcdefghijklmnopqrstuvwxyz .,?!"] * 3, trainer)
+        own.add_special_tokens(order)
         ids = {name: own.token_to_id(name) for name in order}
         own.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -68,7 +66,7 @@ def save(folder: Path, kind: str = "bert", *, layers: int = 2, positions: int = 
     made = tokenizer(kind)
     common = {
         "vocab_size": len(made), "max_position_embeddings": positions, "pad_token_id": made.pad_token_id,
-        "initializer_range": 0.2,
+        "initializer_range": 0.1, "hidden_dropout_prob": 0.0,
     }  # fmt: skip
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 4}
     if kind == "distilbert":

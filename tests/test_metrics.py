@@ -39,7 +39,7 @@ def sample(name: str, seed: int, size: int) -> tuple[list[str], list[Example]]:
     rng = random.Random(seed)
     answers, examples = [], []
     for number in range(size):
-        if name in ("accuracy", "macro-f1", "matthews", "exact-match"):
+        if name in ("accuracy", "f1:one", "macro-f1", "matthews", "exact-match"):
             classes = ["one", "two", "three"]
             examples.append(example(rng.choice(classes), choices=classes, number=number))
             answers.append(rng.choice([*classes, "four", "One."]))
@@ -62,7 +62,8 @@ def sample(name: str, seed: int, size: int) -> tuple[list[str], list[Example]]:
     return answers, examples
 
 
-@pytest.mark.parametrize("name", metric_names())
+# of a correlation of ranks every part depends on the whole (tests/test_head_tasks.py)
+@pytest.mark.parametrize("name", ["f1:one" if n == "f1" else n for n in metric_names() if n != "spearman"])
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 25))
 def test_contract(name: str, seed: int, size: int) -> None:
@@ -88,7 +89,9 @@ def test_contract(name: str, seed: int, size: int) -> None:
     assert values[2, 3] == pytest.approx(again, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", [n for n in metric_names() if n != "pearson"])
+@pytest.mark.parametrize(
+    "name", ["f1:one" if n == "f1" else n for n in metric_names() if n not in ("pearson", "spearman")]
+)
 def test_the_reference_itself_is_perfect(name: str) -> None:
     _, examples = sample(name, 5, 30)
     metric = get_metric(name, examples)
@@ -289,8 +292,6 @@ def test_functions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_metrics_name_the_closest_and_the_line() -> None:
     with pytest.raises(TaskError, match="unknown metric 'acuracy'; did you mean accuracy"):
         get_metric("acuracy")
-    with pytest.raises(TaskError, match="use pearson"):
-        get_metric("spearman")
     fields = {"data": {"path": "x"}, "metrics": ["accuracy", "bleu:no"]}
     spec = Recipe.from_dict({"task": fields, "methods": ["lora"]}).task
     task = Task("t", (), (), (example("a"),), ("accuracy", "bleu:no"))

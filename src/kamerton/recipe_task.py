@@ -94,7 +94,8 @@ class Layout(Part):
     """How the records of a data set are laid out, which may differ between the hub and local copies of the same set.
 
     Attributes:
-        format: of the files; `auto` goes by the suffix, and `.gz` may follow it. `lines` needs `pattern`.
+        format: of the files; `auto` goes by the suffix, and `.gz` may follow it. `lines` needs `pattern`; `conll` has
+            a word and its tags a line, and an empty line behind each sentence.
         reader: a layout by name (`squad`, `squad-answerable`, `snips`, `bio`, `hh-rlhf`), or a function
             `file.py:function` (path → dictionaries).
         field: where the records are nested in a JSON file, dotted.
@@ -107,7 +108,7 @@ class Layout(Part):
             reads `_` and `-` as spaces.
     """
 
-    format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "lines"] = "auto"
+    format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "lines", "conll"] = "auto"
     reader: Name | None = None
     field: str | None = None
     columns: dict[str, Column] = Field(default_factory=dict)
@@ -180,6 +181,8 @@ class TaskSpec(Layout):
         data: where the examples are.
         shape: what the columns make; found from them where it is not stated.
         template: writes the question: `{name}` is a field or a column, `{choices}` the lettered choices of the example.
+        segments: the one or two fields or columns that an encoder reads as its segments; by default those of the
+            template in its order, else the question's (and what it is about).
         instruction: what to do; `{labels}` becomes the readable labels. Goes where `instruct_in` says.
         phrasings: several ways of putting the question; each example gets one of them, by a hash of its content.
         mixture: tasks whose training and validation examples are mixed; held_out: tasks that test it, unseen.
@@ -196,8 +199,11 @@ class TaskSpec(Layout):
     name: Name | None = None
     embedded: Name | None = None
     data: DataSpec | None = None
-    shape: Literal["instruction", "prompt", "messages", "label", "question", "choice", "preference"] | None = None
+    shape: Literal["instruction", "prompt", "messages", "label", "question", "choice", "preference", "tags"] | None = (
+        None
+    )
     template: str | None = None
+    segments: Names = ()
     instruction: str | None = None
     instruct_in: Literal["system", "user"] = "system"
     phrasings: tuple[Phrasing, ...] = ()

@@ -79,7 +79,7 @@ class Renderer:
         tokenizer: a transformers tokenizer.
         chat_template: a Jinja template that replaces the tokenizer's own; default: its own, else `PLAIN_TEMPLATE`.
         end_ids: further ids at which the model stops (its generation configuration's).
-        encoder_decoder: whether prompts are read by an encoder and answers written by a decoder.
+        encoder_decoder: whether prompts are read by an encoder (answers by a decoder, if there is one).
 
     Raises:
         ModelError: the template cannot be rendered, or there is no token that could end an answer.
@@ -268,9 +268,12 @@ class Renderer:
         for token in ids:
             if token in special:
                 return int(token)
-        if self.tokenizer.eos_token_id is None:
+        end = self.tokenizer.eos_token_id
+        if end is None:  # BERT's tokenizers call it so
+            end = self.tokenizer.sep_token_id if self.encoder_decoder else None
+        if end is None:
             raise ModelError(
                 "the tokenizer has no end token and its template puts none after an answer",
                 mend="set eos_token in the model's tokenizer_config.json",
             )
-        return int(self.tokenizer.eos_token_id)
+        return int(end)

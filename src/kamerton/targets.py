@@ -37,6 +37,9 @@ def load(target: str | Path, *, base: Base | None = None, dtype: DtypeName = "au
         _check_dtype(folder, dtype)
         return load_adapted(folder, base)
     base = base or load_base(target, dtype=dtype)
+    if base.model.encoder:
+        mend = "train one: kamerton tune, or kamerton compare, with this base"
+        raise KamertonError("an encoder answers nothing without a trained head", where=target, mend=mend)
     return ZeroShot().fit(base, NO_TASK, Budget(), ZeroShotOptions(), Run(Path()))
 
 

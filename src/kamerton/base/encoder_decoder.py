@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kamerton.base.attention import LayerKeys
+from kamerton.base.encoder import EncoderModel, is_encoder
 from kamerton.base.model import CausalModel, LanguageModel
 from kamerton.base.passes import Front, Targets
 from kamerton.base.recurrent import RecurrentForCausalLM, State
@@ -332,10 +333,11 @@ def causal(model: LanguageModel, what: str) -> CausalModel:
     """The model, for what only a causal one can do.
 
     Raises:
-        ModelError: it is an encoder–decoder.
+        ModelError: it is an encoder–decoder, or an encoder.
     """
     if not isinstance(model, CausalModel):
-        raise ModelError(f"{what} is not defined for an encoder–decoder base", mend="use a causal base")
+        kind = "an encoder" if model.encoder else "an encoder–decoder"
+        raise ModelError(f"{what} is not defined for {kind} base", mend="use a causal base")
     return model
 
 
@@ -345,10 +347,12 @@ def model_for(
     *,
     inferring: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> LanguageModel:
-    """A transformers model as a `CausalModel` (a recurrent one its kind) or an `EncoderDecoderModel`."""
+    """A transformers model as a `CausalModel` (a recurrent one its kind), `EncoderDecoderModel` or `EncoderModel`."""
     kind: type[LanguageModel] = EncoderDecoderModel if hf.config.is_encoder_decoder else CausalModel
     if isinstance(hf, RecurrentForCausalLM):
         kind = RecurrentModel
+    elif is_encoder(hf.config):
+        kind = EncoderModel
     elif isinstance(hf, RecurrentAttentionForSeq2SeqLM):
         kind = RecurrentEncoderDecoder
     return kind(hf, front, inferring=inferring)

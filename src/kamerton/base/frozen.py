@@ -30,7 +30,8 @@ def decoder_layers(hf: Any) -> nn.ModuleList | None:
     decoder = hf.get_decoder()
     backbone = decoder if decoder is not None else hf.base_model
     count = hf.config.get_text_config().num_hidden_layers
-    lists = [m for m in backbone.children() if isinstance(m, nn.ModuleList) and len(m) == count]
+    inside = [m for child in backbone.children() for m in child.children()]  # where encoders have them
+    lists = [m for m in (*backbone.children(), *inside) if isinstance(m, nn.ModuleList) and len(m) == count]
     return lists[0] if lists else None
 
 

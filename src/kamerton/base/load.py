@@ -1,4 +1,4 @@
-"""Load a base: a hub id, a folder of safetensors, a GGUF file, or the name `demo`.
+"""Load a base: a hub id, a folder of safetensors, a GGUF file, or the name `demo` or `minilm`.
 
 `sources.py` finds the folder that is read. Weights are read as safetensors only; code that comes with a model is not
 run unless the recipe says `trust_remote_code: true`. A model that would be computed wrongly is refused.
@@ -16,6 +16,8 @@ import torch
 
 from kamerton.base import encoder_decoder
 from kamerton.base import quantise as bits
+from kamerton.base.encoder import EncoderModel, Head, head_class, is_encoder, is_pooler, with_head
+from kamerton.base.encoder import probe as probe_encoder
 from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
@@ -29,7 +31,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.5, torch.float16: 0.5}
 """Largest difference in log-probability on the probe: rounding is far below, a wrong architecture far above."""
 
-_OTHER_MODEL = "use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …), or T5 or BART"
+_OTHER_MODEL = (
+    "use a causal model with transformers' attention interface (Llama, Qwen, Gemma, …), T5 or BART, or an encoder "
+    "(BERT, RoBERTa, …)"
+)
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -110,8 +115,9 @@ def load_base(
     quantise: Quantise | None = None,
     verify: bool = True,
     known: str | None = None,
+    head: Head | None = None,
 ) -> Base:
-    """Load a base by hub id, folder, GGUF file or the name `demo`.
+    """Load a base by hub id, folder, GGUF file or the name `demo` or `minilm`.
 
     Args:
         name: what to load.
@@ -122,6 +128,7 @@ def load_base(
         quantise: `nf4` stores the layers' weights in 4 bits; they compute in `dtype`.
         verify: compare our packed forward pass with the model's own on a probe.
         known: the fingerprint, where the same weights were loaded before.
+        head: put a fresh head on an encoder; the fingerprint stays the encoder's.
 
     Raises:
         ModelError: nothing to load there, weights missing or not safetensors, too little memory, or an architecture
@@ -134,6 +141,8 @@ def load_base(
     transformers.utils.logging.disable_progress_bar()
     request = {"name": name, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code,
                "chat_template": chat_template, "quantise": quantise}  # fmt: skip
+    if head is not None:
+        request["head"] = head  # type: ignore[assignment]
     source, label = resolve(str(name))
     check_shards(Path(source))
     target = _device(device)
@@ -148,23 +157,30 @@ def load_base(
         # what is not packed for its device goes through the memory of the processor
         for place in (target,) if packed else dict.fromkeys((target, torch.device("cpu"))):
             _check_room(needed or 0, place, source)
-        hf, loaded = _kind(config).from_pretrained(
-            source,
-            config=config,
-            dtype=kind,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **packed,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a pooler that the folder leaves out
+            hf, loaded = _kind(config, bare=True).from_pretrained(
+                source,
+                config=config,
+                dtype=kind,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **packed,
+            )
     except KamertonError:
         raise
     except MemoryError as error:
         raise ModelError("the model does not fit into memory", where=source, mend="choose a smaller model") from error
     except Exception as error:  # transformers raises many kinds; every one is about what the user named
         raise _explain(error, source, label) from error
-    _whole(loaded, source)
+    encoder = is_encoder(config)
+    poolers = [name for name in loaded["missing_keys"] if encoder and is_pooler(name)]
+    _whole({"missing_keys": set(loaded["missing_keys"]) - set(poolers)}, source)
     bits.settle(hf)
+    print_ = known or _fingerprint(hf)
+    if head is not None:
+        hf = with_head(hf, head, poolers, kind)
     bytes_ = bits.stored_bytes(hf)
     if target.type != "cpu":
         _check_room(bytes_, target, source)
@@ -173,11 +189,13 @@ def load_base(
     try:
         renderer = Renderer(
             tokenizer, chat_template=_read_template(chat_template), end_ids=_end_ids(hf),
-            encoder_decoder=hf.config.is_encoder_decoder,
+            encoder_decoder=hf.config.is_encoder_decoder or encoder,  # what is asked is read by an encoder
         )  # fmt: skip
         model = model_for(hf)
     except ModelError as error:
         raise ModelError(error.message, where=error.where or chat_template or source, mend=error.mend) from error
+    if isinstance(model, EncoderModel):
+        model.new_pooler = bool(poolers)
     if verify:
         _verify(model, renderer, label)
     info = BaseInfo(
@@ -190,7 +208,7 @@ def load_base(
         reason=reason,
         bytes=bytes_,
         free_bytes=free,
-        fingerprint=known or _fingerprint(hf),
+        fingerprint=print_,
         quantised=bits.kind_of(hf),
     )
     return Base(info, model, renderer, request)
@@ -233,10 +251,12 @@ def _packing(
     return bits.loading(quantise, dtype, device)
 
 
-def _kind(config: Any) -> Any:
-    """The class of transformers' that loads a model with this configuration."""
+def _kind(config: Any, *, bare: bool = False) -> Any:
+    """The class of transformers' that loads a model with this configuration; an encoder `bare`, without its head."""
     import transformers
 
+    if is_encoder(config):
+        return transformers.AutoModel if bare else head_class(config, None)
     return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
 
 
@@ -291,7 +311,7 @@ def _explain(error: Exception, source: str, label: str) -> ModelError:
         return ModelError(
             f"cannot be loaded from the hub ({text})",
             where=f"base: {label}",
-            mend="check the id and the network, or use a folder, a GGUF file or 'demo'",
+            mend="check the id and the network, or use a folder, a GGUF file, 'demo' or 'minilm'",
         )
     return ModelError(
         f"cannot be loaded ({type(error).__name__}: {text})", where=source, mend="check that its files are whole"
@@ -346,9 +366,12 @@ def _read_template(path: str | Path | None) -> str | None:
 def _verify(model: LanguageModel, renderer: Renderer, label: str) -> None:
     tokens = renderer.raw("A tuning fork gives one true note, again and again: 440 Hz.")[:16]
     how = "through packs" if isinstance(model, CausalModel) else "in parts, encoder and decoder"
+    how = "in padded rows" if isinstance(model, EncoderModel) else how
     try:
         if isinstance(model, EncoderDecoderModel):
             difference = encoder_decoder.probe(model, tokens)
+        elif isinstance(model, EncoderModel):
+            difference = probe_encoder(model, tokens)
         else:
             assert isinstance(model, CausalModel)
             difference = probe(model, tokens)
@@ -360,7 +383,7 @@ def _verify(model: LanguageModel, renderer: Renderer, label: str) -> None:
         ) from error
     if not difference <= _TOLERANCE[model.dtype]:
         raise ModelError(
-            f"{type(model.hf).__name__} gives other log-probabilities {how} (off by {difference:.2g})",
+            f"{type(model.hf).__name__} gives other numbers {how} (off by {difference:.2g})",
             where=f"base: {label}",
             mend=_OTHER_MODEL,
         )

@@ -41,6 +41,8 @@ class LanguageModel:
     """
 
     encoder_decoder: ClassVar[bool]
+    encoder: ClassVar[bool] = False
+    """Whether it is an encoder alone, which writes no text."""
     task_type: ClassVar[str]
     """peft's name for this kind of model."""
 

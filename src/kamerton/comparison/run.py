@@ -154,6 +154,9 @@ def compare(
                 check_fits(base, within(task, budget), method, options)
             except KamertonError as error:
                 raise at_its_line(recipe, recipe.methods[place], error) from None
+        if base.model.encoder and recipe.forgetting is not None:
+            recipe = recipe.model_copy(update={"forgetting": None})
+            watcher.line("  forgetting is not measured: an encoder gives no text a probability")
         sampling = Sampling(**recipe.evaluation.sampling.model_dump())
         settings = {
             **_settings(recipe, base, task, methods, budget), "race": racing.model_dump(mode="json") if racing else None

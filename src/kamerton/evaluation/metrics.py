@@ -2,10 +2,11 @@
 
 Every metric here is `aggregate(sum of statistics, count)`. So the value on any resample of the examples is one weighted
 sum away, and bootstraps and permutation tests are exact and vectorised even for corpus metrics (BLEU, macro F1).
-Spearman's correlation is left out: ranks depend on the whole sample, so it has no such statistics; use `pearson`.
+Spearman's correlation, whose ranks depend on the whole sample, goes by pseudo-values (`rank_metrics.py`).
 
-`accuracy`, `exact-match`, `macro-f1`, `matthews` and functions of the user's own are in this file, metrics that compare
-texts in `text_metrics.py`, metrics that read a value out of the answer (numbers, JSON, dates) in `value_metrics.py`.
+`accuracy`, `exact-match`, `macro-f1`, `f1`, `matthews` and functions of the user's own are in this file, metrics that
+compare texts in `text_metrics.py`, metrics that read a value out of the answer (numbers, JSON, dates) in
+`value_metrics.py`, of tagged words in `tag_metrics.py`.
 """
 
 from __future__ import annotations
@@ -162,6 +163,40 @@ class MacroF1(_ClassMetric):
         return f1.sum(-1) / np.maximum((size > 0).sum(-1), 1)
 
 
+class ClassF1(_ClassMetric):
+    """F1 of one class, as GLUE counts it for MRPC and QQP. S = 3: true positives, false positives, misses.
+
+    As scikit-learn's `f1_score(pos_label=…)`. 0 where the class is neither true nor answered.
+    """
+
+    range = (0.0, 1.0)
+
+    def __init__(self, name: str, positive: str, examples: Sequence[Example] | None) -> None:
+        super().__init__(name, examples)
+        self._positive = class_name(positive)
+        known = self._classes or {}
+        if not positive or (known and self._positive not in known):
+            message = f"{positive!r} is no class of the task" if positive else "f1 needs the class that it counts"
+            raise TaskError(
+                message, where="metrics", mend=f"write f1:CLASS, one of: {', '.join(known) or 'its labels'}"
+            )
+
+    def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        """(N, 3)."""
+        rows = np.zeros((len(answers), 3))
+        for row, answer, example in zip(rows, answers, examples, strict=True):
+            given = class_name(answer) == self._positive
+            true = self._positive in {class_name(reference) for reference in example.answers}
+            row[:] = given and true, given and not true, true and not given
+        return rows
+
+    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:  # noqa: ARG002 (contract)
+        """2 tp / (2 tp + fp + fn)."""
+        hits, false, missed = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
+        size = 2 * hits + false + missed
+        return np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
+
+
 class Matthews(_ClassMetric):
     """Matthews correlation, for two classes or more (Gorodkin 2004). S = 1 + 2C + 1.
 
@@ -236,10 +271,14 @@ class FunctionMetric:
 
 def metric_names() -> list[str]:
     """The names of the metrics that are built in."""
-    from kamerton.evaluation import text_metrics, value_metrics
+    own = ["accuracy", "exact-match", "f1", "macro-f1", "matthews"]
+    return sorted([*own, *(name for table in _tables() for name in table)])
 
-    own = ["accuracy", "exact-match", "macro-f1", "matthews"]
-    return sorted([*own, *text_metrics.METRICS, *value_metrics.METRICS])
+
+def _tables() -> list[dict[str, Callable[..., Metric]]]:
+    from kamerton.evaluation import rank_metrics, tag_metrics, text_metrics, value_metrics
+
+    return [text_metrics.METRICS, value_metrics.METRICS, tag_metrics.METRICS, rank_metrics.METRICS]
 
 
 def get_metric(name: str, examples: Sequence[Example] | None = None) -> Metric:
@@ -255,8 +294,6 @@ def get_metric(name: str, examples: Sequence[Example] | None = None) -> Metric:
     Raises:
         TaskError: there is no such metric (the closest name is given), or its parameter is wrong.
     """
-    from kamerton.evaluation import text_metrics, value_metrics
-
     plain: dict[str, Callable[[], Metric]] = {
         "accuracy": lambda: MeanMetric("accuracy", accuracy),
         "exact-match": lambda: MeanMetric("exact-match", exact_match),
@@ -270,14 +307,13 @@ def get_metric(name: str, examples: Sequence[Example] | None = None) -> Metric:
         from kamerton.evaluation.group_metrics import ByGroup
 
         return ByGroup(name, examples, get_metric)
-    for module in (text_metrics, value_metrics):
-        if base in module.METRICS:
-            return module.METRICS[base](name, parameter, examples)
+    if base == "f1":
+        return ClassF1(name, parameter, examples)
+    for table in _tables():
+        if base in table:
+            return table[base](name, parameter, examples)
     if is_function(name) and base not in plain:
         return FunctionMetric(name)
-    if base == "spearman":
-        mend = "use pearson"
-        raise TaskError("spearman needs the ranks of the whole sample and is not offered", where="metrics", mend=mend)
     raise TaskError(f"unknown metric {name!r}", where="metrics", mend=closest(name, metric_names()))
 
 

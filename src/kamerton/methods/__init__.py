@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kamerton.tuning.parameterisation import Options
 
 METHODS: dict[str, str] = {
+    "majority": "kamerton.methods.majority:Majority",
     "zero-shot": "kamerton.methods.zero_shot:ZeroShot",
     "few-shot": "kamerton.methods.few_shot:FewShot",
     "prompt-search": "kamerton.methods.prompt_search:PromptSearch",
@@ -39,6 +40,7 @@ METHODS: dict[str, str] = {
     "lora": "kamerton.methods.lora:LoraMethod",
     "qlora": "kamerton.methods.qlora:QLoraMethod",
     "full": "kamerton.methods.full:FullMethod",
+    "head": "kamerton.methods.head:HeadMethod",
     "rag": "kamerton.methods.rag:Rag",
 }
 

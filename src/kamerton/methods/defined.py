@@ -1,9 +1,10 @@
-"""What is refused before anything is computed: methods that are not defined for an encoder–decoder base, and options
-that ask a base or a task for what it does not have.
+"""What is refused before anything is computed: methods that are not defined for an encoder–decoder base or an encoder,
+and options that ask a base or a task for what it does not have.
 
 Beside float16 weights nothing is trained: gradients below its smallest numbers would vanish unsaid. `full` trains a
 copy in float32. On an encoder–decoder a trained method is defined if its parameterisation and its objective both say so
-(`encoder_decoder = True`); methods that decide how a model is asked, if what is inside them is.
+(`encoder_decoder = True`); methods that decide how a model is asked, if what is inside them is. On an encoder only
+what says `encoder = True` is defined.
 """
 
 from __future__ import annotations
@@ -45,14 +46,17 @@ def check_defined(base: Base, method: Any, options: Any) -> None:
             where=f"base: {base.info.name}",
             mend="set base.dtype to bfloat16 or float32",
         )
-    if not base.model.encoder_decoder:
+    if not base.model.encoder_decoder and not base.model.encoder:
         return
-    for kind, part in _parts(method, options):
-        if not getattr(part, "encoder_decoder", False):
+    mark, what = ("encoder", "an encoder") if base.model.encoder else ("encoder_decoder", "an encoder–decoder")
+    # methods without a parameterisation answer in words, which an encoder has none of
+    parts = _parts(method, options) or ([("method", method)] if base.model.encoder else [])
+    for kind, part in parts:
+        if not getattr(part, mark, False):
             name = method.name if kind == "method" else f"{method.name} with objective {part.name}"
-            others = ", ".join(n for n in METHODS if all(getattr(p, "encoder_decoder", False) for p in _own(n)))
+            others = ", ".join(n for n in METHODS if all(getattr(p, mark, False) for p in _own(n, base)))
             raise RecipeError(
-                f"{name} is not defined for an encoder–decoder base ({base.info.architecture})",
+                f"{name} is not defined for {what} base ({base.info.architecture})",
                 where=f"base: {base.info.name}",
                 mend=f"use a causal base, or one of: {others}" if kind == "method" else "use objective: supervised",
             )
@@ -115,6 +119,7 @@ def _parts(method: Any, options: Any) -> list[tuple[str, Any]]:
     return [("method", method.parameterisation), ("objective", get_objective(options.objective))]
 
 
-def _own(name: str) -> list[Any]:
+def _own(name: str, base: Base) -> list[Any]:
     method: Any = get_method(name)
-    return [method.parameterisation] if hasattr(method, "parameterisation") else []
+    own = [method.parameterisation] if hasattr(method, "parameterisation") else []
+    return own or ([method] if base.model.encoder else [])

@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from kamerton.base.encoder import EncoderModel, Head
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.files import write_json
 from kamerton.methods.defined import check_defined
+from kamerton.methods.encoder import HeadAnswers, head_state, headed
 from kamerton.methods.keys import fit_key
 from kamerton.methods.method import Adapted, Finding, FitRecord, Run, with_answers
 from kamerton.methods.search import Halving, Values, draw, label, shown, space_of, survivors
@@ -31,6 +33,7 @@ from kamerton.objectives import OBJECTIVES, get_objective
 from kamerton.objectives.adversarial_options import AdversarialOptions
 from kamerton.objectives.dpo_options import DpoOptions
 from kamerton.objectives.grpo_options import GrpoOptions
+from kamerton.objectives.head_options import HeadOptions
 from kamerton.objectives.ppo_options import PpoOptions
 from kamerton.objectives.rejection_options import RejectionOptions
 from kamerton.rewards.parse import canonical
@@ -70,6 +73,7 @@ class TrainingOptions(Options):
     reward: str | dict[str, Any] | tuple[str | dict[str, Any], ...] | None = Field(
         None, description="grpo, ppo, rejection-sampling: what says how good an answer is, or several that are summed"
     )
+    head: HeadOptions | None = Field(None, description="encoder bases: options of the head; none: their defaults")
     candidates: int | None = Field(
         None, gt=0, description="settings of the search space that are tried; none: its learning rates only"
     )
@@ -134,16 +138,18 @@ class TrainedMethod:
         objective = get_objective(options.objective)
         # one that needs no reference (rollouts and a reward, pairs) says so
         task, left_out = (task, []) if getattr(objective, "unanswered", False) else with_answers(task)
+        state = head_state(task, run.seed) if base.model.encoder else {}
+        own = headed(base, Head.from_dict(state["head"])) if state else base
         if getattr(objective, "warm_start", None) is None:
-            trained = self._train(base, task, budget, options, run)
+            trained = self._train(own, task, budget, options, run)
         else:
-            trained = two_stages(self, base, task, budget, options, run)
+            trained = two_stages(self, own, task, budget, options, run)
         tuned, settled, record = trained
         record.trainable_parameters = tuned.trainable_parameters
         tuned.module.requires_grad_(False)
         self.finish(base, tuned)
         record.notes += [*left_out, *tuned.notes]
-        return self._adapted(base, tuned, settled, record, run.max_batch_tokens)
+        return self._adapted(base, tuned, settled, record, run.max_batch_tokens, state)
 
     def _train(
         self, base: Base, task: Task, budget: Budget, options: Any, run: Run
@@ -200,11 +206,21 @@ class TrainedMethod:
         """What is done to the model after training, before it is used."""
 
     def load(self, base: Base, folder: Path, about: dict[str, Any]) -> Adapted:
-        tuned = self.parameterisation.load(base, folder)
+        state = about.get("state", {})
+        own = headed(base, Head.from_dict(state["head"])) if base.model.encoder else base
+        tuned = self.parameterisation.load(own, folder)
         tuned.module.requires_grad_(False)
-        return self._adapted(base, tuned, self.options(**about["options"]), FitRecord(), 8192)
+        return self._adapted(base, tuned, self.options(**about["options"]), FitRecord(), 8192, state)
 
-    def _adapted(self, base: Base, tuned: Tuned, options: Options, record: FitRecord, max_batch_tokens: int) -> Adapted:
+    def _adapted(
+        self, base: Base, tuned: Tuned, options: Options, record: FitRecord, max_batch_tokens: int,
+        state: dict[str, Any],
+    ) -> Adapted:  # fmt: skip
+        if isinstance(tuned.model, EncoderModel):
+            return HeadAnswers(
+                base, tuned.model, state=state, limit=self._limit(base, options), method=self.name, options=options,
+                tuned=tuned, record=record, max_batch_tokens=max_batch_tokens,
+            )  # fmt: skip
         return Adapted(
             base, tuned.model, method=self.name, options=options, tuned=tuned, record=record,
             max_batch_tokens=max_batch_tokens,

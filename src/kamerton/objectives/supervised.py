@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from kamerton.base.load import Base
-from kamerton.errors import TaskError
+from kamerton.base.task_head import head_of
+from kamerton.errors import RecipeError, TaskError
+from kamerton.objectives.head import HeadLoss
 from kamerton.objectives.next_token import NextToken
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Example, Task, answered
@@ -31,6 +33,7 @@ class Supervised(NextToken):
 
     name = "supervised"
     encoder_decoder = True
+    encoder = True
 
     def __init__(
         self,
@@ -66,9 +69,20 @@ class Supervised(NextToken):
             if cut:
                 self.notes.append(f"{cut} of {len(rows)} {name} examples were cut to {limit} tokens")
 
+    @staticmethod
+    def check(base: Base, task: Task, options: Any) -> None:
+        """Refuse a task whose answers an encoder's head does not give, and options of a head that nothing has."""
+        if base.model.encoder:
+            head_of(task, 0)
+        elif options.head is not None:
+            message = f"{base.info.architecture} is no encoder and gets no head"
+            raise RecipeError(message, where="head", mend="leave it out")
+
     @classmethod
-    def build(cls, base: Base, task: Task, options: Any, *, limit: int | None, seed: int) -> Supervised:
-        """For a base, a task and the options of a trained method."""
+    def build(cls, base: Base, task: Task, options: Any, *, limit: int | None, seed: int) -> Any:
+        """For a base, a task and the options of a trained method; on an encoder it is the loss of its head."""
+        if base.model.encoder:
+            return HeadLoss.build(base, task, options, limit=limit, seed=seed)
         return cls(
             base.renderer, task.train, task.validation, batch_size=options.batch_size, max_tokens=options.max_tokens,
             limit=limit, seed=seed,

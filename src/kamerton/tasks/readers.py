@@ -1,7 +1,8 @@
 """Files and hub data sets → rows: plain records that remember their place.
 
-JSON lines, JSON, CSV, TSV, Parquet and lines by a pattern, each plain or gzipped; hub ids through `datasets`. A broken
-record is an error that names file and line; nothing is skipped. Everything is held in memory: task data are small.
+JSON lines, JSON, CSV, TSV, Parquet, CoNLL columns and lines by a pattern, each plain or gzipped; hub ids through
+`datasets`. A broken record is an error that names file and line; nothing is skipped. Everything is held in memory: task
+data are small.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from kamerton.functions import import_function, is_function
 from kamerton.recipe import DataSpec, TaskSpec
 from kamerton.recipe_errors import closest
 from kamerton.tasks.halves import halves_note, replace_halves
-from kamerton.tasks.layouts import LAYOUTS, RECORDS
+from kamerton.tasks.layouts import LAYOUTS, RECORDS, conll_sentences
 
-_SUFFIXES = {f".{kind}": kind for kind in ("jsonl", "json", "csv", "tsv", "parquet")} | {".ndjson": "jsonl"}
+_SUFFIXES = {f".{kind}": kind for kind in ("jsonl", "json", "csv", "tsv", "parquet", "conll")} | {".ndjson": "jsonl"}
 
 
 NAMES = {";": "semicolons", "\t": "tabs"}
@@ -89,7 +90,8 @@ def read_hub(spec: TaskSpec, data: DataSpec) -> dict[str, list[Row]]:
             field = ("data", "splits", ours)
             raise spec.error(field, f"{hub} has no split {theirs!r}", mend=closest(theirs, loaded))
         table = loaded[theirs]
-        classes = {n: f for n, f in table.features.items() if isinstance(f, datasets.ClassLabel)}
+        inner = {n: getattr(f, "feature", f) for n, f in table.features.items()}  # of a list: its items' (tags)
+        classes = {n: f for n, f in inner.items() if isinstance(f, datasets.ClassLabel)}
         rows[ours] = [
             Row(_class_names(record, classes), f"{hub} {theirs}, record {number}")
             for number, record in enumerate(table, start=1)
@@ -126,6 +128,8 @@ def shown(path: Path) -> str:
 
 def _class_names(record: dict[str, Any], classes: dict[str, Any]) -> dict[str, Any]:
     def name(feature: Any, value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(feature, one) for one in value]
         return feature.int2str(value) if isinstance(value, int) and value >= 0 else None  # -1: no label
 
     return {key: name(classes[key], value) if key in classes else value for key, value in record.items()}
@@ -181,6 +185,9 @@ def _by_format(spec: TaskSpec, file: Path, notes: list[str]) -> Iterator[Row]:
         yield from _json(spec, _text(spec, file), file)
     elif kind == "lines":
         yield from _lines(spec, _text(spec, file), file)
+    elif kind == "conll":
+        for values, line in conll_sentences(_text(spec, file), shown(file)):
+            yield Row(values, f"{shown(file)}:{line}")
     else:
         yield from _table(spec, _text(spec, file), file, kind, notes)
 

@@ -8,6 +8,7 @@
 | question | question, answer (one, a list, or SQuAD's object of texts), context |
 | instruction | instruction, input, output (Alpaca) |
 | prompt | prompt, completion (text, or lists of messages as TRL has them) |
+| tags | tokens (a list of words) and tags (as many) |
 | preference | answers that were judged: pairs, rankings, scores, thumbs; see preference_shape.py |
 
 A `template` writes the question from any columns and takes the place of the question's field. The shape is found from
@@ -34,6 +35,7 @@ from kamerton.tasks.example import Example, Message, SplitName
 from kamerton.tasks.judged import judged_examples
 from kamerton.tasks.preference_shape import Judgements, find_form
 from kamerton.tasks.readers import Row
+from kamerton.tasks.segments import Segments, words_and_tags
 from kamerton.tasks.turns import message_of
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -44,10 +46,12 @@ METRICS: dict[str, tuple[str, ...]] = {
     "instruction": ("rouge-l", "token-f1"),
     "prompt": ("exact-match", "token-f1"),
     "preference": ("rouge-l", "token-f1"),
+    "tags": ("entity-f1", "tag-accuracy"),
 }
 _QUESTION = {"choice": ("question", "text", "prompt"), "label": ("text",), "question": ("question",)}
-_QUESTION |= {"instruction": ("instruction",), "prompt": ("prompt",)}
+_QUESTION |= {"instruction": ("instruction",), "prompt": ("prompt",), "tags": ("tokens",)}
 _ANSWER = {"label": "label", "choice": "answer", "question": "answer", "instruction": "output", "prompt": "completion"}
+_ANSWER |= {"tags": "tags"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class Shaper:
             mend = f"the file has: {', '.join(available)}"
             raise spec.error(("split", "by"), f"no column {spec.split.by!r}", mend=mend)
         self.labels = self._find_labels(rows) if self.shape == "label" else {}
+        self.segments = Segments(spec, self.columns, self.shape)
         self.readable = tuple(dict.fromkeys(self.labels.values()))
         if "{labels}" in (spec.instruction or "") and not self.labels:
             raise spec.error(("instruction",), "has {labels}, and the task has none", mend="write the labels out")
@@ -101,6 +106,7 @@ class Shaper:
             "messages": self._messages,
             "choice": self._choice,
             "label": self._label,
+            "tags": self._tags,
         }
         judged = None if self.judgements is None else self.judgements.read(row, self._asked, self._system)
         if judged is None:
@@ -116,15 +122,17 @@ class Shaper:
         if not any(turn.content.strip() for turn in turns if turn.role == "user"):
             raise TaskError("the question is empty", where=row.place, mend="write it, or remove the record")
         by = self.spec.split.by
+        messages = tuple(self._instruct(turns))
         example = Example(
             id=self.columns.text(row, "id") or PurePath(row.place).name,
-            messages=tuple(self._instruct(turns)),
+            messages=messages,
             answers=tuple(answers),
             choices=choices,
             reasoning=self.columns.text(row, "reasoning") or None,
             group=self.columns.text(row, "group"),
             graded=() if judged is None else judged.graded,
             margin=None if judged is None else judged.margin,
+            **self.segments.read(row, messages, answers),
         )
         return Asked(example, "" if by is None else text_of(row.values.get(by), row, by))
 
@@ -169,6 +177,10 @@ class Shaper:
         listed = "\n".join(f"{letters[n]}. {choice}" for n, choice in enumerate(choices))
         turns = [*self._system(row), Message("user", self._question(row, {"choices": listed}))]
         return turns, [choices[index]], choices if self.spec.choices else ()
+
+    def _tags(self, row: Row) -> tuple[list[Message], list[str], tuple[str, ...]]:
+        words, tags = words_and_tags(self.columns, row, self.spec)
+        return [*self._system(row), Message("user", " ".join(words))], [" ".join(tags)], ()
 
     def _messages(self, row: Row) -> tuple[list[Message], list[str], tuple[str, ...]]:
         turns = self.columns.value(row, "messages")
@@ -239,7 +251,7 @@ class Shaper:
                 return "preference"
             if "messages" in known:
                 return "messages"
-            for shape in ("choice", "label", "question", "instruction", "prompt"):
+            for shape in ("choice", "label", "question", "instruction", "prompt", "tags"):
                 asked = self.spec.template is not None or known & set(_QUESTION[shape])
                 if asked and _ANSWER[shape] in known and (shape != "choice" or "choices" in known):
                     return shape

@@ -93,14 +93,21 @@ def merge_answers(splits: Splits) -> list[str]:
             key = question_key(asked.example)
             if key in merged:
                 first = merged[key].example
+                spans = _spans(asked.example) | _spans(first)
                 answers = tuple(dict.fromkeys((*first.answers, *asked.example.answers)))
-                merged[key] = replace(merged[key], example=replace(first, answers=answers))
+                both = replace(first, answers=answers, spans=tuple(spans.get(a, -1) for a in answers) if spans else ())
+                merged[key] = replace(merged[key], example=both)
             else:
                 merged[key] = asked
         if len(merged) < len(splits[name]):
             notes.append(f"{name}: {len(splits[name]):,} rows are {len(merged):,} questions with several answers")
         splits[name] = list(merged.values())
     return notes
+
+
+def _spans(example: Example) -> dict[str, int]:
+    """Answers that stand in the context, and where."""
+    return {a: s for a, s in zip(example.answers, example.spans, strict=False) if s >= 0}
 
 
 def keep_answered(splits: Splits) -> list[str]:

@@ -17,6 +17,7 @@ PARAMETERISATIONS: dict[str, str] = {
     "ia3": "kamerton.tuning.ia3:Ia3",
     "adapter": "kamerton.tuning.adapter:Adapter",
     "full": "kamerton.tuning.full:Full",
+    "head": "kamerton.tuning.head:HeadOnly",
 }
 
 

@@ -35,6 +35,7 @@ class Full:
     name = "full"
     options = FullOptions
     encoder_decoder = True
+    encoder = True
 
     @staticmethod
     def check(base: Base, task: Task, options: FullOptions) -> None:  # noqa: ARG004
@@ -63,6 +64,7 @@ class Full:
         model = model_for(fresh.model.hf)
         if options.freeze_layers:
             _freeze_lower(fresh.model.hf, options.freeze_layers)
+        if options.freeze_layers and not model.encoder:
             model.frozen = FrozenLayers(fresh.model.hf, options.freeze_layers)
         return Tuned(model, fresh.model.hf)
 

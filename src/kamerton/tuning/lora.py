@@ -21,7 +21,7 @@ from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.tasks.example import Task
 from kamerton.tuning.parameterisation import Options, Tuned, load_injected
-from kamerton.tuning.targets import linear_names, resolve_targets
+from kamerton.tuning.targets import linear_names, resolve_targets, with_heads
 
 
 class LoraOptions(Options):
@@ -42,6 +42,7 @@ class Lora:
     name = "lora"
     options = LoraOptions
     encoder_decoder = True
+    encoder = True
 
     @staticmethod
     def check(base: Base, task: Task, options: LoraOptions) -> None:  # noqa: ARG004
@@ -66,7 +67,7 @@ def attach_lora(fresh: Base, options: LoraOptions, seed: int, where: str) -> Tun
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha or 2 * options.rank, lora_dropout=options.dropout,
         target_modules=targets, use_rslora=options.rslora, use_dora=options.dora, bias=options.bias,
-        task_type=fresh.model.task_type,
+        task_type=fresh.model.task_type, **with_heads(fresh),
     )  # fmt: skip
     try:
         peft = get_peft_model(fresh.model.hf, config)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
+from kamerton.base.encoder import EncoderModel, new_modules
 from kamerton.base.load import Base
 from kamerton.errors import RecipeError
 from kamerton.tuning.modules import fits, linear_layers, short_names
@@ -28,7 +30,7 @@ def resolve_targets(base: Base, targets: str | Sequence[str], where: str) -> str
         RecipeError: one of them fits no layer; the names that are close to it come first in the message.
     """
     if targets == ALL_LINEAR:
-        return ALL_LINEAR
+        return _of_encoder(base) if base.model.encoder else ALL_LINEAR
     asked = [targets] if isinstance(targets, str) else list(targets)
     layers = _layers(base)
     if isinstance(targets, str) and not fits(layers, targets) and any(_matches(targets, name) for name in layers):
@@ -67,6 +69,18 @@ def check_targets(base: Base, targets: Sequence[str], where: str, *, linear: boo
 def linear_names(base: Base) -> list[str]:
     """The last parts of the names of all linear layers but the output layer, in the order of the alphabet."""
     return sorted({name.rpartition(".")[2] for name in linear_layers(base.model.hf)})
+
+
+def with_heads(base: Base) -> dict[str, Any]:
+    """What peft's configurations are told of a base's head, which is trained and saved whole beside the adapter."""
+    return {"modules_to_save": new_modules(base.model)} if isinstance(base.model, EncoderModel) else {}
+
+
+def _of_encoder(base: Base) -> list[str]:
+    """The linear layers of an encoder by their whole names: peft would take its head's for some of them."""
+    assert isinstance(base.model, EncoderModel)
+    heads = new_modules(base.model)
+    return [n for n in linear_layers(base.model.hf) if not any(n == h or n.startswith(f"{h}.") for h in heads)]
 
 
 def _layers(base: Base) -> list[str]:

@@ -108,7 +108,7 @@ def check(recipe: FromScratch) -> None:
         if one.model is not None:
             vocabulary = BYTES if one.tokenizer == "bytes" else recipe.fields.tokenizer.vocab_size
             shape_of(one, get_preset(one.model.preset), vocabulary)
-        if Budget(**one.budget.model_dump()).unlimited:
+        if one.budget is None or Budget(**one.budget.model_dump()).unlimited:
             raise recipe.fields.error(("models", name, "budget"), "has no limit", mend="write seconds: 120")
     if recipe.tune is None:
         return

@@ -256,13 +256,13 @@ def _model(path: FromScratch, name: str, report: Report) -> Figures:
     samples = folder / "samples.jsonl"
     rows = read_jsonl(samples) if samples.is_file() else []
     last = [row for row in rows if row["step"] == rows[-1]["step"]] if rows else []
-    m = r["metrics"]
+    m, budget = r["metrics"], path.models[name].budget
     return {
         "bits_per_byte": m.get("bits_per_byte_half_overlap", m.get("bits_per_byte")),
         "side_by_side": m["bits_per_byte"] if "bits_per_byte_half_overlap" in m else None,
         "class": r["model"]["class"], "parameters": r["model"]["parameters"], "tokens": r["tokens"],
         "epochs": r["epochs"], "steps": r["steps"], "training_seconds": r["seconds"], "flops": r["flops"],
-        "threads": r["threads"], "timed": path.models[name].budget.seconds is not None,
+        "threads": r["threads"], "timed": budget is not None and budget.seconds is not None,
         "curve": [[row["seconds"], row["bits_per_byte"]] for row in r["curve"] if "bits_per_byte" in row],
         "notes": r["notes"], "samples": last,
     }  # fmt: skip

@@ -135,7 +135,7 @@ def test_loss_and_gradient_are_those_of_transformers(bases: Any, kind: str, head
     model, tokenizer = made.model, base.renderer.tokenizer
     rows = Rows(tokenizer, made.request["head"], limit=32, window=32, stride=8)
     objective = HeadLoss(
-        made.request["head"], rows, task.train[:6], (), batch_size=6, max_tokens=100, pad_id=tokenizer.pad_token_id
+        made.request["head"], rows, task.train[:6], (), batch_size=6, max_tokens=40, pad_id=tokenizer.pad_token_id
     )
     batches = objective.batches(0, model)
     assert len(batches) > 1
@@ -398,8 +398,8 @@ def write(folder: Path, **changes: Any) -> Path:
     recipe = {
         "task": {"data": "task.jsonl", "split": {"validation": 12, "test": 24}},
         "base": {"model": str(tiny_encoders.save(folder / "base")), "dtype": "float32"},
-        "methods": ["majority", {"full": {"learning_rate": 3e-3}}, {"head": {"learning_rate": 1e-2}}], "seeds": 2,
-        "budget": {"epochs": 3}, **changes,
+        "methods": ["majority", {"full": {"learning_rate": 2e-3}}], "seeds": 2,
+        "budget": {"epochs": 8}, **changes,
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     return folder / "recipe.yaml"

@@ -262,6 +262,22 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_bit_for_bit(kind: str
     assert [row["step"] for row in samples] == ([2, 4, 6, 8] if kind != "bert" else [])
 
 
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_other_words_of_the_same_length_are_another_corpus(kind: str, texts: Path, tmp_path: Path) -> None:
+    """A text of which two letters were exchanged has the counts of the old one; no checkpoint of that is gone on from."""
+    own = tmp_path / "own.txt"
+    content = (texts if texts.is_file() else next(f for f in texts.rglob("*") if f.is_file())).read_text()
+    given_, changed = recipe(own, **RUNS[kind]), content.translate(str.maketrans("et", "te"))
+    own.write_text(content)
+    assert pretrain(given_, output=tmp_path / "out", stop_after=6) is None
+    own.write_text(changed)
+    straight, gone_on = pretrain(given_, output=tmp_path / "new"), pretrain(given_, output=tmp_path / "out")
+    assert straight is not None
+    assert gone_on is not None
+    a, b = weights(straight.folder), weights(gone_on.folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_what_is_left_is_a_model_folder_and_a_base(texts: Path, tmp_path: Path) -> None:
     made = pretrain(recipe(texts, budget={"steps": 30}), output=tmp_path / "out")
     assert made is not None

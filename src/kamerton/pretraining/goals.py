@@ -141,7 +141,7 @@ def _causal(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch
 
         objective.look = looker(folder / "samples.jsonl", make)
     scale = None if held is None else (len(held) - 1) / math.log(2) / held.bytes
-    return Goal(objective, told(corpus), told(corpus), measure, scale, notes)
+    return Goal(objective, [told(corpus), corpus.digest], told(corpus), measure, scale, notes)
 
 
 def summed(objective: Any, model: LanguageModel, batches: Sequence[Any]) -> float:

@@ -46,4 +46,4 @@ def masked_goal(recipe: PretrainRecipe, started: Started, folder: Path, watch: W
         return out | ({"masked_perplexity": math.exp(out["masked_loss"])} if out else {})
 
     about: dict[str, Any] = told(corpus)
-    return Goal(objective, about, about, measure, None, list(corpus.notes))
+    return Goal(objective, [about, corpus.digest], about, measure, None, list(corpus.notes))

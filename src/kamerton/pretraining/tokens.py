@@ -26,6 +26,8 @@ from kamerton.objectives.texts import iter_texts, text_files
 from kamerton.tasks.halves import halves_note, replace_halves
 
 Documents = Literal["file", "line", "paragraph"]
+FORMAT = 2
+"""Of what is written beside the streams; what an older version wrote is written again."""
 BATCH = 256
 """Documents that the tokenizer reads at once."""
 
@@ -40,12 +42,14 @@ class Corpus:
         train, held_out: the streams; no `held_out` where nothing was held out.
         documents: how many documents each has.
         notes: what was left out or changed, in words.
+        digest: of the streams' tokens.
     """
 
     train: Stream
     held_out: Stream | None
     documents: tuple[int, int]
     notes: list[str]
+    digest: str
 
 
 def cut_documents(texts: Iterable[str], kind: Documents) -> Iterator[str]:
@@ -92,11 +96,13 @@ class _Writer:
         self.dtype = np.uint16 if size <= 2**16 else np.uint32
         self._file = self._partial.open("wb")
         self.tokens = self.bytes = self.documents = 0
+        self.digest = hashlib.sha256()
         self._end = np.array([end], dtype=self.dtype)
         self._put(self._end)
 
     def _put(self, ids: np.ndarray) -> None:
-        self._file.write(ids.tobytes())
+        self._file.write(content := ids.tobytes())
+        self.digest.update(content)
         self.tokens += len(ids)
 
     def add(self, ids: Iterable[int], size: int) -> None:
@@ -149,6 +155,7 @@ def read_corpus(
     return Corpus(
         stream("train"), stream("held_out") if has else None,
         (read["train"]["documents"], read["held_out"]["documents"] if has else 0), list(read["notes"]),
+        "".join(read[name]["sha256"] for name in ("train", "held_out") if name in read),
     )  # fmt: skip
 
 
@@ -182,7 +189,7 @@ def _write(
                 mend="give more texts, or another held_out",
             )  # fmt: skip
         out[name] = {"tokens": writer.tokens, "bytes": writer.bytes, "documents": writer.documents,
-                     "dtype": np.dtype(writer.dtype).name}  # fmt: skip
+                     "dtype": np.dtype(writer.dtype).name, "sha256": writer.digest.hexdigest()}  # fmt: skip
     return out
 
 
@@ -194,7 +201,7 @@ def _batched(items: Iterator[tuple[str, bool]], size: int) -> Iterator[tuple[tup
 def _key(tokenizer: Any, end: int, files: list[Path], held_out: Path | float | None, kind: Documents) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
-    digest = hashlib.sha256(json.dumps([vocabulary, end, str(held_out), kind]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, vocabulary, end, str(held_out), kind]).encode())
     for file in files:
         stat = file.stat()
         digest.update(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())

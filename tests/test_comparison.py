@@ -400,7 +400,7 @@ def test_a_fault_of_ours_leaves_its_traceback_in_the_cell(small_base: Base, tmp_
     store = Store(tmp_path)
     cell = Cell("x", "zero-shot", {}, 0, "f")
     out = io.StringIO()
-    plan = {"budget": {}, "sampling": {"unknown": 1}, "max_batch_tokens": 100}
+    plan = {"budget": {}, "sampling": {"unknown": 1}, "max_batch_tokens": 100, "run": "r"}
     _one({**cell.__dict__}, plan, store, small_base, tiny.colour_task(), None, out)
     event = json.loads(out.getvalue().splitlines()[-1])
     assert event["event"] == "failed"

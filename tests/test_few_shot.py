@@ -18,7 +18,7 @@ from kamerton.base import Base, load_base
 from kamerton.errors import KamertonError, TaskError
 from kamerton.evaluation.answering import answer
 from kamerton.inference import Sampling
-from kamerton.methods import METHODS, get_method
+from kamerton.methods import get_method
 from kamerton.prompting.shots import NearestShots, random_shots, with_shots
 from kamerton.tasks.example import Example, Message, conversation
 from kamerton.training import Budget
@@ -161,7 +161,7 @@ def test_shots_stand_between_system_and_question() -> None:
 # -- questions that are too long ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", tiny.CAUSAL)
 def test_a_question_longer_than_the_model_is_cut_and_counted(tmp_path: Path, name: str) -> None:
     """With learned positions (GPT-2), which fail hard when they run out."""
     import architectures

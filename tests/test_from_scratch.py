@@ -385,7 +385,7 @@ def test_mistakes_without_a_field(root: Path, tmp_path: Path) -> None:
     with pytest.raises(KamertonError, match="tuning needs examples"):
         load_from_scratch(file, data=root)
     written(file, {k: v for k, v in RECIPE.items() if k != "budget"})
-    with pytest.raises(KamertonError, match=r"path.yaml:\d+: models.lstm.budget: is missing"):
+    with pytest.raises(KamertonError, match=r"path.yaml:\d+: models.lstm: the budget is missing"):
         load_from_scratch(file, data=root)
     with pytest.raises(KamertonError, match="no such folder"):
         load_from_scratch(RECIPE, data=tmp_path / "none")

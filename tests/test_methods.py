@@ -71,6 +71,8 @@ def test_every_method_says_what_it_is_and_answers(small_base: Base, name: str, t
     assert method.trains
     assert method.paper
     assert all(field.description for field in method.options.model_fields.values()), "an option without a meaning"
+    if name not in tiny.CAUSAL:
+        return  # test_encoders.py, test_head_tasks.py
     adapted = fit(small_base, name, tmp_path, **SMALL.get(name, {}))
     task = tiny.colour_task()
     prompts = QUICK["rag"]["passages"] if name == "rag" else 1  # it writes once for each passage
@@ -90,7 +92,7 @@ def test_every_method_says_what_it_is_and_answers(small_base: Base, name: str, t
     ("name", "options", "says"),
     [
         ("lroa", {}, "unknown method 'lroa'; did you mean lora"),
-        ("zzz", {}, "unknown method 'zzz'; use one of: zero-shot, few-shot"),
+        ("zzz", {}, "unknown method 'zzz'; use one of: majority, zero-shot"),
         ("lora", {"ranks": 8}, "lora has no option 'ranks'; did you mean rank"),
         ("zero-shot", {"x": 1}, "no option 'x'; use one of: no option"),
         ("lora", {"rank": -1}, "lora.rank: input should be greater than 0, not -1; see: kamerton methods lora"),
@@ -331,7 +333,7 @@ print(json.dumps(out))
 
 def test_a_new_process_answers_the_same(small_base: Base, tmp_path: Path) -> None:
     task, expected = tiny.colour_task(), {}
-    for name in METHODS:
+    for name in tiny.CAUSAL:
         adapted = fit(small_base, name, tmp_path / "fit" / name, **SMALL.get(name, {}))
         adapted.save(tmp_path / name)
         said = adapted.generate([e.messages for e in task.test], GREEDY)

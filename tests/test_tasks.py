@@ -270,11 +270,11 @@ def test_pairs_by_template(tmp_path: Path) -> None:
     assert {e.messages[0].content.split("\n")[1] for e in everything(task)} == {"{so} It is wet."}
 
 
-@pytest.mark.parametrize("answer", [["Rome", "Roma", "Rome"], {"text": ["Rome", "Roma"], "answer_start": [0, 1]}])
+@pytest.mark.parametrize("answer", [["Rome", "Roma", "Rome"], {"text": ["Rome", "Roma"], "answer_start": [0, 6]}])
 def test_questions_with_several_answers(tmp_path: Path, answer: Any) -> None:
-    e = one(tmp_path, {"question": "Capital?", "context": "Italy.", "answers": answer})
+    e = one(tmp_path, {"question": "Capital?", "context": "Rome, Roma.", "answers": answer})
     assert e.answers == ("Rome", "Roma")
-    assert e.messages[0].content == "Italy.\n\nCapital?"
+    assert e.messages[0].content == "Rome, Roma.\n\nCapital?"
 
 
 def test_no_answer(tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ import pytest
 import torch
 
 from kamerton.base import Base, load_base
-from kamerton.methods import get_method, parse_options
+from kamerton.methods import METHODS, get_method, parse_options
 from kamerton.methods.method import Adapted, Report, Run
 from kamerton.tasks.example import Example, Task, conversation
 from kamerton.training import Budget
 
 STEPS = Budget(steps=8)
+CAUSAL = tuple(name for name in METHODS if name not in ("majority", "head"))
+"""Methods that ask a causal model: not the one that asks none, and not the one that is for encoders alone."""
 QUICK: dict[str, dict[str, Any]] = {"rag": {"learning_rate": 1e-3, "validations": 1, "passages": 2}}
 """Options of methods that would take long by default: rag trains an encoder of 22.7 million weights."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -445,6 +446,7 @@ class Terminal:
 
     def __init__(self, *arguments: object) -> None:
         self.seen, self._read = "", 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end inside a character
         self.pid, self._terminal = pty.fork()
         if not self.pid:
             command = [sys.executable, "-m", "kamerton", "chat", *map(str, arguments)]
@@ -469,7 +471,7 @@ class Terminal:
             piece = os.read(self._terminal, 65536)
         except OSError:  # the other end is closed
             return False
-        self.seen += piece.decode(errors="replace")
+        self.seen += self._decoder.decode(piece)
         return bool(piece)
 
     def ended(self) -> int:

@@ -405,6 +405,7 @@ def write(folder: Path, **changes: Any) -> Path:
     return folder / "recipe.yaml"
 
 
+@pytest.mark.slow
 def test_a_comparison_of_methods_on_an_encoder_ends_with_a_verdict_and_resumes(tmp_path: Path) -> None:
     recipe = write(tmp_path)
     first = api.compare(recipe, output=tmp_path / "run", workers=1, progress=False)

@@ -170,6 +170,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_stopped_anywhere_ends_the_same(made: ScalingLaws, texts: Path, tmp_path: Path) -> None:
     """Stopped at many places in turn, each time behind where it was stopped before; then more token counts."""
     steps, done, again = [0, 0], 0, None  # since the last stop, and in all
@@ -285,6 +286,7 @@ def test_budgets_that_are_none(texts: Path, tmp_path: Path) -> None:
         pretrain(recipe(texts), output=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command(made: ScalingLaws, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kamerton.pretraining.scaling.suggest.SECONDS", 0.3)
     path = tmp_path / "r.yaml"

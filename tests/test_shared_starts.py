@@ -84,6 +84,7 @@ class Cells(Watcher):
             self.stages.setdefault((cell.label, cell.seed), set()).add(event["stage"])
 
 
+@pytest.mark.slow
 def test_a_comparison_shares_them_and_leaves_none_behind(small_folder: Path, tmp_path: Path) -> None:
     def entry(label: str, **stage: Any) -> str:
         return f"- prompt-tuning: {json.dumps({**adversarial(**stage), 'label': label})}"

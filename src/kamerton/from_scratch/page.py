@@ -79,7 +79,9 @@ def described(stage: Mapping[str, Any]) -> dict[str, str]:
     value = f.get("bits_per_byte")
     figure = "–" if value is None else f"{value:.3f} bits per byte"
     if kind == "corpus":
-        made = f"documents in {f['files']:,} file{'s' * (f['files'] != 1)}: {f['read'][0]:,} read, {f['kept'][0]:,} kept"
+        made = (
+            f"documents in {f['files']:,} file{'s' * (f['files'] != 1)}: {f['read'][0]:,} read, {f['kept'][0]:,} kept"
+        )
         figure = f"{size(f['kept'][1])} of {size(f['read'][1])}"
     elif kind == "text":
         t, h = f["train"], f["held_out"]

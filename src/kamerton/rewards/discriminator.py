@@ -142,7 +142,7 @@ class CrossFitted:
         return out
 
     def vocabulary(self, contexts: Tensor, folds: Tensor) -> Tensor:
-        """(N, rank) contexts and (N,) folds → (N, V) scores by those who never saw them."""
+        """(N, rank) contexts and (N,) folds → (N, V) scores by those who never saw them, as large as is borne out."""
         out = contexts.new_empty(len(contexts), len(self.judges[0].embedding))
         for fold in range(self.folds):
             mine = folds == fold
@@ -153,8 +153,7 @@ class CrossFitted:
     def tokens(self, features: Tensor, tokens: Tensor, fold: int) -> Tensor:
         """(N,) scores of the tokens of one answer by the one who never saw its half."""
         judge = self.judge_of(fold)
-        found = judge.of_tokens(judge.contexts(features, torch.zeros(len(tokens), device=features.device)), tokens)
-        return found * self.control.scale
+        return judge.of_tokens(judge.contexts(features, torch.zeros(len(tokens), device=features.device)), tokens)
 
     @torch.no_grad()
     def watch(self, pairs: Pairs) -> None:

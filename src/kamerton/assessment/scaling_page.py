@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -20,12 +20,13 @@ from kamerton.assessment.write import finite
 from kamerton.comparison.report import svg
 from kamerton.comparison.units import Scale, p_value, plain, tick
 from kamerton.files import write_json, write_jsonl, write_text
+from kamerton.outcome import Outcome
 
 Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(Outcome):
     """What was measured of one model.
 
     Attributes:
@@ -33,13 +34,7 @@ class Scaling:
         results: what is in `scaling.json`.
     """
 
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """The HTML page."""
-        return self.folder / "scaling.html"
+    page: ClassVar[str] = "scaling.html"
 
     @property
     def sentences(self) -> list[str]:

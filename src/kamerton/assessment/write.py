@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kamerton.assessment.page import page
 from kamerton.assessment.summary import sentences
 from kamerton.files import write_json, write_jsonl, write_text
+from kamerton.outcome import Outcome
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Outcome):
     """What was measured of one model, or of two.
 
     Attributes:
@@ -21,13 +22,7 @@ class Fidelity:
         results: what is in `fidelity.json`.
     """
 
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """The HTML page."""
-        return self.folder / "fidelity.html"
+    page: ClassVar[str] = "fidelity.html"
 
     @property
     def sentences(self) -> list[str]:

@@ -35,6 +35,7 @@ from kamerton.methods import at_its_line, digest, option_files, resolve
 from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.prompted import within
 from kamerton.methods.stages import shared_start
+from kamerton.outcome import Outcome
 from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
@@ -61,21 +62,13 @@ class Watcher:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Outcome):
     """A comparison that ran.
 
     Attributes:
         folder: holds everything.
         results: what is in `results.json`.
     """
-
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.folder / "report.html"
 
     @property
     def sentence(self) -> str:

@@ -25,6 +25,7 @@ from kamerton.files import write_json
 from kamerton.from_scratch.page import write_page
 from kamerton.from_scratch.recipe import FromScratch, load_from_scratch
 from kamerton.from_scratch.stages import Report, Stage, stages_of, template
+from kamerton.outcome import Outcome
 from kamerton.pretraining.models import shape_of
 from kamerton.recipe_errors import closest
 from kamerton.tasks.example import fingerprint
@@ -35,7 +36,7 @@ BYTES = 261
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Outcome):
     """What a path left.
 
     Attributes:
@@ -44,15 +45,8 @@ class Made:
         ran, kept: names of stages that were run now, and of those that were finished already.
     """
 
-    folder: Path
-    results: dict[str, Any]
     ran: tuple[str, ...]
     kept: tuple[str, ...]
-
-    @property
-    def report(self) -> Path:
-        """The HTML page."""
-        return self.folder / "report.html"
 
     @property
     def chat(self) -> Path:

@@ -22,6 +22,7 @@ from kamerton.comparison.machine import kamerton_version, machine, versions
 from kamerton.comparison.progress import MEASURING, FitProgress, RunMark
 from kamerton.comparison.store import Store
 from kamerton.files import moved_into, write_json
+from kamerton.outcome import Outcome
 from kamerton.pretraining.goals import Goal, goal_of
 from kamerton.pretraining.models import Started, settings, start
 from kamerton.pretraining.page import write_page
@@ -35,21 +36,13 @@ Report = Callable[[str, float, str], None]
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(Outcome):
     """What a pretraining left.
 
     Attributes:
         folder: the model folder.
         results: what is in `pretraining.json`.
     """
-
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """The HTML page."""
-        return self.folder / "report.html"
 
     @property
     def metrics(self) -> dict[str, float]:

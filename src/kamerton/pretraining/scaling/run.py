@@ -17,6 +17,7 @@ import transformers
 from kamerton.comparison.machine import kamerton_version, machine, versions
 from kamerton.comparison.store import Store
 from kamerton.files import write_json, write_text
+from kamerton.outcome import Outcome
 from kamerton.pretraining.run import Report
 from kamerton.pretraining.scaling.analysis import Analysis, analyse
 from kamerton.pretraining.scaling.grid import Sized, check, models, runs, shapes, warmup_steps, within
@@ -30,21 +31,13 @@ ROOM = 30.0
 
 
 @dataclass(frozen=True)
-class ScalingLaws:
+class ScalingLaws(Outcome):
     """What a grid gave.
 
     Attributes:
         folder: holds the files.
         results: what is in `scaling.json`.
     """
-
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def report(self) -> Path:
-        """The HTML page."""
-        return self.folder / "report.html"
 
     @property
     def sentences(self) -> list[str]:

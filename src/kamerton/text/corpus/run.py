@@ -19,6 +19,7 @@ from typing import Any
 
 from kamerton.errors import KamertonError, MissingExtra, RecipeError
 from kamerton.files import whole, write_json
+from kamerton.outcome import Outcome
 from kamerton.text.corpus.files import Input, inputs, shares
 from kamerton.text.corpus.options import STEPS
 from kamerton.text.corpus.recipe import CorpusRecipe, StepSpec
@@ -30,7 +31,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(Outcome):
     """What a run made.
 
     Attributes:
@@ -38,18 +39,10 @@ class Corpus:
         results: what is in `report.json`.
     """
 
-    folder: Path
-    results: dict[str, Any]
-
     @property
     def documents(self) -> Path:
         """The file of documents, JSON lines (`id`, `text`, `domain`, …)."""
         return self.folder / self.results["documents"]
-
-    @property
-    def report(self) -> Path:
-        """The HTML page."""
-        return self.folder / "report.html"
 
 
 def build_corpus(

@@ -143,11 +143,12 @@ class CrossFitted:
 
     def vocabulary(self, contexts: Tensor, folds: Tensor) -> Tensor:
         """(N, rank) contexts and (N,) folds → (N, V) scores by those who never saw them, as large as is borne out."""
+        contexts = contexts * self.control.scale  # scores are linear in them, and they are few
         out = contexts.new_empty(len(contexts), len(self.judges[0].embedding))
         for fold in range(self.folds):
             mine = folds == fold
             out[mine] = self.judge_of(fold).of_vocabulary(contexts[mine])
-        return out * self.control.scale
+        return out
 
     @torch.no_grad()
     def tokens(self, features: Tensor, tokens: Tensor, fold: int) -> Tensor:
@@ -164,9 +165,11 @@ class CrossFitted:
         for fold in range(self.folds):
             half = pairs.half(fold)
             if len(half.real) and len(half.fake):
-                for judge, found in ((self.judge_of(fold), held_out), (self.judges[fold], trained)):
-                    found.append(auc(_scores(judge, half.real), _scores(judge, half.fake)))
-                losses.append(_scaled_losses(self.judge_of(fold), half))
+                own, other = self.judges[fold], self.judge_of(fold)
+                unseen = _scores(other, half.real), _scores(other, half.fake)
+                held_out.append(auc(*unseen))
+                trained.append(auc(_scores(own, half.real), _scores(own, half.fake)))
+                losses.append(_scaled_losses(*unseen, half))
         if held_out:
             self.control.saw(sum(held_out) / len(held_out), sum(trained) / len(trained))
             self.control.judged(torch.stack(losses).mean(0))
@@ -247,8 +250,8 @@ def _scores(judge: Factored, tokens: Tokens) -> Tensor:
     return judge.of_tokens(judge.contexts(tokens.features, tokens.rows), tokens.tokens)
 
 
-def _scaled_losses(judge: Factored, pairs: Pairs) -> Tensor:
-    """(S,) the loss in nats a token of pairs with a judge's scores at each of `SCALES`."""
-    scales = SCALES[:, None].to(pairs.real.features.device)
-    real, fake = (scales * _scores(judge, side).double() - side.offset.double() for side in (pairs.real, pairs.fake))
-    return ((F.softplus(-real).mean(1) + F.softplus(fake).mean(1)) / 2).cpu()
+def _scaled_losses(real: Tensor, fake: Tensor, pairs: Pairs) -> Tensor:
+    """(S,) the loss in nats a token of pairs, on the CPU, with a judge's scores of both sides at each of `SCALES`."""
+    sides = ((real, pairs.real.offset), (fake, pairs.fake.offset))
+    odds = [SCALES[:, None] * scores.cpu().double() - offset.cpu().double() for scores, offset in sides]
+    return (F.softplus(-odds[0]).mean(1) + F.softplus(odds[1]).mean(1)) / 2

@@ -72,6 +72,15 @@ def seen(base: Base, references: int, seed: int) -> dict[str, Tensor]:
     return {name: torch.cat(parts).float() if name == "log_p" else torch.cat(parts) for name, parts in columns.items()}
 
 
+def lesson(features: Tensor, real: Tensor, log_pi: Tensor, count: int, generator: torch.Generator) -> Pairs:
+    """References' tokens at (N,) positions beside `count` that the model puts in their place at each."""
+    noise = torch.rand(len(real), count, generator=generator, dtype=torch.float64).numpy()
+    zero, many = torch.zeros(len(real)), torch.zeros(len(real) * count)
+    own = Tokens(features, real, zero, torch.arange(len(real)), zero)
+    fake = draws(log_pi, noise).flatten()
+    return Pairs(own, Tokens(features.repeat_interleave(count, 0), fake, many, torch.arange(len(many)), many))
+
+
 def closed(found: dict[str, Tensor], judges: CrossFitted) -> tuple[float, float]:
     """Share of KL(p ‖ π) that the tilt takes away on what the first discriminator never saw, and its AUC there."""
     other = found["half"] == 1
@@ -109,12 +118,8 @@ def main() -> None:
                 mine = torch.where(found["half"] == 0)[0]
                 for step in range(1, marks[-1] + 1):
                     at = mine[torch.randint(len(mine), (args.batch,), generator=generator)]
-                    noise = torch.rand(len(at), count, generator=generator, dtype=torch.float64).numpy()
-                    fake, zero = draws(found["log_pi"][at], noise), torch.zeros(len(at))
-                    own = Tokens(found["features"][at], found["real"][at], zero, torch.arange(len(at)), zero)
-                    many = Tokens(own.features.repeat_interleave(count, 0), fake.flatten(), zero.repeat(count),
-                                  torch.arange(len(at) * count), zero.repeat(count))  # fmt: skip
-                    judges.train(Pairs(own, many), 1, generator)
+                    pairs = lesson(found["features"][at], found["real"][at], found["log_pi"][at], count, generator)
+                    judges.train(pairs, 1, generator)
                     if step in marks:
                         cells[marks.index(step)].append(closed(found, judges))
             shown = [f"{100 * np.mean([c for c, _ in x]):.0f}%, {np.mean([a for _, a in x]):.2f}" for x in cells]

@@ -17,17 +17,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from discriminators import lesson
 from kamerton.base import load_base
 from kamerton.inference.features import Features
 from kamerton.methods import get_method, parse_options
 from kamerton.methods.method import Run
 from kamerton.recipe import load_recipe
-from kamerton.rewards.discriminator import SCALES, auc
+from kamerton.rewards.discriminator import SCALES, CrossFitted, auc, scaled_losses
 from kamerton.rewards.factored import Factored, normed
 from kamerton.tasks import load_task
 from kamerton.training import Budget
@@ -58,7 +57,7 @@ class Seen:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=base.model.dtype == torch.bfloat16):
             for i in range(0, len(rows), 8):
                 part = rows[i : i + 8]
-                counts = [sum(1 for w in r.weights if w) for r in part]
+                counts = [r.target_count for r in part]
                 states.append(model.target_hidden(make_batch(part)).float())
                 found = features([r.tokens for r in part], [r.prompt_length - 1 for r in part])
                 read += [f[:n].float() for f, n in zip(found, counts, strict=True)]
@@ -84,8 +83,9 @@ def judged(seen: Seen, judge: Factored, log_p: Tensor, fake: Tensor) -> tuple[fl
     d = judge.contexts(seen.features[seen.held_out], seen.held_out) @ judge.token(seen.embedding).T
     real = seen.tokens[seen.held_out][:, None]
     of_real, of_fake = d.gather(1, real)[:, 0], d.gather(1, fake)
-    losses = [float(F.softplus(-a * of_real).mean() + F.softplus(a * of_fake).mean()) for a in SCALES.tolist()]
-    scale = float(SCALES[int(np.argmin(losses))])
+    none = torch.zeros(()).expand(of_fake.numel())
+    losses = scaled_losses(of_real, of_fake.flatten(), none[: len(of_real)], none)
+    scale = float(SCALES[int(losses.argmin())])
     tilted = (log_p + scale * d).log_softmax(-1)
     return auc(of_real, of_fake.flatten()), scale, float((tilted.gather(1, real) - log_p.gather(1, real)).mean())
 
@@ -98,19 +98,11 @@ def trial(
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(1)
     judge = Factored(seen.features.shape[1], seen.embedding, rank)
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=rate, betas=(0.5, 0.999), weight_decay=0.01)
+    judges = CrossFitted([judge], learning_rate=rate, penalty=penalty, replay=0)
     out = []
     for step in range(1, max(steps) + 1):
-        index = seen.learnt[torch.randint(len(seen.learnt), (POSITIONS,), generator=generator)]
-        with torch.no_grad():
-            drawn = torch.multinomial(seen.log_p(index).exp(), DRAWS, replacement=True, generator=generator)
-        contexts, real = judge.contexts(seen.features[index], index), seen.tokens[index]
-        of_fake = (contexts[:, None] * judge.token(seen.embedding[drawn])).sum(-1)
-        loss = F.softplus(-judge.of_tokens(contexts, real)).mean() + F.softplus(of_fake).mean()
-        loss = loss + penalty * judge.penalty(seen.features[index], real, index, generator)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        at = seen.learnt[torch.randint(len(seen.learnt), (POSITIONS,), generator=generator)]
+        judges.train(lesson(seen.features[at], seen.tokens[at], seen.log_p(at), DRAWS, generator), 1, generator)
         if step in steps:
             out.append(judged(seen, judge, log_p, fake))
     return out

@@ -71,6 +71,11 @@ class Rendered:
         """Tokens before the first one that carries loss."""
         return next((i for i, w in enumerate(self.weights) if w), len(self.weights))
 
+    @property
+    def target_count(self) -> int:
+        """Tokens that carry loss."""
+        return sum(1 for w in self.weights if w)
+
 
 class Renderer:
     """Turns conversations into tokens for one base.

@@ -226,7 +226,7 @@ class Adversarial:
     def _read(self, rows: Sequence[Rendered]) -> list[Tensor]:
         """For each row (targets, F): features of the positions before its targets."""
         found = self._features([r.tokens for r in rows], [r.prompt_length - 1 for r in rows], alone=True)
-        return [f[: _targets(r)] for f, r in zip(found, rows, strict=True)]
+        return [f[: r.target_count] for f, r in zip(found, rows, strict=True)]
 
     def _read_groups(self, answers: Sequence[Rollout]) -> list[Tensor]:
         """As `_read`, of sampled answers, those to one query together: its tokens are read once for all of them."""
@@ -234,20 +234,20 @@ class Adversarial:
         for _, group in itertools.groupby(answers, key=lambda a: a.query):
             rows = [a.rendered for a in group]
             found = self._features.once([r.tokens for r in rows], [r.prompt_length - 1 for r in rows])
-            out += [f[: _targets(r)] for f, r in zip(found, rows, strict=True)]
+            out += [f[: r.target_count] for f, r in zip(found, rows, strict=True)]
         return out
 
     @torch.no_grad()
     def _started(self, numbers: Sequence[int], model: CausalModel) -> Tensor:
         """(N, H) hidden states of the supervised start at examples' targets, kept between epochs."""
         if not self._needs_start:
-            return torch.zeros(sum(_targets(self._rendered[n]) for n in numbers), 0)
+            return torch.zeros(sum(self._rendered[n].target_count for n in numbers), 0)
         if any(n not in self._start for n in numbers):
             with self._at_start():
                 # in groups that never change, as the first pass meets them: not a bit depends on which are asked for
                 for group in dict.fromkeys(self._group[n] for n in numbers if n not in self._start):
                     rows = [self._rendered[n] for n in self._groups[group]]
-                    hidden = model.target_hidden(make_batch(rows)).split(list(map(_targets, rows)))
+                    hidden = model.target_hidden(make_batch(rows)).split([r.target_count for r in rows])
                     self._start |= dict(zip(self._groups[group], hidden, strict=True))
         return torch.cat([self._start[n] for n in numbers])
 
@@ -413,7 +413,7 @@ class Adversarial:
         self, model: CausalModel, owners: Sequence[int], rows: Sequence[Rendered], features: Sequence[Tensor]
     ) -> Tokens:
         """The answers' tokens of rows, in their contexts."""
-        device, counts = features[0].device, list(map(_targets, rows))
+        device, counts = features[0].device, [r.target_count for r in rows]
         said = [r.tokens[r.prompt_length :][:n] for r, n in zip(rows, counts, strict=True)]
         return Tokens(
             torch.cat(list(features)), torch.as_tensor(np.concatenate(said), device=device),
@@ -425,7 +425,7 @@ class Adversarial:
     def _ratio(self, model: CausalModel, rows: Sequence[Rendered], owners: Sequence[int]) -> Tensor:
         """(N,) log π/π_ref of the answers' tokens, row after row; zeros without the correction."""
         if not self.o.correction:
-            return torch.zeros(sum(map(_targets, rows)), device=model.device)
+            return torch.zeros(sum(r.target_count for r in rows), device=model.device)
         groups = grouped(rows, owners, self.max_tokens)
         batches = [make_batch([rows[i] for i in group]) for group in groups]
         ratios = [model.target_log_probs(batch) for batch in batches]
@@ -433,7 +433,7 @@ class Adversarial:
             ratios = [now - model.target_log_probs(batch) for now, batch in zip(ratios, batches, strict=True)]
         of_row: dict[int, Tensor] = {}
         for group, ratio in zip(groups, ratios, strict=True):
-            of_row |= dict(zip(group, ratio.split([_targets(rows[i]) for i in group]), strict=True))
+            of_row |= dict(zip(group, ratio.split([rows[i].target_count for i in group]), strict=True))
         return torch.cat([of_row[i] for i in range(len(rows))])
 
     def _policy(self, model: CausalModel, batch: Sampled) -> Loss:
@@ -455,8 +455,3 @@ class Adversarial:
     def _mean_scores(self, rows: Sequence[Rendered], owners: Sequence[int | None]) -> list[float]:
         folds = [None if n is None else int(self._fold[n]) for n in owners]
         return mean_scores(self.judges, self._read(rows), rows, folds)
-
-
-def _targets(row: Rendered) -> int:
-    """Tokens of a row that carry loss."""
-    return sum(1 for w in row.weights if w)

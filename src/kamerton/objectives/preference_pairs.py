@@ -117,6 +117,6 @@ def pair_batches(pairs: Sequence[RowPair], numbers: Sequence[int], max_tokens: i
 def pair_batch(pairs: Sequence[RowPair], numbers: Sequence[int]) -> PairRows:
     """One microbatch of the pairs with these numbers."""
     rows = [row for n in numbers for row in (pairs[n].chosen, pairs[n].rejected)]
-    counts = [sum(1 for w in row.weights if w) for row in rows]
+    counts = [row.target_count for row in rows]
     owners = np.repeat(np.arange(len(rows)), counts)
     return PairRows(make_batch(rows), tuple(numbers), owners, np.array(counts).reshape(-1, 2))

@@ -169,7 +169,7 @@ class CrossFitted:
                 unseen = _scores(other, half.real), _scores(other, half.fake)
                 held_out.append(auc(*unseen))
                 trained.append(auc(_scores(own, half.real), _scores(own, half.fake)))
-                losses.append(_scaled_losses(*unseen, half))
+                losses.append(scaled_losses(*unseen, half.real.offset, half.fake.offset))
         if held_out:
             self.control.saw(sum(held_out) / len(held_out), sum(trained) / len(trained))
             self.control.judged(torch.stack(losses).mean(0))
@@ -250,8 +250,8 @@ def _scores(judge: Factored, tokens: Tokens) -> Tensor:
     return judge.of_tokens(judge.contexts(tokens.features, tokens.rows), tokens.tokens)
 
 
-def _scaled_losses(real: Tensor, fake: Tensor, pairs: Pairs) -> Tensor:
-    """(S,) the loss in nats a token of pairs, on the CPU, with a judge's scores of both sides at each of `SCALES`."""
-    sides = ((real, pairs.real.offset), (fake, pairs.fake.offset))
+def scaled_losses(real: Tensor, fake: Tensor, real_offset: Tensor, fake_offset: Tensor) -> Tensor:
+    """(S,) the loss in nats a token, on the CPU, of (N,) and (M,) scores at each of `SCALES`, less their offsets."""
+    sides = ((real, real_offset), (fake, fake_offset))
     odds = [SCALES[:, None] * scores.cpu().double() - offset.cpu().double() for scores, offset in sides]
     return (F.softplus(-odds[0]).mean(1) + F.softplus(odds[1]).mean(1)) / 2

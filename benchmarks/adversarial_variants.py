@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kamerton.assessment.samples import draw, sample_figures
+from gan_prompt_study import curve
+from kamerton.assessment.samples import draw
 from kamerton.base import load_base
-from kamerton.evaluation.diversity import words
 from kamerton.evaluation.figures import interval
 from kamerton.evaluation.frontier import Point, compare_frontiers
 from kamerton.inference import Sampling
@@ -57,7 +57,7 @@ def main() -> None:
     limits = [f"task.limit.{k}={v}" for k, v in (("train", args.examples), ("test", 1), ("validation", args.questions))]
     task = load_task(load_recipe(args.recipe, overrides=[*limits, *args.set], data=args.data).task)
     asked, task = task.validation, replace(task, validation=())
-    base, method, split = load_base("demo"), get_method(args.method), words()
+    base, method = load_base("demo"), get_method(args.method)
     name = task.metrics[0]
     control: list[Point] | None = None
     kept = args.output / f"{task.name}-{args.examples}-{args.steps}-{args.seed}"
@@ -69,19 +69,19 @@ def main() -> None:
         options = parse_options(method, {**args.options, "objective": "adversarial", "adversarial": stage})
         run = Run(kept / label, args.seed, starts=kept / "starts")
         adapted = method.fit(base, task, Budget(steps=args.steps), options, run)
-        points, cells = [], []
-        for t in args.temperatures:
-            samples = draw(adapted, asked, t, Sampling(max_tokens=task.max_answer_tokens, n=args.samples, seed=1))
-            figures = sample_figures(samples, asked, [name], base.renderer, split)
-            points.append(Point(t, figures[name], figures["self_bleu"]))
-            quality, alike = interval(figures[name]).value, interval(figures["self_bleu"]).value
-            cells.append(f"{quality:.1f}, {100 - alike:.1f}, {samples.tokens.mean():.1f}, {samples.ended.mean():.2f}")
+        plan = Sampling(max_tokens=task.max_answer_tokens, n=args.samples, seed=1)
+        samples = [draw(adapted, asked, t, plan) for t in args.temperatures]
+        points = curve(samples, asked, name, base.renderer)
+        cells = [
+            f"{interval(p.quality).value:.1f}, {100 - interval(p.diversity).value:.1f}, {s.tokens.mean():.1f}, "
+            f"{s.ended.mean():.2f}"
+            for p, s in zip(points, samples, strict=True)
+        ]
         gain = compare_frontiers(points, control) if control is not None else None
         control = control or points
         said = "" if gain is None or gain.value is None else f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-        last = (
-            next((row for row in reversed(adapted.record.curve) if "auc" in row), {}) if stage.get("weight", 1) else {}
-        )
+        judged = [row for row in adapted.record.curve if "kl" in row]  # the control has no discriminators
+        last = judged[-1] if judged else {}
         state = ", ".join(f"{last[k]:.3f}" for k in SHOWN if k in last)
         print(f"| {label} | {' | '.join(cells)} | {said} | {state} |", flush=True)
 

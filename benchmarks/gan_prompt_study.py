@@ -32,7 +32,9 @@ from kamerton.files import write_json
 from kamerton.inference import Sampling
 from kamerton.methods import load_adapted
 from kamerton.recipe import Recipe, load_recipe
+from kamerton.rendering import Renderer
 from kamerton.tasks import Task, load_task
+from kamerton.tasks.example import Example
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "gan_prompt"
 OURS = "gan-prompt"
@@ -70,9 +72,18 @@ def sampled(cell: Path, task: Task, base: Base, args: argparse.Namespace) -> lis
     return out
 
 
+def curve(samples: Sequence[Samples], asked: Sequence[Example], metric: str, renderer: Renderer) -> list[Point]:
+    """Quality and diversity of answers to the same questions, a point a temperature."""
+    split, out = words(), []
+    for one in samples:
+        figures = sample_figures(one, asked, [metric], renderer, split)
+        out.append(Point(one.temperature, figures[metric], figures["self_bleu"]))
+    return out
+
+
 def frontiers(recipe: Recipe, folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """`gan-prompt` and others against each model of `--against` at equal diversity, for each seed."""
-    task, split = load_task(recipe.task), words()
+    task = load_task(recipe.task)
     labels = [m.label for m in recipe.methods if m.label in {*args.ours, *args.against}]
     base = kt.load_base(recipe.base.model)
 
@@ -80,11 +91,7 @@ def frontiers(recipe: Recipe, folder: Path, args: argparse.Namespace) -> Iterato
         cell = folder / "cells" / label / f"seed-{seed}"
         if not (cell / "adapter").is_dir():
             return None
-        name, out = task.metrics[0], []
-        for samples in sampled(cell, task, base, args):
-            figures = sample_figures(samples, task.test, [name], base.renderer, split)
-            out.append(Point(samples.temperature, figures[name], figures["self_bleu"]))
-        return out
+        return curve(sampled(cell, task, base, args), task.test, task.metrics[0], base.renderer)
 
     for seed in recipe.seeds:
         curves = {label: points(label, seed) for label in labels}

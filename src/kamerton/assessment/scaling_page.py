@@ -122,17 +122,8 @@ def plot(result: Result) -> str:
         points = [p for line in curves.values() for p in line]
         x = svg.cost_axis([p["tokens"] for p in points], left + 10, right - 6, tick, 4 if narrow else 7)
         y = svg.linear([p[k] * scale.factor for p in points for k in ("low", "high")], bottom, top)
-        parts = [svg.text(0, 12, scale.name + (", %" if scale.percent else ""), cls="axis-name")]
-        for value, shown in y.ticks:
-            parts += [svg.line(left, y.place(value), right, y.place(value), "grid")]
-            parts += [svg.text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
-        for value, shown in x.ticks:
-            at = x.place(value)
-            parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark")]
-            parts += [svg.text(at, bottom + 18, shown, cls="tick mid")]
-        parts += [svg.line(left, bottom, right, bottom, "axis")]
         told = "tokens written for a question" + (" (logarithmic)" if x.logarithmic else "")
-        parts += [svg.text(right, bottom + 38, told, cls="axis-name", text_anchor="end")]
+        parts = svg.frame(x, y, left, right, bottom, told, scale.name + (", %" if scale.percent else ""))
         ends: list[tuple[float, float, str]] = []
         for i, (name, line) in enumerate(curves.items()):
             placed = [

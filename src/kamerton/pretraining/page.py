@@ -137,16 +137,8 @@ def curves(rows: Sequence[Mapping[str, float]], named: Mapping[str, str], what: 
         # the first steps of an untrained model would flatten the rest
         values = sorted(p[1] for p in every)
         y = svg.linear([values[0], values[max(0, math.ceil(len(values) * 0.98) - 1)]], bottom, top)
-        parts = [svg.text(0, 12, what, cls="axis-name")]
-        for value, shown in y.ticks:
-            parts += [svg.line(left, y.place(value), right, y.place(value), "grid")]
-            parts += [svg.text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
-        for value, _ in x.ticks:
-            at = x.place(value)
-            parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark")]
-            parts += [svg.text(at, bottom + 18, plain(value), cls="tick mid")]
-        parts += [svg.line(left, bottom, right, bottom, "axis")]
-        parts += [svg.text(right, bottom + 38, "tokens", cls="axis-name", text_anchor="end")]
+        counts = svg.Axis(x.place, [(value, plain(value)) for value, _ in x.ticks])
+        parts = svg.frame(counts, y, left, right, bottom, "tokens", what)
         named_at: list[float] = []
         for n, (shown, line) in enumerate(lines.items()):
             points = [(x.place(a), max(top - 8, y.place(b))) for a, b in line]

@@ -7,7 +7,6 @@ where its single command would; one whose inputs changed starts from nothing.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import transformers
 
 from kamerton.base.presets import get_preset
 from kamerton.comparison.machine import kamerton_version, machine, versions
+from kamerton.comparison.progress import read
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.files import write_json
@@ -125,8 +125,8 @@ def _run(recipe: FromScratch, stages: Sequence[Stage], until: str | None, report
     records = recipe.folder / "stages"
     for stage in stages:
         key = fingerprint([stage.name, stage.kind, stage.depends()])
-        record = _read(records / f"{stage.name}.json")
-        if record is not None and record["key"] == key and all(file.exists() for file in stage.makes):
+        record = read(records / f"{stage.name}.json")
+        if record.get("key") == key and all(file.exists() for file in stage.makes):
             kept.append(stage.name)
         else:
             record = _one(stage, key, records, report)
@@ -144,8 +144,7 @@ def _run(recipe: FromScratch, stages: Sequence[Stage], until: str | None, report
 def _one(stage: Stage, key: str, records: Path, report: Report) -> dict[str, Any]:
     """Run a stage; what an earlier run of it left is gone on from only if it had the same inputs."""
     finished, begun = records / f"{stage.name}.json", records / f"{stage.name}.begun.json"
-    before = _read(begun)
-    if before is None or before["key"] != key:
+    if read(begun).get("key") != key:
         for folder in stage.folders:
             shutil.rmtree(folder, ignore_errors=True)
         finished.unlink(missing_ok=True)
@@ -157,15 +156,6 @@ def _one(stage: Stage, key: str, records: Path, report: Report) -> dict[str, Any
     write_json(finished, record)
     begun.unlink()
     return record
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """A record as it was written; None where there is none that can be read."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "key" in record else None
 
 
 def _results(recipe: FromScratch, stages: Sequence[Stage], done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

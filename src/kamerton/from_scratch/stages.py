@@ -7,7 +7,6 @@ each calls what the single command calls.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError
+from kamerton.files import checksum
 from kamerton.from_scratch.recipe import FromScratch, NgramSpec
 
 Report = Callable[[str, float, str], None]
@@ -63,9 +63,9 @@ def stages_of(path: FromScratch, workers: int | None = None) -> list[Stage]:
     stages = [
         Stage("corpus", "corpus", partial(_corpus_depends, path), partial(_corpus, path, workers),
               (at / "corpus" / "report.json",), (at / "corpus",)),
-        Stage("text", "text", lambda: [fields.held_out.model_dump(), digest(_documents(at))], partial(_text, path),
+        Stage("text", "text", lambda: [fields.held_out.model_dump(), checksum(_documents(at))], partial(_text, path),
               (train, held), (text,)),
-        Stage("tokenizer", "tokenizer", lambda: [fields.tokenizer.model_dump(), template(path)[1], digest(train)],
+        Stage("tokenizer", "tokenizer", lambda: [fields.tokenizer.model_dump(), template(path)[1], checksum(train)],
               partial(_tokenizer, path), (tokens / "tokenizer.json", tokens / "tokenizer_config.json"), (tokens,)),
     ]  # fmt: skip
     for name, spec in fields.ngrams.items():
@@ -98,14 +98,8 @@ def stages_of(path: FromScratch, workers: int | None = None) -> list[Stage]:
     return stages
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _depends(block: Any, needs: Sequence[Path]) -> Any:
-    return [block, *(digest(file) for file in needs)]
+    return [block, *(checksum(file) for file in needs)]
 
 
 # -- corpus, text, tokenizer ------------------------------------------------------------------------------------------

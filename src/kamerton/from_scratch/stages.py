@@ -163,17 +163,11 @@ def _tokenizer(path: FromScratch, report: Report) -> Figures:
     from kamerton.text.tokenizers.compare import measure
 
     spec, text = path.fields.tokenizer, path.folder / "text"
-    size, done = (text / "train.jsonl").stat().st_size, 0
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        report("tokenizer", min(done / size, 1.0), spec.kind)
-
     try:
         made = train(
             [text / "train.jsonl"], spec.kind, spec.vocab_size, path.folder / "tokenizer", special=spec.special,
-            split_digits=spec.split_digits, chat_template=template(path)[0], progress=progress,
+            split_digits=spec.split_digits, chat_template=template(path)[0],
+            progress=_read(report, "tokenizer", text / "train.jsonl", spec.kind),
         )  # fmt: skip
     except KamertonError as error:
         field = (error.where or "").partition(",")[0].removeprefix("--").replace("-", "_")
@@ -185,6 +179,18 @@ def _tokenizer(path: FromScratch, report: Report) -> Figures:
         "unknown": found.unknown, "round_trip": found.round_trip,
         "example": [made.decode([i]) for i in made(_first_line(text / "held_out.jsonl"))["input_ids"]],
     }  # fmt: skip
+
+
+def _read(report: Report, stage: str, file: Path, words: str) -> Callable[[int], None]:
+    """What is told of each piece of a file that a stage reads, in bytes."""
+    size, done = file.stat().st_size, 0
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        report(stage, min(done / size, 1.0), words)
+
+    return progress
 
 
 def _first_line(file: Path) -> str:
@@ -203,19 +209,12 @@ def _ngram(path: FromScratch, name: str, spec: NgramSpec, report: Report) -> Fig
     from kamerton.text.ngrams import estimate, open_units
     from kamerton.text.ngrams.counts import batches
 
-    text, done = path.folder / "text", 0
-    size = (text / "train.jsonl").stat().st_size
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        report(name, min(done / size, 1.0), "counting")
-
+    text = path.folder / "text"
     try:
         units = open_units(spec.tokens if spec.tokens == "bytes" else str(path.folder / "tokenizer"))
         model = estimate(
-            [text / "train.jsonl"], units, spec.order, spec.smoothing, memory=spec.memory << 20, progress=progress,
-            whole=True,
+            [text / "train.jsonl"], units, spec.order, spec.smoothing, memory=spec.memory << 20, whole=True,
+            progress=_read(report, name, text / "train.jsonl", "counting"),
         )  # fmt: skip
     except KamertonError as error:
         raise path.fields.error(("ngrams", name), error.message, mend=error.mend) from None

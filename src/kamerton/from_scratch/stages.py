@@ -220,8 +220,8 @@ def _ngram(path: FromScratch, name: str, spec: NgramSpec, report: Report) -> Fig
         raise path.fields.error(("ngrams", name), error.message, mend=error.mend) from None
     report(name, 1.0, "measuring")
     scored = model.score(batches(documents([text / "held_out.jsonl"])))
-    # of the documents' bytes, their ends being coded too: as networks are measured
-    size = sum(map(len, documents([text / "held_out.jsonl"])))
+    # of the documents' bytes without one for each end, which is coded too: as networks are measured
+    size = scored.bytes - scored.sentences
     bits = math.inf if scored.impossible or scored.unknown else -scored.log_prob / math.log(2) / size
     drawn = units.join(model.sample(np.random.default_rng(0), longest=LINE, temperature=0.8))
     model.save(path.folder / name)
@@ -332,8 +332,9 @@ def _chat(path: FromScratch, report: Report) -> Figures:
     before = api.load(path.folder / path.base, base=tuned.base)
     bits = {"before": _answer_bits(before, test), "bits_per_byte": _answer_bits(tuned, test)}
     own = [(Message("user", prompt),) for prompt in said.prompts]
-    asked = [*own, *(example.messages for example in test[:: max(1, len(test) // SHOWN)][:SHOWN])]
-    references = [None] * len(own) + [example.answers[0] for example in test[:: max(1, len(test) // SHOWN)][:SHOWN]]
+    shown = test[:: max(1, len(test) // SHOWN)][:SHOWN]
+    asked = [*own, *(example.messages for example in shown)]
+    references = [None] * len(own) + [example.answers[0] for example in shown]
     report("chat", 0.7, "answering")
     answers = tuned.generate(
         asked, Sampling(temperature=said.temperature, top_p=said.top_p, max_tokens=said.tokens, seed=said.seed)

@@ -79,15 +79,14 @@ def scaling_laws(
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
     tell: Report = report or (lambda *_: None)
     sized, tokenizer = models(recipe)
-    context = sized[0].shape.context
-    every = runs(recipe, sized, context)
+    every = runs(recipe, sized)
     # of the whole grid, so that a larger budget goes on with the same runs
-    warmup = warmup_steps(recipe, every, context)
-    some, notes = within(recipe, every, context)
+    warmup = warmup_steps(recipe, every)
+    some, notes = within(recipe, every)
     lock = Store(folder).lock()
     transformers.utils.logging.disable_progress_bar()
     try:
-        rows = Trainer(recipe, folder, warmup, tell).all(some, context)
+        rows = Trainer(recipe, folder, warmup, tell).all(some)
         known = first(shapes(recipe, tokenizer), ROOM * sized[-1].parameters)
         priced = [(float(m.count(spec.count)), m.flops) for m in known]
         found = analyse(rows, spec.count, priced, spec.bootstrap, recipe.training.seed, tell)

@@ -21,7 +21,7 @@ from kamerton.errors import RecipeError
 from kamerton.pretraining.models import CONTEXT, Plan, plan
 from kamerton.recipe import BudgetSpec
 from kamerton.recipe_pretrain import PretrainRecipe
-from kamerton.recipe_scaling import Counted, ScalingSpec
+from kamerton.recipe_scaling import COLUMN, Counted, ScalingSpec
 
 FEWEST = 10
 """Steps below which a run is refused."""
@@ -46,7 +46,7 @@ class Sized:
 
     def count(self, counted: Counted) -> int:
         """N."""
-        return self.parameters if counted == "all" else self.non_embedding
+        return int(getattr(self, COLUMN[counted]))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from kamerton.base.show import human
 from kamerton.comparison.report import svg
 from kamerton.comparison.units import minus
+from kamerton.recipe_scaling import COLUMN
 
 Result = Mapping[str, Any]
 Unit = Callable[[float], str]
@@ -104,7 +105,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 def size_of(row: Result, result: Result) -> float:
     """N of a run as it is counted."""
-    return float(row["parameters" if result["count"] == "all" else "non_embedding"])
+    return float(row[COLUMN[result["count"]]])
 
 
 def decimals(value: float) -> str:

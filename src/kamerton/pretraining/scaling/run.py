@@ -24,6 +24,7 @@ from kamerton.pretraining.scaling.page import page, sentences
 from kamerton.pretraining.scaling.suggest import Asked, command, first, speeds, suggest
 from kamerton.pretraining.scaling.train import Done, Trainer
 from kamerton.recipe_pretrain import PretrainRecipe, as_pretrain_recipe
+from kamerton.recipe_scaling import COLUMN
 
 ROOM = 30.0
 """Models up to so many times the largest of the grid are counted, for optima beyond it."""
@@ -109,8 +110,7 @@ def _told(
     for row in own:
         row |= {"law": None, "error": None}
         if found.both is not None and row["loss"] is not None:
-            size = row["parameters" if spec.count == "all" else "non_embedding"]
-            row["law"] = found.both.fit.loss(size, row["tokens"])
+            row["law"] = found.both.fit.loss(row[COLUMN[spec.count]], row["tokens"])
             row["error"] = row["loss"] / row["law"] - 1
     assert recipe.model is not None
     return {

@@ -124,16 +124,14 @@ def _told(
 
 def spent(rows: Sequence[Done]) -> dict[str, float]:
     """What was trained, and what it would have been with every run on its own: tokens, FLOPs, seconds."""
-    out = {}
+    shared = [{**r["shared"], "flops": r["flops_per_token"] * r["shared"]["tokens"]} for r in rows]
+    out: dict[str, float] = {}
     for name in ("tokens", "seconds", "flops"):
-        factor = lambda r: r["flops_per_token"] if name == "flops" else 1.0  # noqa: B023, E731
-        what = "tokens" if name == "flops" else name
-        alone = sum(factor(r) * r[what] for r in rows)
-        stable: dict[tuple[str, int], float] = {}
-        for r in rows:
+        alone, stable = sum(r[name] for r in rows), dict[tuple[str, int], float]()
+        for r, part in zip(rows, shared, strict=True):
             key = r["size"], r["seed"]
-            stable[key] = max(stable.get(key, 0.0), factor(r) * r["shared"][what])
-        out[name] = alone - sum(factor(r) * r["shared"][what] for r in rows) + sum(stable.values())
+            stable[key] = max(stable.get(key, 0.0), part[name])
+        out[name] = alone - sum(part[name] for part in shared) + sum(stable.values())
         out[f"{name}_alone"] = alone
     return out
 

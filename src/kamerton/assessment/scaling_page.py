@@ -8,16 +8,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.assessment.scaling import ANY, ONE
 from kamerton.assessment.write import finite
 from kamerton.comparison.report import svg
+from kamerton.comparison.report.page import filled
 from kamerton.comparison.units import Scale, p_value, plain, tick
 from kamerton.files import write_json, write_jsonl, write_text
 
@@ -61,11 +60,9 @@ def write_scaling(folder: Path, result: dict[str, Any], samples: list[dict[str, 
 
 def scaling_page(result: Result) -> str:
     """The page as text, from the result as `scaling.json` has it."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.assessment") / "scaling.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        result=result, style=Markup(style), told=sentences(result), scale=_scale(result), plot=Markup(plot(result)),
+    return filled(
+        "kamerton.assessment", "scaling.html.j2",
+        result=result, told=sentences(result), scale=_scale(result), plot=Markup(plot(result)),
         p_value=p_value, plain=plain, what=_what,
     )  # fmt: skip
 

@@ -6,16 +6,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.base.show import human
 from kamerton.comparison.progress import curve_points
 from kamerton.comparison.report import svg
+from kamerton.comparison.report.page import filled
 from kamerton.comparison.units import duration, plain
 from kamerton.files import read_jsonl, write_text
 
@@ -57,12 +56,10 @@ def page_of(folder: Path) -> str:
 
 def page(result: Result, samples: Sequence[Mapping[str, Any]]) -> str:
     """The page as text."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.pretraining") / "template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     metrics = [(*METRICS[k], figure(v)) for k, v in result["metrics"].items() if k in METRICS]
-    return environment.from_string(template).render(
-        r=result, style=Markup(style), told=sentences(result), metrics=metrics, samples=samples[-SHOWN:],
+    return filled(
+        "kamerton.pretraining", "template.html.j2",
+        r=result, told=sentences(result), metrics=metrics, samples=samples[-SHOWN:],
         plots=[(title, Markup(plot)) for title, plot in plots(result)], facts=facts(result), human=human,
     )  # fmt: skip
 

@@ -39,19 +39,19 @@ METRICS: dict[str, tuple[str, str]] = {
 
 def write_page(folder: Path) -> dict[str, Any]:
     """Write `report.html` beside what a run left; returns the results as they were written."""
-    result = _result(folder)
-    write_text(folder / "report.html", page_of(folder))
+    result, samples = _left(folder)
+    write_text(folder / "report.html", page(result, samples))
     return result
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "pretraining.json").read_text(encoding="utf-8")))
 
 
 def page_of(folder: Path) -> str:
     """The page of what a run left in a folder."""
-    samples = folder / "samples.jsonl"
-    return page(_result(folder), read_jsonl(samples) if samples.is_file() else [])
+    return page(*_left(folder))
+
+
+def _left(folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    result, samples = json.loads((folder / "pretraining.json").read_text(encoding="utf-8")), folder / "samples.jsonl"
+    return dict(result), read_jsonl(samples) if samples.is_file() else []
 
 
 def page(result: Result, samples: Sequence[Mapping[str, Any]]) -> str:

@@ -60,8 +60,8 @@ def bits(stage: Mapping[str, Any]) -> float:
 
 def bars(results: Results) -> list[tuple[str, float, float]]:
     """Of each judged model: its name, its bits per byte, and their share of the most."""
-    most = max((s["figures"]["bits_per_byte"] for s in judged(results)), default=1.0)
-    return [(s["name"], s["figures"]["bits_per_byte"], s["figures"]["bits_per_byte"] / most) for s in judged(results)]
+    most = max(map(bits, judged(results)), default=1.0)
+    return [(s["name"], bits(s), bits(s) / most) for s in judged(results)]
 
 
 def _link(name: str, folder: Path) -> str | None:
@@ -109,7 +109,7 @@ def sentences(results: Results) -> list[str]:
     """What came of it, the most telling first."""
     found, out = judged(results), []
     if found:
-        chain = " → ".join(f"{s['name']} {s['figures']['bits_per_byte']:.3f}" for s in found)
+        chain = " → ".join(f"{s['name']} {bits(s):.3f}" for s in found)
         out.append(f"Bits per byte of the same held-out text: {chain}.")
         worse = []
         for at, one in enumerate(found):
@@ -145,7 +145,7 @@ def again(results: Results) -> str:
 def curves(results: Results) -> str:
     """Bits per byte of the networks against training time, the n-grams' as levels; "" where nothing was trained."""
     series = [(s["name"], neighbours(s["figures"]["curve"], POINTS)) for s in judged(results) if s["kind"] == "model"]
-    levels = [(s["name"], s["figures"]["bits_per_byte"]) for s in judged(results) if s["kind"] == "ngram"]
+    levels = [(s["name"], bits(s)) for s in judged(results) if s["kind"] == "ngram"]
     if not any(points for _, points in series):
         return ""
     return svg.lines("Held-out bits per byte by training time", "seconds of training", series, levels)

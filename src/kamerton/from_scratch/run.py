@@ -26,12 +26,10 @@ from kamerton.from_scratch.page import write_page
 from kamerton.from_scratch.recipe import FromScratch, load_from_scratch
 from kamerton.from_scratch.stages import Report, Stage, stages_of, template
 from kamerton.pretraining.models import shape_of
+from kamerton.pretraining.tokens import byte_tokenizer
 from kamerton.recipe_errors import closest
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget
-
-BYTES = 261
-"""Tokens of the tokenizer of bytes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def check(recipe: FromScratch) -> None:
     template(recipe)
     for name, one in recipe.models.items():
         if one.model is not None:
-            vocabulary = BYTES if one.tokenizer == "bytes" else recipe.fields.tokenizer.vocab_size
+            vocabulary = len(byte_tokenizer()) if one.tokenizer == "bytes" else recipe.fields.tokenizer.vocab_size
             shape_of(one, get_preset(one.model.preset), vocabulary)
         if one.budget is None or Budget(**one.budget.model_dump()).unlimited:
             raise recipe.fields.error(("models", name, "budget"), "has no limit", mend="write seconds: 120")

@@ -205,9 +205,8 @@ def _first_line(file: Path) -> str:
 def _ngram(path: FromScratch, name: str, spec: NgramSpec, report: Report) -> Figures:
     import numpy as np
 
-    from kamerton.text.lines import documents
     from kamerton.text.ngrams import estimate, open_units
-    from kamerton.text.ngrams.counts import batches
+    from kamerton.text.ngrams.counts import sentences_of
 
     text = path.folder / "text"
     try:
@@ -219,7 +218,7 @@ def _ngram(path: FromScratch, name: str, spec: NgramSpec, report: Report) -> Fig
     except KamertonError as error:
         raise path.fields.error(("ngrams", name), error.message, mend=error.mend) from None
     report(name, 1.0, "measuring")
-    scored = model.score(batches(documents([text / "held_out.jsonl"])))
+    scored = model.score(sentences_of([text / "held_out.jsonl"], units, whole=True))
     # of the documents' bytes without one for each end, which is coded too: as networks are measured
     size = scored.bytes - scored.sentences
     bits = math.inf if scored.impossible or scored.unknown else -scored.log_prob / math.log(2) / size

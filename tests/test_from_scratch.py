@@ -325,6 +325,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("tokenizer.chat_template", "none.jinja", ": tokenizer.chat_template", "there is no such file"),
     ("ngrams.3-gram.tokens", "words", ": ngrams.3-gram.tokens", "'words' is not known here"),
     ("ngrams.text", {}, ": ngrams.text", "cannot name a model"),
+    ("ngrams.LLAMA", {}, ": models.llama", "is there twice; give it another name"),
     ("models.llama.model.preset", "lama", ": models.llama.model.preset", "unknown preset 'lama'; did you mean llama?"),
     ("models.llama.model.preset", "bert", ": models.llama.model.preset", "bert has no bits per byte"),
     ("models.llama.training.learning_rat", 1, ": models.llama.training.learning_rat", "unknown field"),

@@ -349,6 +349,9 @@ def test_from_the_command_line(train: Path, held: Path, tmp_path: Path) -> None:
     assert "order 3: " in said
     code, said = run("eval", tmp_path / "m", held, "--json")
     assert json.loads(said)["perplexity"] == pytest.approx(model(train).score(batches(lines([held]))).perplexity)
+    code, said = run("eval", tmp_path / "m", held, "--documents")
+    assert code == 2
+    assert "words cannot write the ends of lines in documents; count bytes" in said
     assert run("correct", tmp_path / "m", "teh cat sees a dog")[1].strip() == "the cat sees a dog"
     assert "follows" in run("complete", tmp_path / "m", "the cat fo")[1]
     assert len(run("sample", tmp_path / "m", "--lines", 3)[1].splitlines()) == 3

@@ -108,8 +108,8 @@ def test_runs_that_share_a_stable_part_are_the_runs_alone_bit_for_bit(
 ) -> None:
     own = as_pretrain_recipe(recipe(texts))
     sized, _ = models(own)
-    every = runs(own, sized, 16)
-    warmup = warmup_steps(own, every, 16)
+    every = runs(own, sized)
+    warmup = warmup_steps(own, every)
     losses = {(r["size"], r["tokens"]): r["loss"] for r in made.results["runs"]}
     for run in (every[0], every[-1]):
         alone = pretrain(own_recipe(own, run, warmup), output=tmp_path / "alone")
@@ -123,20 +123,20 @@ def test_runs_that_share_a_stable_part_are_the_runs_alone_bit_for_bit(
 def test_the_cost_of_a_grid_is_what_was_trained(made: ScalingLaws, texts: Path) -> None:
     own = as_pretrain_recipe(recipe(texts))
     sized, _ = models(own)
-    every = runs(own, sized, 16)
-    assert made.results["spent"]["flops"] == pytest.approx(cost(own, every, 16), rel=0.03)
+    every = runs(own, sized)
+    assert made.results["spent"]["flops"] == pytest.approx(cost(own, every), rel=0.03)
     alone = sum(r.flops for r in every)
     assert made.results["spent"]["flops_alone"] == pytest.approx(alone, rel=0.03)
     assert made.results["spent"]["flops"] < 0.75 * alone
     # without branches nothing is shared
     plain = own.model_copy(update={"training": own.training.model_copy(update={"schedule": "cosine"})})
-    assert cost(plain, every, 16) == pytest.approx(alone)
+    assert cost(plain, every) == pytest.approx(alone)
 
 
 def test_counts_are_those_of_the_models_that_are_trained(texts: Path, tmp_path: Path) -> None:
     own = as_pretrain_recipe(recipe(texts))
     sized, _ = models(own)
-    run = runs(own, sized, 16)[0]
+    run = runs(own, sized)[0]
     alone = own_recipe(own, run, 1)
     begun = start(alone)
     assert parameters(begun.model.hf) == run.sized.parameters
@@ -203,9 +203,9 @@ def test_a_grid_that_is_stopped_anywhere_ends_the_same(made: ScalingLaws, texts:
     # of both sizes 288 to 448 and 608 to 928 tokens and a decay from each, in steps of 32; 400 is not trained again
     assert steps[1] == 2 * (5 + 5 + 10 + 9)
     own = as_pretrain_recipe(wider)
-    every = runs(own, models(own)[0], 16)
+    every = runs(own, models(own)[0])
     for run in (r for r in every if r.tokens > 400 and r.sized.name == "43k"):
-        alone = pretrain(own_recipe(own, run, warmup_steps(own, every, 16)), output=tmp_path / "alone")
+        alone = pretrain(own_recipe(own, run, warmup_steps(own, every)), output=tmp_path / "alone")
         assert alone is not None
         assert results(tmp_path / "grid")["43k", alone.results["tokens"]] == alone.metrics["loss"]
 
@@ -226,18 +226,18 @@ def test_equal_compute_seeds_and_a_budget(texts: Path) -> None:
     asked = {"sizes": ["43k", "190k"], "flops": [2e9, "4e9"], "seeds": 2}
     own = as_pretrain_recipe(recipe(texts, scaling=asked))
     sized, _ = models(own)
-    every = runs(own, sized, 16)
+    every = runs(own, sized)
     assert len(every) == 8
     assert {r.seed for r in every} == {0, 1}
     for flops in (2e9, 4e9):
         near = [r for r in every if abs(r.flops / flops - 1) < 0.05]
         assert {r.sized.name for r in near} == {"43k", "190k"}
-        assert all(r.tokens % step_tokens(own, 16) == 0 for r in near)
+        assert all(r.tokens % step_tokens(own) == 0 for r in near)
     limited = as_pretrain_recipe(recipe(texts, scaling={**asked, "budget": {"flops": 6e9}}))
-    kept, notes = within(limited, every, 16)
+    kept, notes = within(limited, every)
     assert 0 < len(kept) < 8
-    assert cost(limited, kept, 16) <= 6e9
-    assert cost(limited, [*kept, next(r for r in every if r not in kept)], 16) > 6e9
+    assert cost(limited, kept) <= 6e9
+    assert cost(limited, [*kept, next(r for r in every if r not in kept)]) > 6e9
     assert f"{8 - len(kept)} of 8 runs are left out" in notes[0]
 
 

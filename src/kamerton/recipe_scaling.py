@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from kamerton.recipe_task import Count, Part, not_bool
 
 Counted = Literal["non-embedding", "all"]
+COLUMN: dict[Counted, str] = {"non-embedding": "non_embedding", "all": "parameters"}
+"""What a model's count is called in results, by what counts."""
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 

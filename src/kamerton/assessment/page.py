@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.assessment import plots
 from kamerton.assessment.settings import TITLES, ordered
 from kamerton.assessment.summary import number, scale_of, sentences
+from kamerton.comparison.report.page import filled
 from kamerton.comparison.units import duration, p_value, quantity
 
 Result = Mapping[str, Any]
@@ -19,12 +18,10 @@ Result = Mapping[str, Any]
 
 def page(result: Result) -> str:
     """The page as text, from the result as `fidelity.json` has it."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.assessment") / "template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     frontier = result["frontier"]
-    return environment.from_string(template).render(
-        result=result, style=Markup(style), labels=list(result["models"]), told=sentences(result),
+    return filled(
+        "kamerton.assessment", "template.html.j2",
+        result=result, labels=list(result["models"]), told=sentences(result),
         samples=_samples(result), differences=_differences(result), title=lambda key: TITLES.get(key, key),
         cell=_cell, number=number, duration=duration, quantity=quantity, p_value=p_value,
         frontier=Markup(plots.frontier(frontier["curves"], frontier["metric"], scale_of(frontier).factor))

@@ -12,31 +12,16 @@ KINDS = ("validation", "train")
 """Style classes of the first and the second model's curve."""
 
 
-def _frame(x: svg.Axis, y: svg.Axis, box: tuple[float, float, float, float], names: tuple[str, str]) -> list[str]:
-    left, right, _, bottom = box
-    parts = [svg.text(0, 12, names[1], cls="axis-name")]
-    for value, shown in y.ticks:
-        parts += [svg.line(left, y.place(value), right, y.place(value), "grid")]
-        parts += [svg.text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
-    for value, shown in x.ticks:
-        at = x.place(value)
-        parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark"), svg.text(at, bottom + 18, shown, cls="tick mid")]
-    parts += [svg.line(left, bottom, right, bottom, "axis")]
-    parts += [svg.text(right, bottom + 38, names[0], cls="axis-name", text_anchor="end")]
-    return parts
-
-
 def frontier(curves: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, factor: float) -> str:
     """Curves of up to two models; each point is a temperature with its intervals in both directions."""
 
     def draw(width: int, height: int, cls: str) -> str:
-        box = (48.0, width - 14.0, 24.0, height - 46.0)
-        left, right, top, bottom = box
+        left, right, top, bottom = 48.0, width - 14.0, 24.0, height - 46.0
         points = [p for curve in curves.values() for p in curve]
         x = svg.linear([v for p in points for v in p["diversity"]], left + 12, right - 12, 4 if width < 500 else 7)
         y = svg.linear([v * factor for p in points for v in p["quality"]], bottom, top)
-        names = ("diversity: 100 − self-BLEU within questions", metric + (", %" if factor == 100 else ""))
-        parts = _frame(x, y, box, names)
+        told = "diversity: 100 − self-BLEU within questions"
+        parts = svg.frame(x, y, left, right, bottom, told, metric + (", %" if factor == 100 else ""))
         for kind, (label, curve) in zip(KINDS, curves.items(), strict=False):
             at = [(p, [x.place(v) for v in p["diversity"]], [y.place(v * factor) for v in p["quality"]]) for p in curve]
             steps = sorted((px[0], py[0]) for _, px, py in at)
@@ -58,10 +43,9 @@ def frontier(curves: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, fac
 def reliability(series: Sequence[tuple[str, Sequence[Mapping[str, float]]]], title: str) -> str:
     """Correctness against confidence by bin, one line a model; the dashed diagonal is perfect calibration."""
     width, height = 360, 330
-    box = (44.0, width - 12.0, 24.0, height - 46.0)
-    left, right, top, bottom = box
+    left, right, top, bottom = 44.0, width - 12.0, 24.0, height - 46.0
     x, y = svg.linear([0.0, 1.0], left + 8, right - 4, 5), svg.linear([0.0, 1.0], bottom, top, 5)
-    parts = _frame(x, y, box, ("confidence", "correctness"))
+    parts = svg.frame(x, y, left, right, bottom, "confidence", "correctness")
     parts += [svg.tag("path", d=f"M{x.place(0):.1f} {y.place(0):.1f}L{x.place(1):.1f} {y.place(1):.1f}", cls="front")]
     for kind, (label, bins) in zip(KINDS, series, strict=False):
         at = [(x.place(b["confidence"]), y.place(b["correct"]), b) for b in bins]

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.assessment import plots
 from kamerton.comparison.report import svg
+from kamerton.comparison.report.page import filled
 
 Result = Mapping[str, Any]
 
 
 def reward_page(result: Result) -> str:
     """The page as text, from the result as its JSON file has it."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.assessment") / "reward.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     diagram = result["calibration"]["diagram"]
-    return environment.from_string(template).render(
-        r=result, style=Markup(style), histogram=Markup(histogram(result["histogram"])),
+    return filled(
+        "kamerton.assessment", "reward.html.j2",
+        r=result, histogram=Markup(histogram(result["histogram"])),
         reliability=Markup(plots.reliability([("reward model", diagram)], "σ of the difference of rewards")),
     )  # fmt: skip
 

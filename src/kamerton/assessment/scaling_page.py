@@ -8,16 +8,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.assessment.scaling import ANY, ONE
 from kamerton.assessment.write import finite
 from kamerton.comparison.report import svg
+from kamerton.comparison.report.page import filled
 from kamerton.comparison.units import Scale, p_value, plain, tick
 from kamerton.files import write_json, write_jsonl, write_text
 from kamerton.outcome import Outcome
@@ -56,11 +55,9 @@ def write_scaling(folder: Path, result: dict[str, Any], samples: list[dict[str, 
 
 def scaling_page(result: Result) -> str:
     """The page as text, from the result as `scaling.json` has it."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.assessment") / "scaling.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        result=result, style=Markup(style), told=sentences(result), scale=_scale(result), plot=Markup(plot(result)),
+    return filled(
+        "kamerton.assessment", "scaling.html.j2",
+        result=result, told=sentences(result), scale=_scale(result), plot=Markup(plot(result)),
         p_value=p_value, plain=plain, what=_what,
     )  # fmt: skip
 
@@ -117,17 +114,8 @@ def plot(result: Result) -> str:
         points = [p for line in curves.values() for p in line]
         x = svg.cost_axis([p["tokens"] for p in points], left + 10, right - 6, tick, 4 if narrow else 7)
         y = svg.linear([p[k] * scale.factor for p in points for k in ("low", "high")], bottom, top)
-        parts = [svg.text(0, 12, scale.name + (", %" if scale.percent else ""), cls="axis-name")]
-        for value, shown in y.ticks:
-            parts += [svg.line(left, y.place(value), right, y.place(value), "grid")]
-            parts += [svg.text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
-        for value, shown in x.ticks:
-            at = x.place(value)
-            parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark")]
-            parts += [svg.text(at, bottom + 18, shown, cls="tick mid")]
-        parts += [svg.line(left, bottom, right, bottom, "axis")]
         told = "tokens written for a question" + (" (logarithmic)" if x.logarithmic else "")
-        parts += [svg.text(right, bottom + 38, told, cls="axis-name", text_anchor="end")]
+        parts = svg.frame(x, y, left, right, bottom, told, scale.name + (", %" if scale.percent else ""))
         ends: list[tuple[float, float, str]] = []
         for i, (name, line) in enumerate(curves.items()):
             placed = [

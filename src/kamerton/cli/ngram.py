@@ -67,12 +67,10 @@ def evaluate(
     """Perplexity and bits per byte on text that was not trained on."""
     import json
 
-    from kamerton.text.lines import documents as read_documents
-    from kamerton.text.lines import lines
-    from kamerton.text.ngrams.counts import batches
+    from kamerton.text.ngrams.counts import sentences_of
 
     found = _load(model)
-    scored = found.score(batches(read_documents(files) if documents else lines(files)))
+    scored = found.score(sentences_of(files, found.units, whole=documents))
     figures: dict[str, Any] = {
         "perplexity": scored.perplexity, "perplexity with unknown": scored.perplexity_with_unknown,
         "bits per byte": scored.bits_per_byte if found.units.lossless or not scored.unknown else None,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.base.show import human
 from kamerton.comparison.progress import neighbours
 from kamerton.comparison.report import svg
+from kamerton.comparison.report.page import filled
 from kamerton.comparison.units import duration
 from kamerton.files import write_text
 from kamerton.pretraining.page import POINTS
@@ -30,14 +29,12 @@ def write_page(folder: Path, results: Results) -> None:
 
 def page(results: Results, folder: Path) -> str:
     """The page as text; pages of stages that are in the folder are linked."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.from_scratch") / "template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rows = [{**stage, **described(stage), "link": _link(stage["name"], folder)} for stage in results["stages"]]
     samples = [(s["name"], s["figures"]["samples"]) for s in finished(results) if s["kind"] in ("ngram", "model")]
     chat = [s["figures"] for s in finished(results) if s["kind"] == "chat"]
-    return environment.from_string(template).render(
-        r=results, style=Markup(style), told=sentences(results), rows=rows, plot=Markup(curves(results)),
+    return filled(
+        "kamerton.from_scratch", "template.html.j2",
+        r=results, told=sentences(results), rows=rows, plot=Markup(curves(results)),
         bars=bars(results), samples=[(n, s) for n, s in samples if s], chat=chat[0] if chat else None,
         pieces=next((s["figures"]["example"] for s in finished(results) if s["kind"] == "tokenizer"), []),
         notes=[(s["name"], note) for s in finished(results) for note in s["figures"].get("notes", [])],
@@ -63,8 +60,8 @@ def bits(stage: Mapping[str, Any]) -> float:
 
 def bars(results: Results) -> list[tuple[str, float, float]]:
     """Of each judged model: its name, its bits per byte, and their share of the most."""
-    most = max((s["figures"]["bits_per_byte"] for s in judged(results)), default=1.0)
-    return [(s["name"], s["figures"]["bits_per_byte"], s["figures"]["bits_per_byte"] / most) for s in judged(results)]
+    most = max(map(bits, judged(results)), default=1.0)
+    return [(s["name"], bits(s), bits(s) / most) for s in judged(results)]
 
 
 def _link(name: str, folder: Path) -> str | None:
@@ -112,7 +109,7 @@ def sentences(results: Results) -> list[str]:
     """What came of it, the most telling first."""
     found, out = judged(results), []
     if found:
-        chain = " → ".join(f"{s['name']} {s['figures']['bits_per_byte']:.3f}" for s in found)
+        chain = " → ".join(f"{s['name']} {bits(s):.3f}" for s in found)
         out.append(f"Bits per byte of the same held-out text: {chain}.")
         worse = []
         for at, one in enumerate(found):
@@ -148,7 +145,7 @@ def again(results: Results) -> str:
 def curves(results: Results) -> str:
     """Bits per byte of the networks against training time, the n-grams' as levels; "" where nothing was trained."""
     series = [(s["name"], neighbours(s["figures"]["curve"], POINTS)) for s in judged(results) if s["kind"] == "model"]
-    levels = [(s["name"], s["figures"]["bits_per_byte"]) for s in judged(results) if s["kind"] == "ngram"]
+    levels = [(s["name"], bits(s)) for s in judged(results) if s["kind"] == "ngram"]
     if not any(points for _, points in series):
         return ""
     return svg.lines("Held-out bits per byte by training time", "seconds of training", series, levels)

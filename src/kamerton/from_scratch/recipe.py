@@ -188,11 +188,12 @@ def _check_names(fields: _Fields) -> None:
     seen: set[str] = set()
     for group in ("ngrams", "models"):
         for one in getattr(fields, group):
-            if not _NAME.fullmatch(one) or one in TAKEN or one.casefold() in seen:
+            if not _NAME.fullmatch(one) or one in TAKEN:
                 mend = "use letters, digits and . _ + - (it names a folder)"
-                raise fields.error(
-                    (group, one), "cannot name a model" if one not in seen else "is there twice", mend=mend
-                )
+                raise fields.error((group, one), "cannot name a model", mend=mend)
+            if one.casefold() in seen:
+                mend = "give it another name (upper and lower case are the same: it names a folder)"
+                raise fields.error((group, one), "is there twice", mend=mend)
             seen.add(one.casefold())
 
 

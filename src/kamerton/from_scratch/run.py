@@ -7,7 +7,6 @@ where its single command would; one whose inputs changed starts from nothing.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import transformers
 
 from kamerton.base.presets import get_preset
 from kamerton.comparison.machine import kamerton_version, machine, versions
+from kamerton.comparison.progress import read
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.files import write_json
@@ -27,12 +27,10 @@ from kamerton.from_scratch.recipe import FromScratch, load_from_scratch
 from kamerton.from_scratch.stages import Report, Stage, stages_of, template
 from kamerton.outcome import Outcome
 from kamerton.pretraining.models import shape_of
+from kamerton.pretraining.tokens import byte_tokenizer
 from kamerton.recipe_errors import closest
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget
-
-BYTES = 261
-"""Tokens of the tokenizer of bytes."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def check(recipe: FromScratch) -> None:
     template(recipe)
     for name, one in recipe.models.items():
         if one.model is not None:
-            vocabulary = BYTES if one.tokenizer == "bytes" else recipe.fields.tokenizer.vocab_size
+            vocabulary = len(byte_tokenizer()) if one.tokenizer == "bytes" else recipe.fields.tokenizer.vocab_size
             shape_of(one, get_preset(one.model.preset), vocabulary)
         if one.budget is None or Budget(**one.budget.model_dump()).unlimited:
             raise recipe.fields.error(("models", name, "budget"), "has no limit", mend="write seconds: 120")
@@ -119,8 +117,8 @@ def _run(recipe: FromScratch, stages: Sequence[Stage], until: str | None, report
     records = recipe.folder / "stages"
     for stage in stages:
         key = fingerprint([stage.name, stage.kind, stage.depends()])
-        record = _read(records / f"{stage.name}.json")
-        if record is not None and record["key"] == key and all(file.exists() for file in stage.makes):
+        record = read(records / f"{stage.name}.json")
+        if record.get("key") == key and all(file.exists() for file in stage.makes):
             kept.append(stage.name)
         else:
             record = _one(stage, key, records, report)
@@ -138,8 +136,7 @@ def _run(recipe: FromScratch, stages: Sequence[Stage], until: str | None, report
 def _one(stage: Stage, key: str, records: Path, report: Report) -> dict[str, Any]:
     """Run a stage; what an earlier run of it left is gone on from only if it had the same inputs."""
     finished, begun = records / f"{stage.name}.json", records / f"{stage.name}.begun.json"
-    before = _read(begun)
-    if before is None or before["key"] != key:
+    if read(begun).get("key") != key:
         for folder in stage.folders:
             shutil.rmtree(folder, ignore_errors=True)
         finished.unlink(missing_ok=True)
@@ -151,15 +148,6 @@ def _one(stage: Stage, key: str, records: Path, report: Report) -> dict[str, Any
     write_json(finished, record)
     begun.unlink()
     return record
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """A record as it was written; None where there is none that can be read."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "key" in record else None
 
 
 def _results(recipe: FromScratch, stages: Sequence[Stage], done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ each calls what the single command calls.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError
+from kamerton.files import checksum
 from kamerton.from_scratch.recipe import FromScratch, NgramSpec
 
 Report = Callable[[str, float, str], None]
@@ -63,9 +63,9 @@ def stages_of(path: FromScratch, workers: int | None = None) -> list[Stage]:
     stages = [
         Stage("corpus", "corpus", partial(_corpus_depends, path), partial(_corpus, path, workers),
               (at / "corpus" / "report.json",), (at / "corpus",)),
-        Stage("text", "text", lambda: [fields.held_out.model_dump(), digest(_documents(at))], partial(_text, path),
+        Stage("text", "text", lambda: [fields.held_out.model_dump(), checksum(_documents(at))], partial(_text, path),
               (train, held), (text,)),
-        Stage("tokenizer", "tokenizer", lambda: [fields.tokenizer.model_dump(), template(path)[1], digest(train)],
+        Stage("tokenizer", "tokenizer", lambda: [fields.tokenizer.model_dump(), template(path)[1], checksum(train)],
               partial(_tokenizer, path), (tokens / "tokenizer.json", tokens / "tokenizer_config.json"), (tokens,)),
     ]  # fmt: skip
     for name, spec in fields.ngrams.items():
@@ -98,14 +98,8 @@ def stages_of(path: FromScratch, workers: int | None = None) -> list[Stage]:
     return stages
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _depends(block: Any, needs: Sequence[Path]) -> Any:
-    return [block, *(digest(file) for file in needs)]
+    return [block, *(checksum(file) for file in needs)]
 
 
 # -- corpus, text, tokenizer ------------------------------------------------------------------------------------------
@@ -169,17 +163,11 @@ def _tokenizer(path: FromScratch, report: Report) -> Figures:
     from kamerton.text.tokenizers.compare import measure
 
     spec, text = path.fields.tokenizer, path.folder / "text"
-    size, done = (text / "train.jsonl").stat().st_size, 0
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        report("tokenizer", min(done / size, 1.0), spec.kind)
-
     try:
         made = train(
             [text / "train.jsonl"], spec.kind, spec.vocab_size, path.folder / "tokenizer", special=spec.special,
-            split_digits=spec.split_digits, chat_template=template(path)[0], progress=progress,
+            split_digits=spec.split_digits, chat_template=template(path)[0],
+            progress=_read(report, "tokenizer", text / "train.jsonl", spec.kind),
         )  # fmt: skip
     except KamertonError as error:
         field = (error.where or "").partition(",")[0].removeprefix("--").replace("-", "_")
@@ -191,6 +179,18 @@ def _tokenizer(path: FromScratch, report: Report) -> Figures:
         "unknown": found.unknown, "round_trip": found.round_trip,
         "example": [made.decode([i]) for i in made(_first_line(text / "held_out.jsonl"))["input_ids"]],
     }  # fmt: skip
+
+
+def _read(report: Report, stage: str, file: Path, words: str) -> Callable[[int], None]:
+    """What is told of each piece of a file that a stage reads, in bytes."""
+    size, done = file.stat().st_size, 0
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        report(stage, min(done / size, 1.0), words)
+
+    return progress
 
 
 def _first_line(file: Path) -> str:
@@ -205,30 +205,22 @@ def _first_line(file: Path) -> str:
 def _ngram(path: FromScratch, name: str, spec: NgramSpec, report: Report) -> Figures:
     import numpy as np
 
-    from kamerton.text.lines import documents
     from kamerton.text.ngrams import estimate, open_units
-    from kamerton.text.ngrams.counts import batches
+    from kamerton.text.ngrams.counts import sentences_of
 
-    text, done = path.folder / "text", 0
-    size = (text / "train.jsonl").stat().st_size
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        report(name, min(done / size, 1.0), "counting")
-
+    text = path.folder / "text"
     try:
         units = open_units(spec.tokens if spec.tokens == "bytes" else str(path.folder / "tokenizer"))
         model = estimate(
-            [text / "train.jsonl"], units, spec.order, spec.smoothing, memory=spec.memory << 20, progress=progress,
-            whole=True,
+            [text / "train.jsonl"], units, spec.order, spec.smoothing, memory=spec.memory << 20, whole=True,
+            progress=_read(report, name, text / "train.jsonl", "counting"),
         )  # fmt: skip
     except KamertonError as error:
         raise path.fields.error(("ngrams", name), error.message, mend=error.mend) from None
     report(name, 1.0, "measuring")
-    scored = model.score(batches(documents([text / "held_out.jsonl"])))
-    # of the documents' bytes, their ends being coded too: as networks are measured
-    size = sum(map(len, documents([text / "held_out.jsonl"])))
+    scored = model.score(sentences_of([text / "held_out.jsonl"], units, whole=True))
+    # of the documents' bytes without one for each end, which is coded too: as networks are measured
+    size = scored.bytes - scored.sentences
     bits = math.inf if scored.impossible or scored.unknown else -scored.log_prob / math.log(2) / size
     drawn = units.join(model.sample(np.random.default_rng(0), longest=LINE, temperature=0.8))
     model.save(path.folder / name)
@@ -339,8 +331,9 @@ def _chat(path: FromScratch, report: Report) -> Figures:
     before = api.load(path.folder / path.base, base=tuned.base)
     bits = {"before": _answer_bits(before, test), "bits_per_byte": _answer_bits(tuned, test)}
     own = [(Message("user", prompt),) for prompt in said.prompts]
-    asked = [*own, *(example.messages for example in test[:: max(1, len(test) // SHOWN)][:SHOWN])]
-    references = [None] * len(own) + [example.answers[0] for example in test[:: max(1, len(test) // SHOWN)][:SHOWN]]
+    shown = test[:: max(1, len(test) // SHOWN)][:SHOWN]
+    asked = [*own, *(example.messages for example in shown)]
+    references = [None] * len(own) + [example.answers[0] for example in shown]
     report("chat", 0.7, "answering")
     answers = tuned.generate(
         asked, Sampling(temperature=said.temperature, top_p=said.top_p, max_tokens=said.tokens, seed=said.seed)

@@ -7,7 +7,6 @@ from what is held out.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from kamerton.errors import RecipeError
 from kamerton.files import moved_into, write_jsonl
 from kamerton.from_scratch.recipe import TurnsSpec
+from kamerton.pretraining.tokens import drawn
 from kamerton.text.lines import documents
 
 Conversation = list[dict[str, str]]
@@ -57,8 +57,7 @@ def write_turns(text: Path, folder: Path, spec: TurnsSpec) -> dict[str, int]:
     rows: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
     for part in ("train", "held_out"):
         for number, one in enumerate(conversations((t.decode() for t in documents([text / f"{part}.jsonl"])), spec)):
-            digest = int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:8], "big")
-            split = "test" if part == "held_out" else "validation" if digest < spec.validation * 2**64 else "train"
+            split = "test" if part == "held_out" else "validation" if drawn(number, spec.validation) else "train"
             rows[split].append({"messages": one})
     empty = [split for split, found in rows.items() if not found]
     if empty:

@@ -6,16 +6,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.base.show import human
 from kamerton.comparison.progress import curve_points
 from kamerton.comparison.report import svg
+from kamerton.comparison.report.page import filled
 from kamerton.comparison.units import duration, plain
 from kamerton.files import read_jsonl, write_text
 
@@ -40,29 +39,27 @@ METRICS: dict[str, tuple[str, str]] = {
 
 def write_page(folder: Path) -> dict[str, Any]:
     """Write `report.html` beside what a run left; returns the results as they were written."""
-    result = _result(folder)
-    write_text(folder / "report.html", page_of(folder))
+    result, samples = _left(folder)
+    write_text(folder / "report.html", page(result, samples))
     return result
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "pretraining.json").read_text(encoding="utf-8")))
 
 
 def page_of(folder: Path) -> str:
     """The page of what a run left in a folder."""
-    samples = folder / "samples.jsonl"
-    return page(_result(folder), read_jsonl(samples) if samples.is_file() else [])
+    return page(*_left(folder))
+
+
+def _left(folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    result, samples = json.loads((folder / "pretraining.json").read_text(encoding="utf-8")), folder / "samples.jsonl"
+    return dict(result), read_jsonl(samples) if samples.is_file() else []
 
 
 def page(result: Result, samples: Sequence[Mapping[str, Any]]) -> str:
     """The page as text."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.pretraining") / "template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     metrics = [(*METRICS[k], figure(v)) for k, v in result["metrics"].items() if k in METRICS]
-    return environment.from_string(template).render(
-        r=result, style=Markup(style), told=sentences(result), metrics=metrics, samples=samples[-SHOWN:],
+    return filled(
+        "kamerton.pretraining", "template.html.j2",
+        r=result, told=sentences(result), metrics=metrics, samples=samples[-SHOWN:],
         plots=[(title, Markup(plot)) for title, plot in plots(result)], facts=facts(result), human=human,
     )  # fmt: skip
 
@@ -137,16 +134,8 @@ def curves(rows: Sequence[Mapping[str, float]], named: Mapping[str, str], what: 
         # the first steps of an untrained model would flatten the rest
         values = sorted(p[1] for p in every)
         y = svg.linear([values[0], values[max(0, math.ceil(len(values) * 0.98) - 1)]], bottom, top)
-        parts = [svg.text(0, 12, what, cls="axis-name")]
-        for value, shown in y.ticks:
-            parts += [svg.line(left, y.place(value), right, y.place(value), "grid")]
-            parts += [svg.text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
-        for value, _ in x.ticks:
-            at = x.place(value)
-            parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark")]
-            parts += [svg.text(at, bottom + 18, plain(value), cls="tick mid")]
-        parts += [svg.line(left, bottom, right, bottom, "axis")]
-        parts += [svg.text(right, bottom + 38, "tokens", cls="axis-name", text_anchor="end")]
+        counts = svg.Axis(x.place, [(value, plain(value)) for value, _ in x.ticks])
+        parts = svg.frame(counts, y, left, right, bottom, "tokens", what)
         named_at: list[float] = []
         for n, (shown, line) in enumerate(lines.items()):
             points = [(x.place(a), max(top - 8, y.place(b))) for a, b in line]

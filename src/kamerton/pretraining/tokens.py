@@ -66,6 +66,12 @@ def hold_out_end(text: str, share: float) -> tuple[str, str]:
     return text[: line or at], text[line or at :]
 
 
+def drawn(number: int, share: float) -> bool:
+    """Whether the one of a number is in a share: by a hash, so that it is whatever else there is."""
+    digest = hashlib.sha256(str(number).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
 def split_documents(documents: Iterator[str], share: float) -> Iterator[tuple[str, bool]]:
     """Documents, each with whether it is held out."""
     first = next(documents, None)
@@ -78,8 +84,7 @@ def split_documents(documents: Iterator[str], share: float) -> Iterator[tuple[st
         return
     first_held = False
     for number, text in enumerate(itertools.chain((first, second), documents)):
-        digest = hashlib.sha256(str(number).encode()).digest()
-        held = int.from_bytes(digest[:8], "big") < share * 2**64
+        held = drawn(number, share)
         if number == 1:  # so that of two documents one is learned from and one is there to be judged by
             held = not first_held
         elif number == 0:

@@ -8,7 +8,6 @@ checkpoint before it is used. There is no random state to keep: every step seeds
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kamerton.errors import ModelError
+from kamerton.files import checksum
 
 KEEP = 2
 """Checkpoints that are kept: the last one, and one before it in case the last one is damaged."""
@@ -109,7 +109,7 @@ def save_checkpoint(
     save_file(moments, partial / "optimiser.safetensors")
     if others:
         save_file({k: v.contiguous().cpu().clone() for k, v in others.items()}, partial / "others.safetensors")
-    sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+    sums = {path.name: checksum(path) for path in sorted(partial.iterdir())}
     (partial / "state.json").write_text(json.dumps({**state, "checksums": sums}))
     for file in partial.iterdir():
         _sync(file)
@@ -173,7 +173,7 @@ def load_checkpoint(
             state = json.loads((path / "state.json").read_text())
             if state["key"] != key:
                 continue
-            if any(_checksum(path / name) != value for name, value in state["checksums"].items()):
+            if any(checksum(path / name) != value for name, value in state["checksums"].items()):
                 raise ValueError("its checksum does not match")
             # all of it is read before any of it is used: what is damaged leaves no trace in the model
             weights = _read_weights(path / "weights.safetensors", module)
@@ -200,11 +200,6 @@ def _read_moments(path: Path, module: nn.Module) -> dict[nn.Parameter, dict[str,
         on_cpu = key == "step"  # AdamW keeps its step counter on the CPU unless fused on a GPU
         moments.setdefault(target, {})[key] = value.clone() if on_cpu else value.to(target.device)
     return moments
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

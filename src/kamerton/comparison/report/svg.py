@@ -137,6 +137,19 @@ def both_sizes(draw: Callable[[int, int, str], str]) -> str:
     return draw(*WIDE, "plot wide") + draw(*NARROW, "plot narrow")
 
 
+def frame(x: Axis, y: Axis, left: float, right: float, bottom: float, x_name: str, y_name: str) -> list[str]:
+    """Grid, ticks and names of two axes, under what is drawn into them."""
+    parts = [text(0, 12, y_name, cls="axis-name")]
+    for value, shown in y.ticks:
+        parts += [line(left, y.place(value), right, y.place(value), "grid")]
+        parts += [text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
+    for value, shown in x.ticks:
+        at = x.place(value)
+        parts += [line(at, bottom, at, bottom + 4, "tick-mark"), text(at, bottom + 18, shown, cls="tick mid")]
+    parts += [line(left, bottom, right, bottom, "axis")]
+    return [*parts, text(right, bottom + 38, x_name, cls="axis-name", text_anchor="end")]
+
+
 def scatter(
     points: Sequence[Point],
     *,
@@ -162,19 +175,11 @@ def scatter(
             x = Axis(base.place, base.ticks)
         else:
             x = cost_axis(xs, left + 12, right - 12, x_unit, count)
-        parts = [text(0, 12, y_name, cls="axis-name")]
-        for value, shown in y.ticks:
-            parts += [line(left, y.place(value), right, y.place(value), "grid")]
-            parts += [text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
-        for value, shown in x.ticks:
-            at = x.place(value)
-            parts += [line(at, bottom, at, bottom + 4, "tick-mark"), text(at, bottom + 18, shown, cls="tick mid")]
-        parts += [line(left, bottom, right, bottom, "axis")]
+        scale = " (logarithmic)" if x.logarithmic else ""
+        parts = frame(x, y, left, right, bottom, x_name + scale, y_name)
         if x.gap is not None:
             parts += [tag("rect", x=x.gap - 3, y=bottom - 4, width=6, height=8, cls="gap")]
             parts += [line(x.gap + d - 2, bottom + 5, x.gap + d + 2, bottom - 5, "axis") for d in (-3, 3)]
-        scale = " (logarithmic)" if x.logarithmic else ""
-        parts += [text(right, bottom + 38, x_name + scale, cls="axis-name", text_anchor="end")]
         if better and not narrow:
             parts += [text(left, bottom + 38, better, cls="hint")]
         steps = sorted((p for p in points if p.label in front), key=lambda p: (p.x, p.y))

@@ -23,7 +23,7 @@ from kamerton.pretraining.scaling.law import (
 )
 from kamerton.pretraining.scaling.optimum import Cost, between, exponents, optimum
 from kamerton.pretraining.scaling.profiles import Profile, power, profiles
-from kamerton.recipe_scaling import Counted
+from kamerton.recipe_scaling import COLUMN, Counted
 
 Row = Mapping[str, Any]
 Tell = Callable[[str, float, str], None]
@@ -42,18 +42,16 @@ class Points:
 
     @classmethod
     def of(cls, rows: Sequence[Row], counted: Counted) -> Points:
-        name = "parameters" if counted == "all" else "non_embedding"
-        return cls(*(np.array([r[k] for r in rows], float) for k in (name, "tokens", "flops", "loss")))
+        return cls(*(np.array([r[k] for r in rows], float) for k in (COLUMN[counted], "tokens", "flops", "loss")))
 
     def where(self, rows: Array) -> Points:
         return Points(self.sizes[rows], self.tokens[rows], self.flops[rows], self.losses[rows])
 
     def hold(self, law: Law) -> bool:
         """Whether they are enough for a law: a number more than it has, and three values of what it is a law of."""
-        wanted = {"E": 0, "N": 3, "D": 3}
-        terms = getattr(law, "terms", "ND")
-        spread = {"E": 0, "N": len(set(self.sizes)), "D": len(set(self.tokens))}
-        return len(self.losses) > len(law.parameters) and all(spread[t] >= wanted[t] for t in terms)
+        of = {"N": self.sizes, "D": self.tokens}
+        spread = all(len(set(of[term])) >= 3 for term in law.terms if term in of)
+        return len(self.losses) > len(law.parameters) and spread
 
 
 @dataclass

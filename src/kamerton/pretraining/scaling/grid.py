@@ -18,10 +18,10 @@ from kamerton.base.presets import Shape, build, parameters
 from kamerton.base.show import flops_per_token, human
 from kamerton.base.sizing import read_size, widths
 from kamerton.errors import RecipeError
-from kamerton.pretraining.models import Plan, plan
+from kamerton.pretraining.models import CONTEXT, Plan, plan
 from kamerton.recipe import BudgetSpec
 from kamerton.recipe_pretrain import PretrainRecipe
-from kamerton.recipe_scaling import Counted, ScalingSpec
+from kamerton.recipe_scaling import COLUMN, Counted, ScalingSpec
 
 FEWEST = 10
 """Steps below which a run is refused."""
@@ -46,7 +46,7 @@ class Sized:
 
     def count(self, counted: Counted) -> int:
         """N."""
-        return self.parameters if counted == "all" else self.non_embedding
+        return int(getattr(self, COLUMN[counted]))
 
 
 @dataclass(frozen=True)
@@ -138,18 +138,18 @@ def at_size(recipe: PretrainRecipe, size: str) -> PretrainRecipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"size": size})})
 
 
-def step_tokens(recipe: PretrainRecipe, context: int) -> int:
+def step_tokens(recipe: PretrainRecipe) -> int:
     """The most tokens of an optimiser step."""
-    return recipe.training.batch_size * context
+    return recipe.training.batch_size * (recipe.context or CONTEXT)
 
 
-def runs(recipe: PretrainRecipe, sized: Sequence[Sized], context: int) -> list[Run]:
+def runs(recipe: PretrainRecipe, sized: Sequence[Sized]) -> list[Run]:
     """All runs of the grid, the cheapest first.
 
     Raises:
         RecipeError: a run is shorter than ten steps.
     """
-    spec, step = check(recipe), step_tokens(recipe, context)
+    spec, step = check(recipe), step_tokens(recipe)
     out = []
     for one in sized:
         counts = {tokens: ("scaling", "tokens", i) for i, tokens in enumerate(spec.tokens)}
@@ -169,7 +169,7 @@ def branches(recipe: PretrainRecipe) -> bool:
     return recipe.training.schedule in (None, "warmup-stable-decay")
 
 
-def warmup_steps(recipe: PretrainRecipe, every: Sequence[Run], context: int) -> int | None:
+def warmup_steps(recipe: PretrainRecipe, every: Sequence[Run]) -> int | None:
     """The rise of runs that share a stable part: it cannot depend on how long each of them is.
 
     Where the recipe gives it as a share, it is that share of the shortest run.
@@ -177,7 +177,7 @@ def warmup_steps(recipe: PretrainRecipe, every: Sequence[Run], context: int) -> 
     t = recipe.training
     if not branches(recipe) or t.warmup_steps is not None:
         return t.warmup_steps
-    shortest = min(r.tokens for r in every) / step_tokens(recipe, context)
+    shortest = min(r.tokens for r in every) / step_tokens(recipe)
     return max(1, round((0.05 if t.warmup is None else t.warmup) * shortest))
 
 
@@ -194,25 +194,25 @@ def own_recipe(recipe: PretrainRecipe, run: Run, warmup: int | None) -> Pretrain
     return at_size(recipe, run.sized.name).model_copy(update=more)
 
 
-def branch_at(recipe: PretrainRecipe, run: Run, context: int) -> int:
+def branch_at(recipe: PretrainRecipe, run: Run) -> int:
     """Tokens after which a run leaves the stable part, at the latest a step before its decay begins; 0: it has none."""
     if not branches(recipe):
         return 0
-    return max(0, int(run.tokens * (1 - recipe.training.decay)) - step_tokens(recipe, context))
+    return max(0, int(run.tokens * (1 - recipe.training.decay)) - step_tokens(recipe))
 
 
-def cost(recipe: PretrainRecipe, some: Sequence[Run], context: int) -> float:
+def cost(recipe: PretrainRecipe, some: Sequence[Run]) -> float:
     """FLOPs of training some runs: of each size and seed the stable part once, and every decay."""
     total, stable = 0.0, dict[tuple[str, int], float]()
     for run in some:
-        at = branch_at(recipe, run, context)
+        at = branch_at(recipe, run)
         total += run.sized.flops * (run.tokens - at)
         key = run.sized.name, run.seed
         stable[key] = max(stable.get(key, 0.0), run.sized.flops * at)
     return total + sum(stable.values())
 
 
-def within(recipe: PretrainRecipe, every: Sequence[Run], context: int) -> tuple[list[Run], list[str]]:
+def within(recipe: PretrainRecipe, every: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs that the budget holds, the cheapest first, and a note about those that it does not.
 
     Raises:
@@ -223,7 +223,7 @@ def within(recipe: PretrainRecipe, every: Sequence[Run], context: int) -> tuple[
         return list(every), []
     kept: list[Run] = []
     for run in every:
-        if cost(recipe, [*kept, run], context) <= spec.budget.flops:
+        if cost(recipe, [*kept, run]) <= spec.budget.flops:
             kept.append(run)
     if not kept:
         mend = f"give at least {every[0].flops:.3g}"
@@ -231,7 +231,7 @@ def within(recipe: PretrainRecipe, every: Sequence[Run], context: int) -> tuple[
     out = len(every) - len(kept)
     if not out:
         return kept, []
-    whole, given = human(cost(recipe, every, context)), human(spec.budget.flops)
+    whole, given = human(cost(recipe, every)), human(spec.budget.flops)
     return kept, [f"{out} of {len(every)} runs are left out: the grid costs {whole} FLOPs, its budget is {given}"]
 
 

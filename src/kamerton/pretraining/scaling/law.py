@@ -43,11 +43,13 @@ class Law:
         name: as results have it.
         formula: for people.
         parameters: names of its numbers, in order.
+        terms: what it has: an offset E, a term of the size N, one of the tokens D.
     """
 
     name: str
     formula: str
     parameters: tuple[str, ...]
+    terms: str
 
     def log_loss(self, theta: Array, n: Array, d: Array) -> tuple[Array, Array]:
         """Logarithm of the loss and its gradient.
@@ -81,8 +83,6 @@ class Law:
 @dataclass(frozen=True)
 class Powers(Law):
     """E + A/N^α + B/D^β, or a part of it. Numbers: log E, log A, α, log B, β."""
-
-    terms: str = "END"
 
     def _parts(self, theta: Array, n: Array, d: Array) -> Array:
         values, rows = list(theta), []
@@ -168,7 +168,7 @@ class Kaplan(Law):
 
 
 BOTH = Powers("L(N, D)", "E + A/N^α + B/D^β", ("E", "A", "α", "B", "β"), "END")
-BOTH_KAPLAN = Kaplan("L(N, D), Kaplan", "[(Nc/N)^(αN/αD) + Dc/D]^αD", ("Nc", "Dc", "αN", "αD"))
+BOTH_KAPLAN = Kaplan("L(N, D), Kaplan", "[(Nc/N)^(αN/αD) + Dc/D]^αD", ("Nc", "Dc", "αN", "αD"), "ND")
 OF_SIZE = Powers("L(N)", "E + A/N^α", ("E", "A", "α"), "EN")
 OF_SIZE_KAPLAN = Powers("L(N), Kaplan", "A/N^α", ("A", "α"), "N")
 OF_TOKENS = Powers("L(D)", "E + B/D^β", ("E", "B", "β"), "ED")

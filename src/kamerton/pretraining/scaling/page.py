@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kamerton.base.show import human
+from kamerton.comparison.report.page import filled
 from kamerton.comparison.units import duration
 from kamerton.pretraining.scaling.law import BOTH, STEEPEST
 from kamerton.pretraining.scaling.plots import plots, powers, size_of
@@ -21,11 +20,9 @@ Result = Mapping[str, Any]
 
 def page(result: Result) -> str:
     """The page as text."""
-    style = (files("kamerton.comparison.report") / "style.css").read_text(encoding="utf-8")
-    template = (files("kamerton.pretraining.scaling") / "template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        r=result, style=Markup(style), told=sentences(result), suggestion=suggestion(result), warnings=warnings(result),
+    return filled(
+        "kamerton.pretraining.scaling", "template.html.j2",
+        r=result, told=sentences(result), suggestion=suggestion(result), warnings=warnings(result),
         plots=[(title, Markup(plot), seen) for title, plot, seen in plots(result)], facts=facts(result), human=human,
         duration=duration, span=span, counts=counts, number=number, powers=powers, size_of=size_of,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 from kamerton.base.show import human
 from kamerton.comparison.report import svg
 from kamerton.comparison.units import minus
+from kamerton.recipe_scaling import COLUMN
 
 Result = Mapping[str, Any]
 Unit = Callable[[float], str]
@@ -70,17 +71,8 @@ def draw(
         ys += [v for s in series for b in s.band for v in b[1:]]
         x = log_axis(xs, left, right, x_unit, 4 if narrow else 7)
         y = svg.linear(ys, bottom, top, 5) if plain_y else log_axis(ys, bottom, top, y_unit, 6)
-        parts = [svg.text(0, 12, y_name, cls="axis-name")]
-        for value, shown in y.ticks:
-            parts += [svg.line(left, y.place(value), right, y.place(value), "grid")]
-            parts += [svg.text(left - 7, y.place(value) + 4, shown, cls="tick", text_anchor="end")]
-        for value, shown in x.ticks:
-            at = x.place(value)
-            parts += [svg.line(at, bottom, at, bottom + 4, "tick-mark")]
-            parts += [svg.text(at, bottom + 18, shown, cls="tick mid")]
-        parts += [svg.line(left, bottom, right, bottom, "axis")]
         scale = " (logarithmic)" if plain_y else " (both axes logarithmic)"
-        parts += [svg.text(right, bottom + 38, x_name + scale, cls="axis-name", text_anchor="end")]
+        parts = svg.frame(x, y, left, right, bottom, x_name + scale, y_name)
         ends = []
         for s in series:
             if s.band:
@@ -113,7 +105,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 def size_of(row: Result, result: Result) -> float:
     """N of a run as it is counted."""
-    return float(row["parameters" if result["count"] == "all" else "non_embedding"])
+    return float(row[COLUMN[result["count"]]])
 
 
 def decimals(value: float) -> str:

@@ -25,6 +25,7 @@ from kamerton.pretraining.scaling.page import page, sentences
 from kamerton.pretraining.scaling.suggest import Asked, command, first, speeds, suggest
 from kamerton.pretraining.scaling.train import Done, Trainer
 from kamerton.recipe_pretrain import PretrainRecipe, as_pretrain_recipe
+from kamerton.recipe_scaling import COLUMN
 
 ROOM = 30.0
 """Models up to so many times the largest of the grid are counted, for optima beyond it."""
@@ -72,15 +73,14 @@ def scaling_laws(
     folder = Path(output or recipe.output or Path("runs") / recipe.name)
     tell: Report = report or (lambda *_: None)
     sized, tokenizer = models(recipe)
-    context = sized[0].shape.context
-    every = runs(recipe, sized, context)
+    every = runs(recipe, sized)
     # of the whole grid, so that a larger budget goes on with the same runs
-    warmup = warmup_steps(recipe, every, context)
-    some, notes = within(recipe, every, context)
+    warmup = warmup_steps(recipe, every)
+    some, notes = within(recipe, every)
     lock = Store(folder).lock()
     transformers.utils.logging.disable_progress_bar()
     try:
-        rows = Trainer(recipe, folder, warmup, tell).all(some, context)
+        rows = Trainer(recipe, folder, warmup, tell).all(some)
         known = first(shapes(recipe, tokenizer), ROOM * sized[-1].parameters)
         priced = [(float(m.count(spec.count)), m.flops) for m in known]
         found = analyse(rows, spec.count, priced, spec.bootstrap, recipe.training.seed, tell)
@@ -103,8 +103,7 @@ def _told(
     for row in own:
         row |= {"law": None, "error": None}
         if found.both is not None and row["loss"] is not None:
-            size = row["parameters" if spec.count == "all" else "non_embedding"]
-            row["law"] = found.both.fit.loss(size, row["tokens"])
+            row["law"] = found.both.fit.loss(row[COLUMN[spec.count]], row["tokens"])
             row["error"] = row["loss"] / row["law"] - 1
     assert recipe.model is not None
     return {
@@ -118,16 +117,14 @@ def _told(
 
 def spent(rows: Sequence[Done]) -> dict[str, float]:
     """What was trained, and what it would have been with every run on its own: tokens, FLOPs, seconds."""
-    out = {}
+    shared = [{**r["shared"], "flops": r["flops_per_token"] * r["shared"]["tokens"]} for r in rows]
+    out: dict[str, float] = {}
     for name in ("tokens", "seconds", "flops"):
-        factor = lambda r: r["flops_per_token"] if name == "flops" else 1.0  # noqa: B023, E731
-        what = "tokens" if name == "flops" else name
-        alone = sum(factor(r) * r[what] for r in rows)
-        stable: dict[tuple[str, int], float] = {}
-        for r in rows:
+        alone, stable = sum(r[name] for r in rows), dict[tuple[str, int], float]()
+        for r, part in zip(rows, shared, strict=True):
             key = r["size"], r["seed"]
-            stable[key] = max(stable.get(key, 0.0), factor(r) * r["shared"][what])
-        out[name] = alone - sum(factor(r) * r["shared"][what] for r in rows) + sum(stable.values())
+            stable[key] = max(stable.get(key, 0.0), part[name])
+        out[name] = alone - sum(part[name] for part in shared) + sum(stable.values())
         out[f"{name}_alone"] = alone
     return out
 

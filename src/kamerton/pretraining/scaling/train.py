@@ -24,13 +24,7 @@ from kamerton.files import write_json
 from kamerton.pretraining.goals import Goal, goal_of
 from kamerton.pretraining.models import Started, settings, start
 from kamerton.pretraining.run import Report, key_of
-from kamerton.pretraining.scaling.grid import (
-    Run,
-    branch_at,
-    branches,
-    cost,
-    own_recipe,
-)
+from kamerton.pretraining.scaling.grid import Run, branch_at, cost, own_recipe, step_tokens
 from kamerton.recipe_pretrain import PretrainRecipe
 from kamerton.training import Budget, Progress, Settings, fit
 from kamerton.training.checkpoint import adopt_checkpoint, checkpoints, drop_checkpoints
@@ -60,17 +54,16 @@ class Trainer:
     done: float = 0.0
     whole: float = 1.0
 
-    def all(self, every: Sequence[Run], context: int) -> list[Done]:
+    def all(self, every: Sequence[Run]) -> list[Done]:
         """Train what was not trained yet; a row for each run."""
-        self.whole = cost(self.recipe, every, context)
-        rows, finished = [], list[Run]()
+        self.whole = cost(self.recipe, every)
+        rows = []
         order = sorted(every, key=lambda r: (r.sized.parameters, r.seed, r.tokens))
         for number, run in enumerate(order):
             rows.append(
                 self._one(run, f"run {number + 1} of {len(order)}: {run.sized.name}, {human(run.tokens)} tokens")
             )
-            finished.append(run)
-            self.done = cost(self.recipe, finished, context)
+            self.done = cost(self.recipe, order[: number + 1])
             if self._last(run, order):
                 shutil.rmtree(self._beside(run) / "stable", ignore_errors=True)
         return rows
@@ -134,9 +127,8 @@ class Trainer:
 
     def _branch(self, run: Run, named: str) -> Path | None:
         """The checkpoint at which a run leaves the stable part, which is trained up to there; None: it starts anew."""
-        context = run.sized.shape.context
-        at = branch_at(self.recipe, run, context)
-        if not branches(self.recipe) or at <= 0:
+        at = branch_at(self.recipe, run)
+        if not at:
             return None
         recipe, started, goal, how, _ = self._prepare(run)
         steady = replace(how, schedule="constant")
@@ -176,8 +168,7 @@ class Trainer:
         def watch(p: Progress) -> None:
             # of this process: tokens a second times seconds are all tokens, those before a pause too
             first[:] = first or [p.step]
-            per_step = run.sized.flops * run.sized.shape.context * self.recipe.training.batch_size
-            share = (self.done + (p.step - first[0]) * per_step) / self.whole
+            share = (self.done + (p.step - first[0]) * step_tokens(self.recipe) * run.sized.flops) / self.whole
             self.tell("training", min(share, 1.0), f"{named}: step {p.step:,}, loss {p.loss:.3f}")
 
         return watch

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kamerton.errors import KamertonError
 from kamerton.text.lines import documents, lines
 from kamerton.text.ngrams.units import BOS, LINES, Units
 
@@ -184,6 +185,23 @@ def _up_to(window: np.ndarray, bound: tuple[int, ...]) -> int:
     return high
 
 
+def sentences_of(
+    files: Sequence[Path], units: Units, *, cut: list[int] | None = None, whole: bool = False
+) -> Iterator[list[bytes]]:
+    """What is counted and scored, in batches.
+
+    Args:
+        cut, whole: as `count`.
+
+    Raises:
+        KamertonError: whole documents of units that lose their ends of lines.
+    """
+    if whole and not units.lossless:
+        mend = "count bytes, or the tokens of a tokenizer that loses nothing"
+        raise KamertonError(f"{units.kind} cannot write the ends of lines in documents", mend=mend)
+    return batches(documents(files) if whole else lines(files, cut))
+
+
 def count(
     files: Sequence[Path], units: Units, order: int, *, memory: int = 1 << 30,
     progress: Callable[[int], None] | None = None, cut: list[int] | None = None, whole: bool = False,
@@ -205,7 +223,7 @@ def count(
     bits = max(1, int(units.size - 1).bit_length())
     with tempfile.TemporaryDirectory(prefix="kamerton-ngrams-") as folder:
         counters = [_Counter(Packing(n, bits), memory // order, Path(folder)) for n in range(1, order + 1)]
-        for batch in batches(documents(files) if whole else lines(files, cut)):
+        for batch in sentences_of(files, units, cut=cut, whole=whole):
             read = units.sentences(batch)
             for counter in counters:
                 counter.add(read)

@@ -40,9 +40,6 @@ def estimate(
     """
     if order < 1:
         raise KamertonError(f"the order is {order}", mend="give an order of at least 1, such as --order 5")
-    if whole and not units.lossless:
-        mend = "count bytes, or the tokens of a tokenizer that loses nothing"
-        raise KamertonError(f"{units.kind} cannot write the ends of lines in documents", mend=mend)
     cut = [0]
     found = count(files, units, order, memory=memory, progress=progress, cut=cut, whole=whole)
     if not len(found[0].counts):

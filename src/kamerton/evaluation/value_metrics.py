@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kamerton.errors import TaskError
-from kamerton.evaluation.metrics import MeanMetric, Metric, normalise
+from kamerton.evaluation.metrics import MeanMetric, Metric, MicroF1, normalise
 from kamerton.tasks.example import Example
 
 _DIGITS = r"(?:\d{1,3}(?:[,\u00a0\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?|\.\d+"
@@ -138,15 +138,13 @@ def json_fields(value: Any) -> Counter[tuple[Any, ...]]:
     return fields
 
 
-class JsonF1:
+class JsonF1(MicroF1):
     """F1 over the fields of all answers together (micro). S = 3: matching fields, answered fields, expected fields.
 
     An answer that is not JSON has no fields. Of several accepted answers the one with the best F1 counts.
     """
 
     name = "json-f1"
-    higher_is_better = True
-    range = (0.0, 1.0)
 
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
         """(N, 3)."""
@@ -161,12 +159,6 @@ class JsonF1:
                 options.append((2 * same / (given.total() + wanted.total()), same, given.total(), wanted.total()))
             row[:] = max(options, key=lambda option: option[0])[1:]
         return rows
-
-    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:  # noqa: ARG002 (contract)
-        """2 · matching / (answered + expected)."""
-        sums = np.asarray(sums, dtype=np.float64)
-        size = sums[..., 1] + sums[..., 2]
-        return np.divide(2 * sums[..., 0], size, out=np.zeros_like(size), where=size > 0)
 
 
 def json_exact(answer: str, example: Example) -> float:

@@ -59,6 +59,28 @@ def _numeric(name: str, parameter: str, _examples: Sequence[Example] | None) -> 
     return MeanMetric(name, score)
 
 
+def reference_numbers(examples: Sequence[Example]) -> np.ndarray:
+    """(N,) the last number of each example's first accepted answer.
+
+    Raises:
+        TaskError: an answer has none.
+    """
+    numbers = []
+    for example in examples:
+        number = last_number(example.answers[0])
+        if number is None:
+            message = f"the answer {example.answers[0]!r} has no number"
+            raise TaskError(message, where=example.id, mend="use another metric, or mend the answer")
+        numbers.append(number)
+    return np.array(numbers, dtype=np.float64)
+
+
+def answered_numbers(answers: Sequence[str], otherwise: float) -> np.ndarray:
+    """(N,) the last number of each answer; `otherwise` for one that has none, or none that is finite."""
+    given = [last_number(answer) for answer in answers]
+    return np.array([otherwise if n is None or not math.isfinite(n) else n for n in given], dtype=np.float64)
+
+
 class Pearson:
     """Pearson correlation of the answer's last number with the reference's. S = 5: Σx, Σy, Σx², Σy², Σxy.
 
@@ -71,25 +93,13 @@ class Pearson:
 
     def __init__(self, name: str, examples: Sequence[Example] | None) -> None:
         self.name = name
-        self._centre = float(np.mean(self._references(examples))) if examples else None
-
-    def _references(self, examples: Sequence[Example]) -> np.ndarray:
-        numbers = []
-        for example in examples:
-            number = last_number(example.answers[0])
-            if number is None:
-                message = f"the answer {example.answers[0]!r} has no number"
-                raise TaskError(message, where=example.id, mend="use another metric, or mend the answer")
-            numbers.append(number)
-        return np.array(numbers, dtype=np.float64)
+        self._centre = float(np.mean(reference_numbers(examples))) if examples else None
 
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
         """(N, 5)."""
-        y = self._references(examples)
+        y = reference_numbers(examples)
         centre = self._centre if self._centre is not None else (float(y.mean()) if len(y) else 0.0)
-        given = [last_number(answer) for answer in answers]
-        x = np.array([centre if n is None or not math.isfinite(n) else n for n in given], dtype=np.float64) - centre
-        y = y - centre
+        x, y = answered_numbers(answers, centre) - centre, y - centre
         return np.stack([x, y, x * x, y * y, x * y], axis=1)
 
     def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:

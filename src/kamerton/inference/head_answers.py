@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kamerton.base.encoder import Head
-from kamerton.base.task_head import texts_of
+from kamerton.base.task_head import number_of, texts_of
 from kamerton.inference.head_rows import Encoded, Row
 from kamerton.tasks.example import Example
 
@@ -113,7 +113,7 @@ def target(head: Head, example: Example, encoded: Encoded) -> Target | None:
     if head.kind == "choice":
         return example.choices.index(answer) if answer in example.choices else None
     if head.kind == "regression":
-        return float(answer)
+        return number_of(answer)
     if head.kind == "span":
         return _span_targets(head, example, encoded.rows)
     tags = [head.labels.index(tag) if tag in head.labels else IGNORED for tag in answer.split()]

@@ -182,10 +182,13 @@ def groups(encoded: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
 def run(
     encoded: Sequence[Encoded], logits: Callable[[Padded], Tensor], pad_id: int, max_tokens: int
 ) -> Iterator[tuple[int, list[Tensor]]]:
-    """The head's logits for every example: its number, and one tensor for each of its rows, padding cut off."""
+    """The head's logits for every example: its number, and one tensor for each of its rows, padding cut off.
+
+    They come to the processor a pass at a time: answers are read from them number by number.
+    """
     for group in groups(encoded, max_tokens):
         rows = [row for i in group for row in encoded[i].rows]
-        out = logits(padded(rows, pad_id))
+        out = logits(padded(rows, pad_id)).cpu()
         place = 0
         for i in group:
             mine = encoded[i].rows

@@ -106,15 +106,12 @@ class Rows:
 
     def _windows(self, question: str, context: str) -> Encoded:
         """A question before each window over its context; a question that takes more than half of one is cut."""
-        cut = False
-        size = len(self._tokenise(question, None, add_special_tokens=False)["input_ids"])
-        if size > self.window // 2:
-            kept = self._tokenise(question, None, add_special_tokens=False, return_offsets_mapping=True)
-            size, cut = self.window // 2, True
-            question = question[: kept["offset_mapping"][size - 1][1]]
-        special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        # a text that was cut may come back as a token more
-        room = self.window - len(self._tokenise(question, None, add_special_tokens=False)["input_ids"]) - special
+        asked = self._tokenise(question, None, add_special_tokens=False, return_offsets_mapping=True)
+        cut = len(asked["input_ids"]) > self.window // 2
+        if cut:
+            question = question[: asked["offset_mapping"][self.window // 2 - 1][1]]
+            asked = self._tokenise(question, None, add_special_tokens=False)  # may come back as a token more
+        room = self.window - len(asked["input_ids"]) - self.tokenizer.num_special_tokens_to_add(pair=True)
         if room < 2:
             raise ModelError(f"a window of {self.window} tokens has no room for a context", where="window",
                              mend="raise limit or head.window")  # fmt: skip

@@ -23,8 +23,9 @@ import psutil
 import torch
 
 from kamerton.base.load import Base, load_base
-from kamerton.base.sources import demo_gguf, dequantise
+from kamerton.base.sources import dequantise
 from kamerton.evaluation.memory import peak_bytes, reset_peak
+from kamerton.packaged import demo_gguf
 from kamerton.rendering import Renderer
 from workloads import choice_questions, prompts, training_examples
 

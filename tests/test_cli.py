@@ -119,6 +119,17 @@ def test_help_and_import_load_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+def test_an_index_is_opened_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom kamerton.cli.main import run\n"
+        f"sys.argv = ['kamerton', 'index', 'list', {str(tmp_path)!r}]\n"
+        "try:\n    run()\nexcept SystemExit as ended:\n    assert ended.code\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
 def test_the_version(cli: Cli) -> None:
     from importlib.metadata import version
 

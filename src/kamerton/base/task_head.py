@@ -27,6 +27,12 @@ def texts_of(example: Example) -> tuple[str, ...]:
     return (next((m.content for m in reversed(example.messages) if m.role == "user"), ""),)
 
 
+def number_of(answer: str) -> float | None:
+    """The number that an answer is; None for one that is anything else."""
+    text = answer.strip()
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
 def head_of(task: Task, seed: int) -> Head:
     """The head for a task.
 
@@ -47,7 +53,7 @@ def head_of(task: Task, seed: int) -> Head:
         return Head("choice", seed=seed)
     if any(e.spans for e in train):
         return Head("span", no_answer=_no_answer(every), seed=seed)
-    if all(_NUMBER.fullmatch(e.answers[0].strip()) for e in train):
+    if all(number_of(e.answers[0]) is not None for e in train):
         return Head("regression", seed=seed)
     if any(len(e.segments) == 2 for e in train) and any(e.answers[0] in e.segments[-1] for e in train):
         raise TaskError("no training answer stands in its context", where=task.name, mend="check columns: answer")

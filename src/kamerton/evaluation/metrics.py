@@ -88,6 +88,19 @@ class MeanMetric:
         return np.asarray(sums)[..., 0] / count
 
 
+class MicroF1:
+    """F1 over what is counted in all answers together, 0 where there is nothing. S = 3: right, answered, true."""
+
+    higher_is_better = True
+    range = (0.0, 1.0)
+
+    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:  # noqa: ARG002 (contract)
+        """2 · right / (answered + true)."""
+        sums = np.asarray(sums, dtype=np.float64)
+        size = sums[..., 1] + sums[..., 2]
+        return np.divide(2 * sums[..., 0], size, out=np.zeros_like(size), where=size > 0)
+
+
 def best_of(score: Callable[[str, str], float]) -> Callable[[str, Example], float]:
     """A score of (answer, reference) as one of (answer, example): the best over the accepted answers."""
     return lambda answer, example: max(score(answer, reference) for reference in example.answers)

@@ -7,14 +7,12 @@ exact; on resamples of it, and so in intervals, it is the jackknife's linear app
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kamerton.errors import TaskError
 from kamerton.evaluation.metrics import Metric
-from kamerton.evaluation.value_metrics import last_number
+from kamerton.evaluation.value_metrics import answered_numbers, reference_numbers
 from kamerton.tasks.example import Example
 
 _CHUNK = 512
@@ -63,26 +61,19 @@ class Spearman:
 
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
         """(N, 1)."""
-        y = np.array([_number(example) for example in examples], dtype=np.float64)
-        given = [last_number(answer) for answer in answers]
-        x = np.array([y.mean() if g is None or not math.isfinite(g) else g for g in given], dtype=np.float64)
-        n = len(x)
+        y, n = reference_numbers(examples), len(examples)
+        if not n:
+            return np.zeros((0, 1))
+        x = answered_numbers(answers, float(y.mean()))
+        value = float(_correlation(midranks(x), midranks(y)))
         if n < 3:
-            return np.full((n, 1), float(_correlation(midranks(x), midranks(y))) if n else 0.0)
-        value, without = float(_correlation(midranks(x), midranks(y))), leave_one_out(x, y)
+            return np.full((n, 1), value)
+        without = leave_one_out(x, y)
         return (value + (n - 1) * (without.mean() - without))[:, None]
 
     def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:
         """The mean, within the range."""
         return np.clip(np.asarray(sums, dtype=np.float64)[..., 0] / count, -1.0, 1.0)
-
-
-def _number(example: Example) -> float:
-    number = last_number(example.answers[0])
-    if number is None:
-        message = f"the answer {example.answers[0]!r} has no number"
-        raise TaskError(message, where=example.id, mend="use another metric, or mend the answer")
-    return number
 
 
 METRICS: dict[str, Callable[[str, str, Sequence[Example] | None], Metric]] = {

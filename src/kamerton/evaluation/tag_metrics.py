@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kamerton.errors import TaskError
-from kamerton.evaluation.metrics import Metric
+from kamerton.evaluation.metrics import Metric, MicroF1
 from kamerton.recipe_errors import closest
 from kamerton.tasks.example import Example
 
@@ -90,11 +90,8 @@ def said(answer: str, example: Example) -> tuple[list[str], list[str]]:
     return [*given, *(["O"] * (len(wanted) - len(given)))], wanted
 
 
-class EntityF1:
+class EntityF1(MicroF1):
     """F1 over the entities of all sentences (micro), 0 where none is right. S = 3: right, answered, true entities."""
-
-    higher_is_better = True
-    range = (0.0, 1.0)
 
     def __init__(self, name: str, scheme: str) -> None:
         if scheme.lower() not in SCHEMES:
@@ -109,12 +106,6 @@ class EntityF1:
             given, wanted = (self._read(tags) for tags in said(answer, example))
             row[:] = len(given & wanted), len(given), len(wanted)
         return rows
-
-    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:  # noqa: ARG002 (contract)
-        """2 · right / (answered + true)."""
-        sums = np.asarray(sums, dtype=np.float64)
-        size = sums[..., 1] + sums[..., 2]
-        return np.divide(2 * sums[..., 0], size, out=np.zeros_like(size), where=size > 0)
 
 
 class TagAccuracy:

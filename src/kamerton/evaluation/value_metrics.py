@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kamerton.errors import TaskError
-from kamerton.evaluation.metrics import MeanMetric, Metric, normalise
+from kamerton.evaluation.metrics import MeanMetric, Metric, MicroF1, normalise
 from kamerton.tasks.example import Example
 
 _DIGITS = r"(?:\d{1,3}(?:[,\u00a0\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?|\.\d+"
@@ -59,6 +59,28 @@ def _numeric(name: str, parameter: str, _examples: Sequence[Example] | None) -> 
     return MeanMetric(name, score)
 
 
+def reference_numbers(examples: Sequence[Example]) -> np.ndarray:
+    """(N,) the last number of each example's first accepted answer.
+
+    Raises:
+        TaskError: an answer has none.
+    """
+    numbers = []
+    for example in examples:
+        number = last_number(example.answers[0])
+        if number is None:
+            message = f"the answer {example.answers[0]!r} has no number"
+            raise TaskError(message, where=example.id, mend="use another metric, or mend the answer")
+        numbers.append(number)
+    return np.array(numbers, dtype=np.float64)
+
+
+def answered_numbers(answers: Sequence[str], otherwise: float) -> np.ndarray:
+    """(N,) the last number of each answer; `otherwise` for one that has none, or none that is finite."""
+    given = [last_number(answer) for answer in answers]
+    return np.array([otherwise if n is None or not math.isfinite(n) else n for n in given], dtype=np.float64)
+
+
 class Pearson:
     """Pearson correlation of the answer's last number with the reference's. S = 5: Σx, Σy, Σx², Σy², Σxy.
 
@@ -71,25 +93,13 @@ class Pearson:
 
     def __init__(self, name: str, examples: Sequence[Example] | None) -> None:
         self.name = name
-        self._centre = float(np.mean(self._references(examples))) if examples else None
-
-    def _references(self, examples: Sequence[Example]) -> np.ndarray:
-        numbers = []
-        for example in examples:
-            number = last_number(example.answers[0])
-            if number is None:
-                message = f"the answer {example.answers[0]!r} has no number"
-                raise TaskError(message, where=example.id, mend="use another metric, or mend the answer")
-            numbers.append(number)
-        return np.array(numbers, dtype=np.float64)
+        self._centre = float(np.mean(reference_numbers(examples))) if examples else None
 
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
         """(N, 5)."""
-        y = self._references(examples)
+        y = reference_numbers(examples)
         centre = self._centre if self._centre is not None else (float(y.mean()) if len(y) else 0.0)
-        given = [last_number(answer) for answer in answers]
-        x = np.array([centre if n is None or not math.isfinite(n) else n for n in given], dtype=np.float64) - centre
-        y = y - centre
+        x, y = answered_numbers(answers, centre) - centre, y - centre
         return np.stack([x, y, x * x, y * y, x * y], axis=1)
 
     def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:
@@ -138,15 +148,13 @@ def json_fields(value: Any) -> Counter[tuple[Any, ...]]:
     return fields
 
 
-class JsonF1:
+class JsonF1(MicroF1):
     """F1 over the fields of all answers together (micro). S = 3: matching fields, answered fields, expected fields.
 
     An answer that is not JSON has no fields. Of several accepted answers the one with the best F1 counts.
     """
 
     name = "json-f1"
-    higher_is_better = True
-    range = (0.0, 1.0)
 
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
         """(N, 3)."""
@@ -161,12 +169,6 @@ class JsonF1:
                 options.append((2 * same / (given.total() + wanted.total()), same, given.total(), wanted.total()))
             row[:] = max(options, key=lambda option: option[0])[1:]
         return rows
-
-    def aggregate(self, sums: np.ndarray, count: np.ndarray | float) -> np.ndarray:  # noqa: ARG002 (contract)
-        """2 · matching / (answered + expected)."""
-        sums = np.asarray(sums, dtype=np.float64)
-        size = sums[..., 1] + sums[..., 2]
-        return np.divide(2 * sums[..., 0], size, out=np.zeros_like(size), where=size > 0)
 
 
 def json_exact(answer: str, example: Example) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kamerton.base.encoder import Head
-from kamerton.base.task_head import texts_of
+from kamerton.base.task_head import number_of, texts_of
 from kamerton.inference.head_rows import Encoded, Row
 from kamerton.tasks.example import Example
 
@@ -39,18 +39,17 @@ class Said:
 
 def read(
     head: Head, example: Example, encoded: Encoded, logits: Sequence[Tensor], *, longest: int = 30,
-    threshold: float = 0.0, choices: Sequence[str] | None = None,
+    threshold: float = 0.0,
 ) -> Said:  # fmt: skip
-    """The answer to an example.
+    """The answer to an example; a classification chooses among those of its choices that are labels, else among all.
 
     Args:
         logits: for each row of the example (C,), () for a choice, (T, 2) or (T, C).
         longest: tokens of the longest span.
         threshold: by how much "no answer" must score higher than the best span.
-        choices: those among which a classification chooses; default: all labels.
     """
     if head.kind == "classification":
-        allowed = [head.labels.index(c) for c in choices] if choices is not None else list(range(len(head.labels)))
+        allowed = [head.labels.index(c) for c in example.choices if c in head.labels] or list(range(len(head.labels)))
         p = logits[0][allowed].softmax(0)
         best = int(p.argmax())
         return Said(head.labels[allowed[best]], float(p[best]))
@@ -113,7 +112,7 @@ def target(head: Head, example: Example, encoded: Encoded) -> Target | None:
     if head.kind == "choice":
         return example.choices.index(answer) if answer in example.choices else None
     if head.kind == "regression":
-        return float(answer)
+        return number_of(answer)
     if head.kind == "span":
         return _span_targets(head, example, encoded.rows)
     tags = [head.labels.index(tag) if tag in head.labels else IGNORED for tag in answer.split()]

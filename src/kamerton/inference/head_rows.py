@@ -106,15 +106,12 @@ class Rows:
 
     def _windows(self, question: str, context: str) -> Encoded:
         """A question before each window over its context; a question that takes more than half of one is cut."""
-        cut = False
-        size = len(self._tokenise(question, None, add_special_tokens=False)["input_ids"])
-        if size > self.window // 2:
-            kept = self._tokenise(question, None, add_special_tokens=False, return_offsets_mapping=True)
-            size, cut = self.window // 2, True
-            question = question[: kept["offset_mapping"][size - 1][1]]
-        special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        # a text that was cut may come back as a token more
-        room = self.window - len(self._tokenise(question, None, add_special_tokens=False)["input_ids"]) - special
+        asked = self._tokenise(question, None, add_special_tokens=False, return_offsets_mapping=True)
+        cut = len(asked["input_ids"]) > self.window // 2
+        if cut:
+            question = question[: asked["offset_mapping"][self.window // 2 - 1][1]]
+            asked = self._tokenise(question, None, add_special_tokens=False)  # may come back as a token more
+        room = self.window - len(asked["input_ids"]) - self.tokenizer.num_special_tokens_to_add(pair=True)
         if room < 2:
             raise ModelError(f"a window of {self.window} tokens has no room for a context", where="window",
                              mend="raise limit or head.window")  # fmt: skip
@@ -182,10 +179,13 @@ def groups(encoded: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
 def run(
     encoded: Sequence[Encoded], logits: Callable[[Padded], Tensor], pad_id: int, max_tokens: int
 ) -> Iterator[tuple[int, list[Tensor]]]:
-    """The head's logits for every example: its number, and one tensor for each of its rows, padding cut off."""
+    """The head's logits for every example: its number, and one tensor for each of its rows, padding cut off.
+
+    They come to the processor a pass at a time: answers are read from them number by number.
+    """
     for group in groups(encoded, max_tokens):
         rows = [row for i in group for row in encoded[i].rows]
-        out = logits(padded(rows, pad_id))
+        out = logits(padded(rows, pad_id)).cpu()
         place = 0
         for i in group:
             mine = encoded[i].rows

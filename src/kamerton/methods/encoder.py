@@ -19,7 +19,7 @@ from kamerton.base.task_head import head_of, texts_of
 from kamerton.errors import KamertonError
 from kamerton.inference import Answer, Sampling
 from kamerton.inference.head_answers import read
-from kamerton.inference.head_rows import Encoded, Rows, run
+from kamerton.inference.head_rows import Rows, run
 from kamerton.methods.method import Adapted
 from kamerton.objectives.head_options import HeadOptions
 from kamerton.tasks.example import Conversation, Example, Task
@@ -64,11 +64,7 @@ class HeadAnswers(Adapted):
         o = self._choice
         with model.inference(), torch.inference_mode():
             for i, logits in run(encoded, model.logits, pad_id, self.engine.max_batch_tokens):
-                allowed = [c for c in examples[i].choices if c in self.head.labels] or None
-                said = read(
-                    self.head, examples[i], encoded[i], logits, longest=o.longest, threshold=o.threshold,
-                    choices=allowed,
-                )  # fmt: skip
+                said = read(self.head, examples[i], encoded[i], logits, longest=o.longest, threshold=o.threshold)
                 answers[i] = Answer(said.text, (), (), "stop", encoded[i].tokens, details=said.details)
                 if progress is not None:
                     progress(len(answers), len(examples))
@@ -127,8 +123,5 @@ class HeadAnswers(Adapted):
         # transformers' pipelines want it beside the model, or beside the adapter
         self.renderer.tokenizer.save_pretrained(folder)
 
-    def _encoded(self, conversation: Conversation) -> Encoded:
-        return self._rows.example(self.example(conversation, ("",)))
-
     def prompt_tokens(self, conversation: Conversation) -> int:
-        return self._encoded(conversation).tokens
+        return self._rows.example(self.example(conversation, ("",))).tokens

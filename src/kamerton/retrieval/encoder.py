@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kamerton.base.sources import MINILM, minilm_folder
 from kamerton.errors import MissingExtra, ModelError
+from kamerton.packaged import MINILM, minilm_folder
 from kamerton.retrieval.passages import Passage
 
 if TYPE_CHECKING:

@@ -24,16 +24,17 @@ def squad(text: str) -> list[dict[str, Any]]:
     for article in json.loads(text)["data"]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
-                answers = {answer["text"]: answer.get("answer_start") for answer in question.get("answers", [])[::-1]}
-                texts = list(dict.fromkeys(answer["text"] for answer in question.get("answers", [])))
+                starts: dict[str, int | None] = {}
+                for answer in question.get("answers", []):
+                    starts.setdefault(answer["text"], answer.get("answer_start"))
                 records.append(
                     {
                         "id": question["id"],
                         "title": article.get("title", ""),
                         "context": paragraph["context"],
                         "question": question["question"],
-                        "answers": texts,
-                        "answer_start": [answers[text] for text in texts],
+                        "answers": list(starts),
+                        "answer_start": list(starts.values()),
                     }
                 )
     return records

@@ -36,7 +36,7 @@ from kamerton.recipe import load_recipe
 from kamerton.tasks import load_task
 from kamerton.tasks.example import Conversation, Message, conversation
 from kamerton.tasks.newest import newest_turns, turns_of
-from tiny import fit
+from tiny import Cli, fit
 
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -252,30 +252,13 @@ def test_addresses(given: str, address: str | None) -> None:
 # -- the command --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def chat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command with lines from a pipe: (exit status, standard output, standard error)."""
-    from kamerton.cli.main import run
-
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("KAMERTON_API_KEY", raising=False)
-
-    def call(*arguments: object, lines: list[str]) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kamerton", "chat", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-        capsys.readouterr()
-        status = 0
-        try:
-            run()
-        except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
-
-
 Chat = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def chat(cli: Cli) -> Chat:
+    """Runs the command with lines from a pipe: (exit status, standard output, standard error)."""
+    return lambda *arguments, lines: cli("chat", *arguments, stdin="\n".join(lines))
 
 
 def test_through_a_pipe_answers_alone_are_on_standard_output(chat: Chat, small_base: Base, small_folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -10,49 +9,40 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 import tiny
+from kamerton.cli import options
+from kamerton.cli.display import Bars
+from kamerton.cli.options import say, terminal
 from kamerton.methods import METHODS
+from tiny import Cli
 
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
-Cli = Callable[..., tuple[int, str, str]]
 LORA = "- lora: {learning_rate: 0.01, batch_size: 8, validations: 2}"
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs the entry point as a shell would: (exit status, standard output, standard error)."""
-    from kamerton.cli.main import run
-
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kamerton", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        status = 0
-        try:
-            run()
-        except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
 def recipe(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_recipe(tmp_path_factory.mktemp("cli"), small_folder, f"- zero-shot\n{LORA}", seeds="[0]")
+
+
+def test_texts_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of pictures and markup among them; no command has a console of another kind."""
+    text = "ends :smile: [bold]so"
+    say(text)
+    Bars().line(text)
+    terminal().print(text, markup=False)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{text}\n" * 2, f"{text}\n")
+    commands = Path(options.__file__).parent
+    assert [p.name for p in commands.glob("*.py") if "Console(" in p.read_text()] == ["options.py"]
 
 
 # -- help -----------------------------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from kamerton.recipe import Recipe, load_recipe
 from kamerton.tasks import load_task
 from kamerton.tasks.example import Example, Graded, conversation
 from kamerton.tasks.preferences import pairs_of
+from tiny import Cli
 
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -326,27 +325,7 @@ def test_labels_come_back_as_pairs(
 # the commands, end to end
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    from kamerton.cli.main import run
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kamerton", *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            run()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
-
-
-def test_from_a_tuned_model_over_labels_to_the_next_one(
-    cli: Callable[..., tuple[int, str, str]], small_folder: Path, tmp_path: Path
-) -> None:
+def test_from_a_tuned_model_over_labels_to_the_next_one(cli: Cli, small_folder: Path, tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path, small_folder, "- lora: {learning_rate: 0.01, validations: 2}")
     assert cli("tune", recipe, "lora", "--output", tmp_path / "tuned")[0] == 0
     label, target = tmp_path / "label.jsonl", tmp_path / "preferences.jsonl"
@@ -388,9 +367,7 @@ def test_from_a_tuned_model_over_labels_to_the_next_one(
     assert (tmp_path / "next" / "adapter_model.safetensors").is_file()
 
 
-def test_mistakes_at_the_command_line(
-    cli: Callable[..., tuple[int, str, str]], small_folder: Path, tmp_path: Path
-) -> None:
+def test_mistakes_at_the_command_line(cli: Cli, small_folder: Path, tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path, small_folder, "- zero-shot")
     asked = ("feedback", "export", small_folder, recipe, "--output", tmp_path / "a.jsonl")
     for more, says in (

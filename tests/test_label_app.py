@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from kamerton.feedback.store import FeedbackStore
 from kamerton.serving.guard import Guard, check_host, is_loopback, same_key
 from kamerton.serving.label_app import LARGEST, label_app
 from kamerton.tasks.example import conversation
+from tiny import Cli
 
 pytest_plugins = ("tiny",)
 
@@ -240,27 +240,7 @@ def test_hosts_and_keys_at_the_start() -> None:
 # -- the command
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    from kamerton.cli.main import run
-
-    monkeypatch.delenv("KAMERTON_API_KEY", raising=False)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["kamerton", *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            run()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return call
-
-
-def test_mistakes_at_the_command_line(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_mistakes_at_the_command_line(cli: Cli, tmp_path: Path) -> None:
     single, store = tmp_path / "single.jsonl", tmp_path / "s.sqlite"
     single.write_text('{"prompt": "q", "answers": ["a"]}\n')
     FeedbackStore(store).close()
@@ -290,9 +270,7 @@ def test_mistakes_at_the_command_line(cli: Callable[..., tuple[int, str, str]], 
     assert (status, err.count("\n")) == (2, 1)
 
 
-def test_results_and_preferences_from_the_command_line(
-    cli: Callable[..., tuple[int, str, str]], store: FeedbackStore, tmp_path: Path
-) -> None:
+def test_results_and_preferences_from_the_command_line(cli: Cli, store: FeedbackStore, tmp_path: Path) -> None:
     for name in ("Anna", "Ben"):
         for number in range(1, 6):
             store.label(number, name, "comparison", (0, 1), (1, 0) if number > 1 else (0, 0), seconds=2)
@@ -357,9 +335,7 @@ def test_answers_are_sampled_live_and_gone_on_with(small_folder: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_from_labels_on_the_page_to_an_aligned_model(
-    cli: Callable[..., tuple[int, str, str]], small_folder: Path, tmp_path: Path
-) -> None:
+def test_from_labels_on_the_page_to_an_aligned_model(cli: Cli, small_folder: Path, tmp_path: Path) -> None:
     """Labels through the page's own requests → export → `kamerton align` with DPO, which learns from their pairs."""
     made = FeedbackStore(tmp_path / "s.sqlite")
     examples = tiny.colours(30, 1)

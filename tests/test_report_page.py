@@ -248,6 +248,8 @@ def test_on_a_phone_nothing_is_wider_than_the_window(browser: Any, tmp_path: Pat
         page.locator(".card").first.wait_for()
         widths = page.evaluate("[document.documentElement.clientWidth, document.documentElement.scrollWidth]")
         assert widths == [360, 360]
+        how = page.locator(".answers .how").first.evaluate("one => [one.offsetWidth, one.parentNode.clientWidth]")
+        assert how[0] == how[1], "how an answer came about has the whole line, as the answer has"
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == "rgb(23, 24, 22)", "dark where the system is"
         page.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from kamerton.retrieval.hits import Hit
 from kamerton.retrieval.index import PassageIndex
 from kamerton.retrieval.passages import Passage
 from kamerton.tasks.example import Example, Task, conversation
-from tiny import fit
+from tiny import Cli, fit
 from words_encoder import WordsEncoder
 
 pytest.importorskip("lancedb")
@@ -232,30 +230,9 @@ def test_a_folder_of_an_encoder_starts_from_the_recipe(tmp_path: Path) -> None:
 # -- kamerton index ---------------------------------------------------------------------------------------------------
 
 
-def cli(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
-) -> tuple[int, str, str]:
-    from kamerton.cli.main import run
-
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(sys, "argv", ["kamerton", *map(str, arguments)])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    capsys.readouterr()
-    status = 0
-    try:
-        run()
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 0
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
-def test_the_commands(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands(folder: Path, tmp_path: Path, cli: Cli) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:
-        return cli(capsys, monkeypatch, "index", *arguments)
+        return cli("index", *arguments)
 
     index = tmp_path / "index"
     docs = tmp_path / "docs"
@@ -302,27 +279,21 @@ def test_the_commands(
     assert not (tmp_path / "new").exists()
 
 
-def test_documents_of_a_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documents_of_a_recipe(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "qa.csv").write_text(
         "question,answer,context,title\nwho?,me,Text of one.,First_one\nwhat?,it,Text of two.,First_one\nhow?,so,Text three.,B\nq?,a,,B\n"
     )
     (tmp_path / "r.yaml").write_text(
         "task:\n  data: qa.csv\n  template: '{question}'\nbase: demo\nmethods: [zero-shot]\n"
     )
-    status, out, _ = cli(
-        capsys, monkeypatch, "index", "add", tmp_path / "i", "--recipe", tmp_path / "r.yaml", "--title", "title"
-    )
+    status, out, _ = cli("index", "add", tmp_path / "i", "--recipe", tmp_path / "r.yaml", "--title", "title")
     assert status == 0
     assert "1 of 4 rows have no context" in out
     index = PassageIndex.open(tmp_path / "i")
     assert [(e.source, e.title, e.passages) for e in index.entries()] == [
         ("qa.csv#B", "B", 1), ("qa.csv#First_one", "First one", 2),
     ]  # fmt: skip
-    status, _, err = cli(
-        capsys, monkeypatch, "index", "add", tmp_path / "i", "--recipe", tmp_path / "r.yaml", "--text", "txt"
-    )
+    status, _, err = cli("index", "add", tmp_path / "i", "--recipe", tmp_path / "r.yaml", "--text", "txt")
     assert status == 2
     assert "no column 'txt'; use one of: question, answer, context, title" in err
 

@@ -10,9 +10,11 @@ PYTEST_DONT_REWRITE: the module asserts nothing, and is imported before it is re
 from __future__ import annotations
 
 import functools
+import io
 import json
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from kamerton.methods.method import Adapted, Report, Run
 from kamerton.tasks.example import Example, Task, conversation
 from kamerton.training import Budget
 
+Cli = Callable[..., tuple[int, str, str]]
+"""Runs a command: exit status, standard output, standard error."""
 STEPS = Budget(steps=8)
 CAUSAL = tuple(name for name in METHODS if name not in ("majority", "head"))
 """Methods that ask a causal model: not the one that asks none, and not the one that is for encoders alone."""
@@ -191,6 +195,30 @@ def four_bits(kind: str, compute: torch.dtype = torch.float32) -> dict[str, Any]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )}  # fmt: skip
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs the entry point as a shell would: (exit status, standard output, standard error)."""
+    from kamerton.cli.main import run
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("KAMERTON_API_KEY", raising=False)
+
+    def call(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kamerton", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        status = 0
+        try:
+            run()
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

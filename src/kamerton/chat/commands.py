@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from kamerton.chat.history import History, load, save
-from kamerton.chat.session import Session
+from kamerton.chat.session import Command, Session
 from kamerton.chat.settings import SETTINGS, changed, shown
-from kamerton.chat.telling import counts
+from kamerton.chat.telling import counts, short
 from kamerton.errors import KamertonError
 from kamerton.recipe_errors import closest
 from kamerton.tasks.newest import turns_of
-
-Command = Callable[[Session, str], None]
 
 
 def help_(session: Session, _: str) -> None:
@@ -53,7 +50,7 @@ def undo(session: Session, _: str) -> None:
     question = session.history.take_back()
     if question is None:
         raise KamertonError("there is nothing to take back", mend="ask something first")
-    session.screen.note(f"(taken back: {_short(question)})")
+    session.screen.note(f"(taken back: {short(question)})")
 
 
 def retry(session: Session, _: str) -> None:
@@ -90,7 +87,7 @@ def prompt(session: Session, text: str) -> None:
     if text:
         asked = history.conversation(text)
     else:
-        last = max((i for i, m in enumerate(history.turns) if m.role == "user"), default=None)
+        last = history.last_question()
         if last is None:
             raise KamertonError("nothing was asked yet", mend="/prompt TEXT shows what the model would see for a text")
         asked = History(history.system, history.turns[: last + 1]).conversation()
@@ -188,8 +185,3 @@ def _files(beginning: str) -> list[str]:
 def _size(history: History) -> str:
     turns = turns_of(tuple(history.turns))
     return f"{turns} turn{'s' if turns != 1 else ''}"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:59]}…"

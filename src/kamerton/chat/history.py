@@ -33,9 +33,13 @@ class History:
         system = (Message("system", self.system),) if self.system else ()
         return (*system, *self.turns, *((Message("user", question),) if question is not None else ()))
 
+    def last_question(self) -> int | None:
+        """Its place among the turns; None where nothing was asked."""
+        return max((i for i, m in enumerate(self.turns) if m.role == "user"), default=None)
+
     def take_back(self) -> str | None:
         """Remove the last question with what was answered to it; returns the question, None where there is none."""
-        at = max((i for i, m in enumerate(self.turns) if m.role == "user"), default=None)
+        at = self.last_question()
         if at is None:
             return None
         question = self.turns[at].content

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from kamerton.base.load import DtypeName
 from kamerton.chat.model import Grown, Progress, Reply, clean
+from kamerton.chat.telling import seen
 from kamerton.inference.growing import GrowingText
 from kamerton.inference.sampling import Sampling
 from kamerton.methods.history import answer_room, fit_turns
@@ -57,13 +58,10 @@ class LocalModels:
         adapted = self.adapted
         asked, dropped = self._kept(conversation, sampling)
         prepared = adapted.prepare(asked)
-        soft = adapted.engine.model.soft_tokens
-        notes = [f"{len(adapted.renderer.prompt(prepared)):,} tokens"]
-        notes += [f"behind {soft} trained soft tokens that are no words"] if soft else []
-        notes += [f"without the {dropped} oldest turns"] if dropped else []
-        if not is_plain(adapted):
-            notes.append("the method takes several passes, this is what the first begins with")
-        return f"{adapted.renderer.text(prepared)}\n({'; '.join(notes)})"
+        return seen(
+            adapted.renderer.text(prepared), tokens=len(adapted.renderer.prompt(prepared)),
+            soft_tokens=adapted.engine.model.soft_tokens, dropped=dropped, several=not is_plain(adapted),
+        )  # fmt: skip
 
     def _kept(self, conversation: Conversation, sampling: Sampling) -> tuple[Conversation, int]:
         return fit_turns(self.adapted, conversation, answer_room(self.adapted, sampling.max_tokens))

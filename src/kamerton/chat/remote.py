@@ -13,8 +13,10 @@ from typing import Any
 
 from kamerton.chat.events import event_data
 from kamerton.chat.model import Grown, Progress, Reply, clean
-from kamerton.chat.wire import SLOW, ServerError, Wire, api_address, refused_in_answer
+from kamerton.chat.telling import seen
+from kamerton.chat.wire import SLOW, ServerError, Wire, api_address, foreign, parsed, refused_in_answer
 from kamerton.errors import KamertonError
+from kamerton.recipe_errors import closest
 from kamerton.sampling import Sampling
 from kamerton.tasks.example import Conversation, Message
 from kamerton.tasks.newest import newest_turns, turns_of
@@ -63,8 +65,6 @@ class RemoteModels:
             raise KamertonError("the server lists no models", where=self._wire.address, mend="name one with --model")
         if name is not None and name not in models:
             if any(map(self._ours, models.values())):
-                from kamerton.recipe_errors import closest
-
                 raise KamertonError(f"has no model {name!r}", where=self._wire.address, mend=closest(name, models))
             models[name] = {}  # a list may leave some out; the server refuses what it does not have
         return models
@@ -121,14 +121,10 @@ class RemoteModels:
             sent = json.dumps(_turns(asked), ensure_ascii=False, indent=1)
             return f"{sent}\n(this is what is sent; the server renders it by its own template)"
         found = self._wire.post(f"{self._wire.root}/page/prompt", {"model": self.name, "messages": _turns(asked)})
-        notes = [f"{found['tokens']:,} tokens"]
-        if found["soft_tokens"]:
-            notes.append(f"behind {found['soft_tokens']} trained soft tokens that are no words")
-        if reply.dropped:
-            notes.append(f"without the {reply.dropped} oldest turns")
-        if found["passes"] == "several":
-            notes.append("the method takes several passes, this is what the first begins with")
-        return f"{clean(found['text'])}\n({'; '.join(notes)})"
+        return seen(
+            clean(found["text"]), tokens=found["tokens"], soft_tokens=found["soft_tokens"], dropped=reply.dropped,
+            several=found["passes"] == "several",
+        )  # fmt: skip
 
     def _beginning(self, conversation: Conversation, sampling: Sampling, reply: Reply) -> Conversation:
         """The conversation without the turns that are known not to fit."""
@@ -167,14 +163,14 @@ class RemoteModels:
         address = self._wire.address
         with self._wire.open(f"{address}/chat/completions", body, SLOW) as response:
             if "event-stream" not in response.headers.get("content-type", ""):
-                self._read(_parsed(response.read(), address), reply, grown)  # it answers in one piece
+                self._read(parsed(response.read(), address), reply, grown)  # it answers in one piece
                 reply.finish = reply.finish or "stop"
                 return
             for data in event_data(response):
                 if data == "[DONE]":
                     reply.finish = reply.finish or "stop"
                     return
-                self._read(_parsed(data, address), reply, grown)
+                self._read(parsed(data, address), reply, grown)
         if not reply.finish:
             raise KamertonError("the answer broke off", where=address, mend="/retry asks again")
 
@@ -184,7 +180,7 @@ class RemoteModels:
         if error is not None:
             raise error
         if not isinstance(told, dict):
-            raise _foreign(self._wire.address)
+            raise foreign(self._wire.address)
         usage = told.get("usage") or {}
         reply.prompt_tokens = usage.get("prompt_tokens", reply.prompt_tokens)
         reply.answer_tokens = usage.get("completion_tokens", reply.answer_tokens)
@@ -212,14 +208,3 @@ def _newest(conversation: Conversation, turns: int) -> tuple[Conversation, int]:
 def _first(conversation: Conversation) -> Message | None:
     """What a conversation is known by: what was said first."""
     return next((m for m in conversation if m.role == "user"), None)
-
-
-def _parsed(data: str | bytes, address: str) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        raise _foreign(address) from None
-
-
-def _foreign(address: str) -> KamertonError:
-    return KamertonError("what answers there does not speak OpenAI's protocol", where=address, mend="check the address")

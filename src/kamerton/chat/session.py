@@ -11,6 +11,7 @@ from kamerton.chat.model import ChatModel, Reply
 from kamerton.chat.screen import Screen, Waiting
 from kamerton.chat.telling import told
 from kamerton.errors import KamertonError
+from kamerton.recipe_errors import nearest
 from kamerton.sampling import Sampling
 from kamerton.tasks.example import Message
 
@@ -79,8 +80,6 @@ class Session:
         if text.startswith("/"):
             name, _, rest = text[1:].partition(" ")
             if name not in self.commands:
-                from kamerton.recipe_errors import nearest
-
                 near = nearest(name, self.commands)
                 mend = f"did you mean /{near}?" if near else "/help lists them."
                 raise KamertonError(f"no command /{name}", mend=f"{mend} A space before the slash sends it as it is")

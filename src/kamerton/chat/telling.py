@@ -1,4 +1,4 @@
-"""What is said of an answer behind it: its sources, its reasoning, its votes, its counts."""
+"""What is said of an answer behind it: its sources, its reasoning, its votes, its counts; and of a prompt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from kamerton.sampling import Sampling
 
 _LONGEST = 2000
 """Characters of a reasoning that are shown; /details has all of it."""
-_VOTE, _MOST_VOTES = 60, 5
-"""Characters of an answer that was voted for, and answers, that are shown."""
+_SHORT, _MOST_VOTES = 60, 5
+"""Characters of a text that is only named, and answers that were voted for, that are shown."""
 
 
 def told(reply: Reply, sampling: Sampling) -> list[str]:
@@ -47,6 +47,28 @@ def counts(reply: Reply) -> str:
     return ", ".join(parts)
 
 
+def seen(text: str, *, tokens: int, soft_tokens: int, dropped: int, several: bool) -> str:
+    """What a model sees, with notes behind it.
+
+    Args:
+        text: special tokens written out.
+        tokens: how many that is; `soft_tokens`: trained ones before them that are no words.
+        dropped: oldest turns that it is not asked with.
+        several: whether the method takes several passes.
+    """
+    notes = [f"{tokens:,} tokens"]
+    notes += [f"behind {soft_tokens} trained soft tokens that are no words"] if soft_tokens else []
+    notes += [f"without the {dropped} oldest turns"] if dropped else []
+    notes += ["the method takes several passes, this is what the first begins with"] if several else []
+    return f"{text}\n({'; '.join(notes)})"
+
+
+def short(text: str) -> str:
+    """The beginning of a text, in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value)
 
@@ -56,8 +78,7 @@ def _votes(groups: list[Any]) -> str:
     shown = []
     for group in groups[:_MOST_VOTES]:
         text, weight = group if isinstance(group, list) and len(group) == 2 else (group, 1)
-        words = " ".join(str(text).split())
-        shown.append(f"{weight:.3g} for {words if len(words) <= _VOTE else f'{words[: _VOTE - 1]}…'}")
+        shown.append(f"{weight:.3g} for {short(str(text))}")
     more = len(groups) - len(shown)
     return f"votes: {'; '.join(shown)}{f'; and {more} more' if more else ''}"
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from kamerton.errors import KamertonError
+from kamerton.serving.guard import is_loopback
 
 QUICK, SLOW = 30.0, 600.0
 """Seconds that a list of models, and the next piece of an answer, may take."""
@@ -75,7 +76,7 @@ class Wire:
     def __init__(self, address: str, key: str | None = None) -> None:
         self.address, self._key = address, key
         handlers: list[Any] = [_Stay()]
-        if urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1"):
+        if is_loopback(urlsplit(address).hostname or ""):
             handlers.append(urllib.request.ProxyHandler({}))  # a proxy's localhost is another machine
         self._opener = urllib.request.build_opener(*handlers)
 
@@ -87,12 +88,12 @@ class Wire:
     def get(self, address: str) -> Any:
         """A JSON value."""
         with self.open(address, None, QUICK) as response:
-            return self._json(response)
+            return parsed(response.read(), self.address)
 
     def post(self, address: str, body: dict[str, Any]) -> Any:
         """A JSON value in answer to another one."""
         with self.open(address, body, SLOW) as response:
-            return self._json(response)
+            return parsed(response.read(), self.address)
 
     @contextmanager
     def open(self, address: str, body: dict[str, Any] | None, seconds: float) -> Iterator[HTTPResponse]:
@@ -118,14 +119,6 @@ class Wire:
         except (OSError, HTTPException) as error:
             raise self._silent(error) from None
 
-    def _json(self, response: HTTPResponse) -> Any:
-        try:
-            return json.loads(response.read())
-        except ValueError:
-            raise KamertonError(
-                "what answers there does not speak OpenAI's protocol", where=self.address, mend="check the address"
-            ) from None
-
     def _silent(self, error: Exception) -> KamertonError:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__
         mend = "check the address, and that the server runs"
@@ -146,6 +139,23 @@ class Wire:
         found = ServerError(message[:LONGEST].rstrip(". "), where=self.address, mend=mend)
         found.status, found.code = error.code, code
         return found
+
+
+def parsed(data: str | bytes, address: str) -> Any:
+    """A JSON value.
+
+    Raises:
+        KamertonError: it is none.
+    """
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise foreign(address) from None
+
+
+def foreign(address: str) -> KamertonError:
+    """What is said of an answer that is not one of the protocol."""
+    return KamertonError("what answers there does not speak OpenAI's protocol", where=address, mend="check the address")
 
 
 def refused_in_answer(told: Any, address: str) -> ServerError | None:

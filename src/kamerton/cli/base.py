@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import terminal
+
 app = typer.Typer(no_args_is_help=True, help="Look at architectures before they are built.")
 
 
@@ -32,12 +34,11 @@ def show(
 
     Without a name: all presets, and published models with their parameters beside the published count.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from kamerton.base.show import account, human, lines
 
-    console = Console()
+    console = terminal()
     if name is None:
         from kamerton.base.presets import PRESETS
         from kamerton.base.published import PUBLISHED

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import terminal
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -36,13 +38,11 @@ def register(app: typer.Typer) -> None:
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
 
-        from rich.console import Console
-
         from kamerton.cli.display import Bars
         from kamerton.comparison.run import compare as run
 
         result = run(loaded, output=output, workers=workers, race=race, watcher=Bars())
-        console = Console()
+        console = terminal()
         console.print()
         console.print(str(result), highlight=False, markup=False, soft_wrap=True)
         console.print(f"\nreport: {result.report}", highlight=False, markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from kamerton.cli import corpus_classifier
+from kamerton.cli.options import terminal
 
 
 class _Group(TyperGroup):
@@ -54,14 +55,12 @@ def build(
         raise KamertonError(f"no executor {executor!r}", where="--executor", mend="use local")
     loaded = load_corpus_recipe(recipe, data=data, overrides=set_ or [])
 
-    from rich.console import Console
-
     from kamerton.cli.display import OneBar
 
     with OneBar() as bar:
         corpus = build_corpus(loaded, output, workers=workers, watch=bar)
-    say_report(Console(), corpus.results)
-    Console().print(f"{corpus.documents}\n{corpus.report}", highlight=False, markup=False, soft_wrap=True)
+    say_report(terminal(), corpus.results)
+    terminal().print(f"{corpus.documents}\n{corpus.report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def say_report(console: Any, results: dict[str, Any]) -> None:

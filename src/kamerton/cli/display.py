@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from kamerton.cli.options import terminal
 from kamerton.comparison.run import Watcher
 from kamerton.comparison.store import Cell
 
@@ -24,7 +25,7 @@ class Bars(Watcher):
     """Bars for a comparison."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or terminal(stderr=True)
         self._progress = bars(self.console)
         self._whole: TaskID | None = None
         self._cells: dict[tuple[str, int], TaskID] = {}
@@ -77,7 +78,7 @@ class OneBar:
     """A bar for one fit or one evaluation; a context manager whose value is a `Report`."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or terminal(stderr=True)
         self._progress = bars(self.console)
         self._task: TaskID | None = None
         self._stage = ""

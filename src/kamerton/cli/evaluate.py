@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kamerton.cli.options import picked, say_measured, terminal
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -72,15 +74,13 @@ def register(app: typer.Typer) -> None:
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
 
-        from rich.console import Console
-
         from kamerton.api import evaluate as run
         from kamerton.cli.display import OneBar
         from kamerton.files import write_text
 
         with OneBar() as bar:
             result = run(target, loaded, split=split, report=bar)
-        console = Console()
+        console = terminal()
         for example, text in list(zip(result.examples, result.answers, strict=True))[:show]:
             console.print(f"asked     {example.messages[-1].content}", highlight=False, markup=False)
             console.print(f"answered  {text}", highlight=False, markup=False)
@@ -127,7 +127,6 @@ def _fidelity(
     from kamerton.assessment.settings import FidelitySettings, temperatures
     from kamerton.assessment.table import rows
     from kamerton.cli.display import OneBar
-    from kamerton.cli.options import picked, say_measured
     from kamerton.recipe import load_recipe
 
     chosen = picked(given, "samples", "judge", "phrasings", "bins", "seed")

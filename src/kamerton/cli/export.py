@@ -39,12 +39,10 @@ def register(app: typer.Typer) -> None:
         What was written is read back by those programs, and its logits on real prompts are compared with the model's; a
         difference that rounding does not explain is an error, and nothing is left.
         """
-        from rich.console import Console
-
         from kamerton.api import export as run
         from kamerton.cli.display import OneBar
 
-        with OneBar(Console(stderr=True)) as bar:
+        with OneBar() as bar:
             written = run(
                 target, output, format=format, type=type, shard_size=shard_size, force=force, report=bar
             )  # fmt: skip

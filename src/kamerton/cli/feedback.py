@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import say
+
 app = typer.Typer(no_args_is_help=True, help="Let people judge a model's answers, and learn from that.")
 
 
@@ -64,8 +66,6 @@ def export(
 
     loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
 
-    from rich.console import Console
-
     from kamerton.api import load
     from kamerton.cli.display import OneBar
     from kamerton.feedback import check_export
@@ -85,11 +85,6 @@ def export(
     adapted = load(target)
     with OneBar() as bar:
         done = run(adapted, examples, output, plan, report=bar)
-    console = Console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     there = f" ({done.kept} were there, {done.labelled} of them labelled)" if done.kept else ""
     say(f"{output}: {done.written} questions{there}")
     for number, what in (

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kamerton.cli.options import say
+
 if TYPE_CHECKING:
     from kamerton.retrieval.index import PassageIndex
     from kamerton.retrieval.upkeep import Outcome
@@ -111,22 +113,18 @@ def remove(
     documents: Annotated[list[str], typer.Argument(help="Files, or sources as list shows them.", show_default=False)],
 ) -> None:
     """Take documents out of an index."""
-    from rich.console import Console
-
     from kamerton.retrieval.index import PassageIndex
 
     opened = PassageIndex.open(index)
     known = {e.source for e in opened.entries()}
     sources = [d if d in known else Path(d).expanduser().resolve().as_posix() for d in documents]
     passages = opened.remove(sources)
-    Console().print(f"{len(set(sources))} documents with {passages} passages removed", highlight=False)
+    say(f"{len(set(sources))} documents with {passages} passages removed")
 
 
 @app.command("list", epilog="Examples:\n\nkamerton index list runs/docs-index")
 def list_(index: Folder) -> None:
     """List the documents of an index."""
-    from rich.console import Console
-
     from kamerton.retrieval.index import PassageIndex
 
     opened = PassageIndex.open(index)
@@ -137,7 +135,7 @@ def list_(index: Folder) -> None:
         f"{opened.cutting.overlap}, encoder {about['encoder']['name']}, {about['language']}"
     )
     for line in lines:
-        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
 
 @app.command(
@@ -151,31 +149,25 @@ def search(
     count: Annotated[int, typer.Option(min=1, help="Passages.")] = 5,
 ) -> None:
     """Print the passages that answer a question best, with their sources."""
-    from rich.console import Console
-
     from kamerton.retrieval.documents import DocumentError
     from kamerton.retrieval.index import HOWS, PassageIndex
 
     if how not in HOWS:
         raise DocumentError(f"no search is called '{how}'", where="--how", mend=f"use one of: {', '.join(HOWS)}")
-    console = Console()
     for n, hit in enumerate(PassageIndex.open(index).search(question, count, how), start=1):
-        console.print(f"[{n}] {hit.place}  ({hit.score:.3f})", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"    {hit.source}", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"    {' '.join(hit.passage.text.split())}\n", highlight=False, markup=False, soft_wrap=True)
+        say(f"[{n}] {hit.place}  ({hit.score:.3f})")
+        say(f"    {hit.source}")
+        say(f"    {' '.join(hit.passage.text.split())}\n")
 
 
 def _tell(index: PassageIndex, outcome: Outcome) -> None:
-    from rich.console import Console
-
-    console = Console()
     for line in outcome.failed:
-        console.print(f"passed over: {line}", highlight=False, markup=False, soft_wrap=True)
+        say(f"passed over: {line}")
     if outcome.gone and not outcome.pruned:
         for source in outcome.gone:
-            console.print(f"gone: {source}", highlight=False, markup=False, soft_wrap=True)
-        console.print("remove them with --prune", highlight=False)
+            say(f"gone: {source}")
+        say("remove them with --prune")
     if outcome.note:
-        console.print(outcome.note, highlight=False, markup=False, soft_wrap=True)
-    console.print(str(outcome), highlight=False)
-    console.print(f"index {index.folder}: {len(index)} passages", highlight=False, markup=False, soft_wrap=True)
+        say(outcome.note)
+    say(str(outcome))
+    say(f"index {index.folder}: {len(index)} passages")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from kamerton.cli.options import say, terminal
+
 if TYPE_CHECKING:
     from kamerton.feedback.records import Kind
     from kamerton.feedback.results import Results
@@ -88,7 +90,6 @@ def register(app: typer.Typer) -> None:
 
         check_host(host, api_key)
         check_extra()
-        from kamerton.cli.options import say
         from kamerton.serving.label_app import LARGEST, label_app
         from kamerton.serving.runner import Server, serve
 
@@ -164,8 +165,6 @@ def _open(source: Path | None, store: Path | None, prompts: Path | None) -> tupl
 def _sampler(
     store: FeedbackStore, names: list[str], prompts: Path, answers: int, temperature: float, max_tokens: int, seed: int
 ) -> Sampler:
-    from rich.console import Console
-
     from kamerton.api import load, load_beside
     from kamerton.errors import KamertonError
     from kamerton.feedback.items import read_questions
@@ -176,7 +175,7 @@ def _sampler(
         raise KamertonError("names a model twice", where="--models", mend="name each once, with --answers 2")
     questions = read_questions(prompts)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, n=answers, seed=seed)
-    with Console(stderr=True).status("loading"):
+    with terminal(stderr=True).status("loading"):
         first = load(names[0])
         models = {names[0]: first} | {name: load_beside(name, first.base) for name in names[1:]}
         return Sampler(store, models, questions, sampling)
@@ -208,7 +207,6 @@ def _asked(store: FeedbackStore, kind: Kind, questions: int, sampler: Sampler | 
 
 
 def _results(path: Path | None, output: Path | None) -> None:
-    from kamerton.cli.options import say
     from kamerton.errors import KamertonError
     from kamerton.feedback.results import results_of
     from kamerton.feedback.store import FeedbackStore, is_store

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import terminal
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -25,11 +27,9 @@ def register(app: typer.Typer) -> None:
         A base in 4 bits is dequantised first. What was written is read back, and its logits on real prompts are
         compared with the adapted model's; a difference that rounding does not explain is an error.
         """
-        from rich.console import Console
-
         from kamerton.api import merge as run
 
-        console = Console()
+        console = terminal()
         with console.status("merging"):
             merged = run(target, output)
         console.print(

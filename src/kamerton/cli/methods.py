@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import terminal
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -15,14 +17,13 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str | None, typer.Argument(help="One method, with all its options.")] = None,
     ) -> None:
         """List the methods: what each trains and costs; or one method's options and defaults."""
-        from rich.console import Console
         from rich.table import Table
 
         from kamerton.methods import METHODS, get_method
         from kamerton.methods.costs import cost_line
         from kamerton.methods.search import shown, space_of
 
-        console = Console()
+        console = terminal()
         if name is None:
             columns = ("method", "what it does", "trains", "cost", "searched")
             table = Table(*columns, box=None, pad_edge=False, header_style="bold")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kamerton.cli.options import say
+from kamerton.cli.options import say, terminal
 
 app = typer.Typer(no_args_is_help=True, help="N-gram models: train, measure, sample, and help with typing.")
 
@@ -33,12 +33,10 @@ def train(
     documents: Annotated[bool, typer.Option("--documents", help="A sentence is a whole document.")] = False,
 ) -> None:  # fmt: skip
     """Count text and estimate a model."""
-    from rich.console import Console
-
     from kamerton.cli.display import bars
     from kamerton.text.ngrams import estimate, open_units
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with bars(console) as progress:
         bar = progress.add_task("counting", total=None, text="vocabulary")
         units = open_units(tokens, files, least=least)
@@ -125,7 +123,6 @@ def correct(
     errors: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Chance of an edit in a word.")] = 0.02,
 ) -> None:  # fmt: skip
     """A line with mistyped words put right."""
-    from rich.console import Console
     from rich.text import Text as Styled
 
     from kamerton.text.ngrams.typing_help import correct as run
@@ -136,7 +133,7 @@ def correct(
         line.append(text[done:at]).append(meant, style="" if typed == meant else "bold green")
         done = at + len(typed)
     line.append(text[done:])
-    Console().print(line, soft_wrap=True)
+    terminal().print(line, soft_wrap=True)
 
 
 @app.command(epilog="Example:\n\nkamerton ngram export runs/plays-3 --output plays.arpa")

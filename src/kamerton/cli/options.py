@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kamerton.base.load import DtypeName
 
 DtypeOption = Annotated[
@@ -72,11 +74,16 @@ def tried(search: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def say(text: str) -> None:
-    """One line on standard output, as it is."""
+def terminal(*, stderr: bool = False) -> Console:
+    """Where commands write. What models and users wrote stays as it is: `:smile:` becomes no picture."""
     from rich.console import Console
 
-    Console().print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Console(stderr=stderr, emoji=False)
+
+
+def say(text: str) -> None:
+    """One line on standard output, as it is."""
+    terminal().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def picked(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -86,12 +93,10 @@ def picked(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def say_measured(lines: Iterable[str], sentences: Sequence[str], page: Path) -> None:
     """A measurement: its table, what it says, and where its page is."""
-    from rich.console import Console
-
     for line in lines:
         say(line)
     for text in sentences:
-        Console().print(f"- {text}", highlight=False, markup=False)
+        terminal().print(f"- {text}", highlight=False, markup=False)
     say(f"page: {page}")
 
 

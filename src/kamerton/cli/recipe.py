@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kamerton.cli.options import say
+
 if TYPE_CHECKING:
     from kamerton.tasks.example import Example
 
@@ -40,8 +42,6 @@ def check(
 
     loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
 
-    from rich.console import Console
-
     from kamerton.base.load import check_source
     from kamerton.comparison.run import at_base, base_options, check_task
     from kamerton.methods import resolve
@@ -56,11 +56,6 @@ def check(
     methods = resolve(loaded)
     task = load_task(loaded.task)
     check_task(task, loaded.task)
-    console = Console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     say(f"{recipe}: good")
     say(f"base      {loaded.base.model}")
     say(f"task      {task.name}: {len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import say, terminal
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -48,9 +50,6 @@ def register(app: typer.Typer) -> None:
 
 
 def _write(folder: Path, open_: bool) -> None:
-    from rich.console import Console
-
-    from kamerton.cli.options import say
     from kamerton.comparison.report import load_comparison, write_report
     from kamerton.errors import KamertonError
     from kamerton.pretraining.live import RESULT
@@ -66,7 +65,7 @@ def _write(folder: Path, open_: bool) -> None:
         if not found.settings and not found.labels:
             mend = f"run kamerton compare RECIPE --output {folder}, or name its folder"
             raise KamertonError("no comparison is in this folder", where=folder, mend=mend)
-        with Console(stderr=True).status("computing the verdict"):
+        with terminal(stderr=True).status("computing the verdict"):
             page = write_report(folder)
         say((folder / "table.md").read_text(encoding="utf-8"))
     say(f"report: {page}")
@@ -83,7 +82,6 @@ def _serve(folder: Path, host: str, port: int, api_key: str | None, open_: bool)
     check_extra()
     if folder.exists() and not folder.is_dir():
         raise KamertonError("is no folder", where=folder, mend="name the folder of a comparison")
-    from kamerton.cli.options import say
     from kamerton.serving.report_app import report_app
     from kamerton.serving.runner import Server, serve
 
@@ -105,8 +103,6 @@ def _serve(folder: Path, host: str, port: int, api_key: str | None, open_: bool)
 
 def _browse(where: str) -> None:
     import webbrowser
-
-    from kamerton.cli.options import say
 
     if not webbrowser.open(where):
         say("no browser was found here; open the address in one")

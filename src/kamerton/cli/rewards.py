@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import terminal
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -15,7 +17,6 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str | None, typer.Argument(help="One reward, with all its options.")] = None,
     ) -> None:
         """List the rewards: what says how good an answer is; or one reward's options and defaults."""
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
         from kamerton.recipe_errors import closest
         from kamerton.rewards import REWARDS, get_reward
 
-        console = Console()
+        console = terminal()
         if name is None:
             table = Table("reward", "what it says", "options", box=None, pad_edge=False, header_style="bold")
             table.columns[0].min_width = max(map(len, REWARDS))  # a name is what people type: never cut

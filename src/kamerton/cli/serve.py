@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kamerton.cli.options import DtypeOption, dtype_name, say
+from kamerton.cli.options import DtypeOption, dtype_name, say, terminal
 
 KEY = "KAMERTON_API_KEY"
 
@@ -64,7 +64,6 @@ def register(app: typer.Typer) -> None:
         from kamerton.serving.server import address, check_extra, listen
 
         check_extra("prometheus_client")
-        from rich.console import Console
 
         from kamerton.feedback.store import FeedbackStore
         from kamerton.serving.app import make_app, make_server
@@ -76,7 +75,7 @@ def register(app: typer.Typer) -> None:
         store = None
         try:
             store = FeedbackStore(feedback) if feedback else None
-            with Console().status("loading") as status:
+            with terminal().status("loading") as status:
                 models = load_together(targets, report=lambda text: status.update(text), dtype=kind)
             limits = Limits(
                 body=max_body, messages=max_messages, prompts=max_prompts, answer=max_tokens, n=max_n,

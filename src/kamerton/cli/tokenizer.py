@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kamerton.cli.options import say
+from kamerton.cli.options import say, terminal
 
 app = typer.Typer(no_args_is_help=True, help="Tokenizers: train, look at, compare.")
 
@@ -33,8 +33,6 @@ def train(
                                                       show_default=False)] = None,
 ) -> None:  # fmt: skip
     """Train a tokenizer; the folder is one that transformers loads."""
-    from rich.console import Console
-
     from kamerton.cli.display import bars
     from kamerton.errors import KamertonError
     from kamerton.text.lines import PACKED
@@ -46,7 +44,7 @@ def train(
             raise KamertonError("there is no such file", where=template, mend="give chatml, or a file with a template")
         template = Path(template).read_text(encoding="utf-8")
     plain = all(f.suffix not in PACKED for f in files)
-    with bars(Console(stderr=True)) as progress:
+    with bars(terminal(stderr=True)) as progress:
         bar = progress.add_task("reading", total=sum(f.stat().st_size for f in files) if plain else None, text=kind)
         made = run(files, kind, vocab_size, output, split_digits=split_digits, special=special or (),
                    chat_template=template, progress=lambda done: progress.advance(bar, done))  # fmt: skip
@@ -64,7 +62,6 @@ def show(
     html: Annotated[Path | None, typer.Option(help="Write a page too.", show_default=False)] = None,
 ) -> None:
     """A text coloured by token, with the tokens' numbers."""
-    from rich.console import Console
     from rich.text import Text
 
     made = _open(tokenizer)
@@ -72,7 +69,7 @@ def show(
     line = Text()
     for i, (piece, _, _) in enumerate(pieces):
         line.append(piece.replace("\n", "↵\n"), style=f"black on {COLOURS[i % len(COLOURS)]}")
-    Console().print(line, soft_wrap=True)
+    terminal().print(line, soft_wrap=True)
     say(f"{len(pieces)} tokens, {len(text.encode()) / max(len(pieces), 1):.2f} bytes a token")
     for _, token, number in pieces:
         say(f"{number:8d}  {token}")
@@ -95,7 +92,6 @@ def compare(
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
     from kamerton.errors import KamertonError
@@ -121,7 +117,7 @@ def compare(
             r.tokenizer, r.text, f"{r.vocabulary:,}", f"{r.fertility:.3f}", f"{r.bytes_per_token:.3f}",
             f"{r.characters_per_token:.3f}", f"{r.unknown:.2%}", f"{r.split_words:.1%}", f"{r.round_trip:.1%}",
         )  # fmt: skip
-    Console().print(table)
+    terminal().print(table)
 
 
 def _open(name: str) -> Any:

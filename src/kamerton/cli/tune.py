@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kamerton.cli.options import read_options, say_saved, terminal, tried
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -30,14 +32,11 @@ def register(app: typer.Typer) -> None:
 
         Stopped at any moment, the same command goes on from the last checkpoint.
         """
-        from kamerton.cli.options import read_options, say_saved, tried
         from kamerton.recipe import load_recipe
 
         loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
 
         options = read_options(option or [])
-
-        from rich.console import Console
 
         from kamerton.api import tune as run
         from kamerton.cli.display import OneBar
@@ -45,7 +44,7 @@ def register(app: typer.Typer) -> None:
         folder = output or Path("runs") / f"{loaded.name}-{method or loaded.methods[0].label}"
         with OneBar() as bar:
             adapted = run(loaded, method, output=folder, options=options, seed=seed, report=bar, trackers=tracker or ())
-        console, record = Console(), adapted.record
+        console, record = terminal(), adapted.record
         for note in record.notes:
             console.print(note, highlight=False, markup=False)
         for line in tried(record.search):

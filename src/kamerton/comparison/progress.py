@@ -56,6 +56,11 @@ def curve_points(rows: Iterable[Mapping[str, Any]], key: str, most: int) -> list
     return neighbours([point for point in found if math.isfinite(point[1])], most)
 
 
+def loss_curves(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, list[tuple[float, float]]]:
+    """Training and validation loss of the lines of a curve, each as `curve_points`."""
+    return {key: curve_points(rows, key, most) for key in ("loss", "validation_loss")}
+
+
 def neighbours(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
     """At most so many points: means of neighbours."""
     size = max(1, -(-len(points) // most))
@@ -181,7 +186,7 @@ class FitProgress:
             "steps": max(p.step, round(p.step / share)) if p and of == stage and share > 0 else None,
             "loss": _finite(p.loss) if p else None, "seconds_left": _finite(p.seconds_left) if p else None,
             "tokens_per_second": _finite(p.tokens_per_second) if p else None,
-            "curve": {k: curve_points(p.curve, k, POINTS) for k in ("loss", "validation_loss")} if p else {},
+            "curve": loss_curves(p.curve, POINTS) if p else {},
         }  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def export(
     report("computing probes", 0.0, "")
     probes = probe(adapted)
     report("computing probes", 1.0, "")
-    work = _Work(adapted, format, kind, shard_size, probes, report)
+    work = _Work(adapted, kind, shard_size, probes, report)
     with whole_folder(folder, replace=force) as partial:
         checks, notes = {"safetensors": work.model_folder, "peft": work.adapter, "gguf": work.gguf}[format](partial)
         stored = sum(p.stat().st_size for p in (*partial.glob("*.safetensors"), *partial.glob("*.gguf")))
@@ -165,7 +165,6 @@ class _Work:
     """One export: the writing and the reading back of each format."""
 
     adapted: Adapted
-    format: str
     kind: str
     shard_size: str
     probes: Probe

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kamerton.comparison.progress import PROGRESS, run_of
-from kamerton.comparison.report.live import Files, lines_of, running_cell, thinned
-from kamerton.comparison.report.plots import panels
+from kamerton.comparison.progress import PROGRESS, loss_curves, run_of
+from kamerton.comparison.report.live import Files, running_cell
+from kamerton.comparison.report.plots import MAX_CURVE, lines_of, panels
 
 Record = dict[str, Any]
 RESULT = "pretraining.json"
@@ -64,7 +64,7 @@ class LivePretraining:
         state, result = self.state(), self.result()
         running: Mapping[str, Any] = self._files.json(self.folder / PROGRESS).get("curve") or {}
         ended = state["phase"] == "finished"
-        curve = thinned(result.get("curve") or []) if ended else running
+        curve = loss_curves(result.get("curve") or [], MAX_CURVE) if ended else running
         return {label: str(svg) for label, svg in panels({state["name"]: lines_of([dict(curve)])}).items()}
 
     def record(self, label: str, seed: int) -> Record | None:  # noqa: ARG002

@@ -8,12 +8,12 @@ taken as not there yet.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kamerton.comparison.progress import PROGRESS, curve_points, read, run_of
-from kamerton.comparison.report.plots import MAX_CURVE, Lines, panels
+from kamerton.comparison.progress import PROGRESS, loss_curves, read, run_of
+from kamerton.comparison.report.plots import MAX_CURVE, lines_of, panels
 from kamerton.comparison.store import Store
 from kamerton.files import read_jsonl
 
@@ -49,23 +49,12 @@ class Files:
 
     def curve(self, path: Path) -> Record:
         """The thinned curves of a `curve.jsonl`, as `progress.json` has them."""
-        return dict(self.get("curve", path, lambda file: thinned(read_jsonl(file)), {}))
-
-
-def thinned(rows: Sequence[Mapping[str, Any]]) -> Record:
-    """The curves of a run's lines, as `progress.json` has them."""
-    return {key: curve_points(rows, key, MAX_CURVE) for key in ("loss", "validation_loss")}
+        return dict(self.get("curve", path, lambda file: loss_curves(read_jsonl(file), MAX_CURVE), {}))
 
 
 def running_cell(progress: Mapping[str, Any]) -> Record:
     """A cell that is being run, from its progress."""
     return {"state": "running", **{key: progress.get(key) for key in SHOWN}}
-
-
-def lines_of(curves: Sequence[Mapping[str, Any]]) -> Lines:
-    """The lines of several fits of one method."""
-    train, validation = ([[(x, y) for x, y in c.get(k) or ()] for c in curves] for k in ("loss", "validation_loss"))
-    return [line for line in train if line], [line for line in validation if line]
 
 
 class LiveComparison:

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kamerton.comparison.progress import curve_points
+from kamerton.comparison.progress import loss_curves
 from kamerton.comparison.report import svg
 from kamerton.comparison.report.data import Comparison, Record
 from kamerton.comparison.units import Scale, duration, plain, quantity
@@ -134,12 +134,14 @@ Lines = tuple[list[svg.Line], list[svg.Line]]
 
 def curves(comparison: Comparison, order: Sequence[str]) -> list[Markup]:
     """Training and validation loss over tokens, a plot for each method that trains."""
-    lines: dict[str, Lines] = {}
-    for label in order:
-        own = [cell.curve for cell in comparison.cells[label].values()]
-        train, validation = ([curve_points(c, key, MAX_CURVE) for c in own] for key in ("loss", "validation_loss"))
-        lines[label] = ([t for t in train if t], [v for v in validation if v])
-    return list(panels(lines).values())
+    by_label = {label: [loss_curves(c.curve, MAX_CURVE) for c in comparison.cells[label].values()] for label in order}
+    return list(panels({label: lines_of(own) for label, own in by_label.items()}).values())
+
+
+def lines_of(curves: Sequence[Mapping[str, Any]]) -> Lines:
+    """The lines of several fits of one method, from what `loss_curves` gives."""
+    train, validation = ([[(x, y) for x, y in c.get(k) or ()] for c in curves] for k in ("loss", "validation_loss"))
+    return [line for line in train if line], [line for line in validation if line]
 
 
 def panels(lines: Mapping[str, Lines]) -> dict[str, Markup]:

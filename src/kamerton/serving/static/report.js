@@ -85,10 +85,9 @@
   }
 
   function showCell(parts, cell, method, told) {
-    const share = cell.state === "running" || cell.state === "interrupted" ? cell.share : 0;
+    const running = cell.state === "running" || cell.state === "interrupted", share = running ? cell.share : 0;
     classes(parts.row, `cell ${cell.state}`);
     put(parts.state, stateOf(cell));
-    const running = cell.state === "running" || cell.state === "interrupted";
     show(parts.bar, running);
     const width = percent(share);
     if (parts.fill.style.width !== width) {

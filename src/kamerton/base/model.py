@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
 from kamerton.base.frozen import FrozenLayers
 from kamerton.base.inserts import Inserts, behind
+from kamerton.base.kernels import Kernels, TargetLogProbs
 from kamerton.base.linears import PackedLinears
 from kamerton.base.passes import Front, Hidden, Shared, Targets
 from kamerton.base.work import Work
@@ -59,6 +60,7 @@ class LanguageModel:
         self.frozen: FrozenLayers | None = None
         self.work = Work()
         self._linears: PackedLinears | None = None
+        self._kernels: Kernels | None = None
         self._inferring = 0
 
     @property
@@ -134,6 +136,11 @@ class LanguageModel:
         return saved
 
     def _prepared(self) -> AbstractContextManager[None]:
+        """Around a pass: what is between linear layers made quicker with gradients, else linear layers packed."""
+        if torch.is_grad_enabled():
+            if self._kernels is None:
+                self._kernels = Kernels(self.hf)
+            return self._kernels.active()
         return self._linears.active() if self._inferring and self._linears is not None else nullcontext()
 
     def prompt_limit(self, answer: int, front: int | None = None) -> int | None:
@@ -200,8 +207,8 @@ class LanguageModel:
         """
 
         def one(h: Tensor, t: Tensor) -> Tensor:
-            logits = self.output(h).float()
-            return logits.gather(1, t[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
+            found: Tensor = TargetLogProbs.apply(self.output(h), t)
+            return found
 
         n = hidden.shape[0]
         if n <= chunk:

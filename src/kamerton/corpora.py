@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kamerton.resources import cores
 from kamerton.text.corpus.recipe import CorpusRecipe, load_corpus_recipe
 from kamerton.text.corpus.run import Corpus, Watch
 from kamerton.text.corpus.run import build_corpus as _build
@@ -19,11 +19,6 @@ __all__ = [
     "Corpus", "CorpusRecipe", "build_corpus", "labelled", "load_corpus_recipe", "measure_classifier",
     "train_classifier",
 ]  # fmt: skip
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_corpus(

@@ -171,7 +171,7 @@ class Cluster:
             while waiting or running:
                 while waiting and (at_once is None or len(running) < at_once):
                     job = waiting.popleft()
-                    running[remote.remote(function, job[1], os.getcwd(), str(mark))] = job
+                    running[remote.remote(function, job[1], os.getcwd(), str(mark), SEEN)] = job
                 ready, _ = ray.wait(list(running), timeout=0.5)
                 for ref in ready:
                     number, argument = running.pop(ref)
@@ -222,11 +222,11 @@ def _outcome(ref: Any) -> tuple[str, Any]:
         return "lost", _first(error)
 
 
-def _on_node(function: Callable[[Any], Any], argument: Any, folder: str, mark: str) -> tuple[str, Any]:
+def _on_node(function: Callable[[Any], Any], argument: Any, folder: str, mark: str, seen: float) -> tuple[str, Any]:
     """On a node: call the function from the folder in which the command was given, where it is there."""
     with suppress(OSError):
         os.chdir(folder)
-    until = time.monotonic() + SEEN
+    until = time.monotonic() + seen
     while not os.path.exists(mark):
         if time.monotonic() > until:
             return "unseen", platform.node()

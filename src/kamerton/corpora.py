@@ -26,9 +26,15 @@ def build_corpus(
     output: str | Path | None = None,
     *,
     workers: int | None = None,
+    executor: str = "local",
+    address: str | None = None,
     watch: Watch | None = None,
 ) -> Corpus:
-    """Make a corpus from a recipe, its content, or its file; `workers`: processes, by default one for each core.
+    """Make a corpus from a recipe, its content, or its file.
+
+    Args:
+        workers: processes, by default one for each core; with `ray` pieces at a time, by default as there is room.
+        executor: `local` or `ray`, with the `address` of the cluster (`kamerton.cluster`).
 
     Raises:
         KamertonError: the recipe, the test sets that it names, or the folder are wrong.
@@ -37,7 +43,10 @@ def build_corpus(
         recipe = CorpusRecipe.from_dict(recipe)
     elif not isinstance(recipe, CorpusRecipe):
         recipe = load_corpus_recipe(recipe)
-    return _build(recipe, output, workers=workers or cores(), tests=test_sets(recipe), watch=watch)
+    workers = workers or (cores() if executor == "local" else None)
+    return _build(
+        recipe, output, workers=workers, executor=executor, address=address, tests=test_sets(recipe), watch=watch
+    )
 
 
 def test_sets(recipe: CorpusRecipe) -> dict[str, dict[str, list[str]]]:

@@ -186,7 +186,18 @@ def test_readme_commands_are_taken_apart_as_a_shell_would() -> None:
     assert all("\nEND" in c for c in first if "<<'END'" in c)
 
 
-PARTS = [CellResources, Recipe, BaseSpec, BudgetSpec, DataSpec, ForgettingSpec, EvaluationSpec, TaskSpec, RaceSpec, Phrasing]
+PARTS = [
+    CellResources,
+    Recipe,
+    BaseSpec,
+    BudgetSpec,
+    DataSpec,
+    ForgettingSpec,
+    EvaluationSpec,
+    TaskSpec,
+    RaceSpec,
+    Phrasing,
+]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -21,12 +21,24 @@ NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80
 def cluster() -> Iterator[Any]:
     """A cluster of two nodes; `address` is where it is reached."""
     utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
-    made = utils.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    made = _started(utils)
     try:
-        made.add_node(**NODE)
         yield made
     finally:
         import ray
 
         ray.shutdown()
         made.shutdown()
+
+
+def _started(utils: Any) -> Any:
+    for left in (2, 1, 0):
+        made = utils.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        try:
+            made.add_node(**NODE)
+            return made
+        except Exception:  # Ray gives a node half a minute, which a busy machine may not have
+            made.shutdown()
+            if not left:
+                raise
+    return None

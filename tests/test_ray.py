@@ -223,10 +223,21 @@ class Killer(Log):
         return {path: path.stat().st_mtime_ns for path in found}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+    """A recipe whose two cells train for some seconds, and what comes of it on this machine."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = tiny.write_recipe(
+        folder / "r", small_folder, SEARCHED, seeds="[0, 1]", budget="{steps: 500}", forgetting="false"
+    )
+    return recipe, run(recipe, folder / "straight")
+
+
 @pytest.mark.slow
-def test_a_node_that_is_killed_in_a_cell_leaves_no_trace(small_folder: Path, tmp_path: Path, cluster: Any) -> None:
-    recipe = tiny.write_recipe(tmp_path / "r", small_folder, SEARCHED, seeds="[0, 1]", budget="{steps: 1500}")
-    straight = run(recipe, tmp_path / "straight")
+def test_a_node_that_is_killed_in_a_cell_leaves_no_trace(
+    undisturbed: tuple[Path, Comparison], tmp_path: Path, cluster: Any
+) -> None:
+    recipe, straight = undisturbed
     (node,) = [n for n in cluster.list_all_nodes() if not n.is_head()]
     killer = Killer(cluster, node, tmp_path / "killed")
     try:
@@ -251,7 +262,7 @@ def test_a_node_that_is_killed_in_a_cell_leaves_no_trace(small_folder: Path, tmp
 def test_a_worker_that_dies_again_and_again_fails_its_cell(small_folder: Path, tmp_path: Path, cluster: Any) -> None:
     """Killed as by a lack of memory, each time that it begins to train."""
     recipe = tiny.write_recipe(
-        tmp_path / "r", small_folder, f"- zero-shot\n{LORA}", seeds="[0]", budget="{steps: 100000}"
+        tmp_path / "r", small_folder, f"- zero-shot\n{LORA}", seeds="[0]", budget="{steps: 100000}", forgetting="false"
     )
 
     class Deadly(Log):
@@ -271,9 +282,10 @@ def test_a_worker_that_dies_again_and_again_fails_its_cell(small_folder: Path, t
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_tasks_and_leaves_what_can_go_on(small_folder: Path, tmp_path: Path, cluster: Any) -> None:
-    recipe = tiny.write_recipe(tmp_path / "r", small_folder, SEARCHED, seeds="[0, 1]", budget="{steps: 1500}")
-    straight, output = run(recipe, tmp_path / "straight"), tmp_path / "out"
+def test_ctrl_c_ends_tasks_and_leaves_what_can_go_on(
+    undisturbed: tuple[Path, Comparison], tmp_path: Path, cluster: Any
+) -> None:
+    (recipe, straight), output = undisturbed, tmp_path / "out"
     command = [
         sys.executable, "-m", "kamerton", "compare", str(recipe), "--output", str(output), "--executor", "ray",
         "--address", cluster.address, "--cpus", "1", "--memory", "200MB",

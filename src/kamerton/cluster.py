@@ -112,7 +112,13 @@ class Cluster:
                 else:
                     ray.init(address=self.address, **quiet)
             except Exception as error:  # Ray raises whatever it likes: ConnectionError, RuntimeError, ValueError
-                raise _unreached(self.address or "Ray on this machine", _first(error)) from error
+                ray.shutdown()
+                if self.address is not None:
+                    raise _unreached(self.address, _first(error)) from error
+                raise KamertonError(
+                    f"Ray cannot be started on this machine ({_first(error)})",
+                    mend="run it again when the machine has less to do, or start it with: ray start --head",
+                ) from error
             self._mine = True
         try:
             self._check_room()

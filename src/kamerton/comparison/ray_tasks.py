@@ -106,7 +106,7 @@ def _cell(folder: str, run: str, threads: int, job: Job) -> dict[str, Any]:
         _held = None  # before another base takes its room
         os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         try:
-            _held = ((folder, run), Cells(Path(folder), threads))
+            _held = ((folder, run), Cells.load(Path(folder), threads))
         except KamertonError as error:
             raise KamertonError(f"on {platform.node()}: {error.message}", where=error.where, mend=error.mend) from None
     cell, share = job

@@ -14,8 +14,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from kamerton.base import Base
+    from kamerton.comparison.store import Store
+    from kamerton.evaluation.forgetting import Reference
+    from kamerton.tasks import Task
 
 Report = Callable[[str, float, str], None]
 
@@ -26,7 +33,7 @@ def main(folder: str, threads: str, parent: str) -> None:
     # libraries print to standard output when they please: the protocol gets a descriptor of its own
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
-    cells = Cells(Path(folder), int(threads))
+    cells = Cells.load(Path(folder), int(threads))
     send(events, event="ready")
     last = 0.0
 
@@ -43,15 +50,26 @@ def main(folder: str, threads: str, parent: str) -> None:
         send(events, **cells.run(request, share, report))
 
 
+@dataclass(frozen=True)
 class Cells:
     """Runs the cells of a comparison in this process, with its base, loaded once.
 
-    Args:
-        folder: of the comparison.
-        threads: that torch computes with.
+    Attributes:
+        store: of the comparison; plan: what its `plan.json` says.
+        base, task, reference: what cells are given.
+        run_id: in `run.json`.
     """
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    store: Store
+    plan: dict[str, Any]
+    base: Base
+    task: Task
+    reference: Reference | None
+    run_id: str
+
+    @classmethod
+    def load(cls, folder: Path, threads: int) -> Cells:
+        """Those of a folder; torch computes with so many threads from now on."""
         import torch
 
         torch.set_num_threads(threads)
@@ -60,12 +78,11 @@ class Cells:
         from kamerton.comparison.store import Store
         from kamerton.evaluation.forgetting import Reference
 
-        self.store = Store(folder)
-        self.plan = json.loads((folder / "plan.json").read_text())
-        self.task = self.store.read_task()
-        self.reference = Reference(**self.plan["reference"]) if self.plan["reference"] else None
-        self.run_id = str(read(folder / RUN).get("id", ""))
-        self.base = load_base(**self.plan["base"], verify=False)
+        store = Store(folder)
+        plan = json.loads((store.folder / "plan.json").read_text())
+        measured = Reference(**plan["reference"]) if plan["reference"] else None
+        run_id = str(read(folder / RUN).get("id", ""))
+        return cls(store, plan, load_base(**plan["base"], verify=False), store.read_task(), measured, run_id)
 
     def run(self, fields: dict[str, Any], share: float | None, report: Report) -> dict[str, Any]:
         """Finish a cell, given by its fields, or train it to a share and ask it validation questions.

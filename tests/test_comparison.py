@@ -393,16 +393,12 @@ def test_a_comparison_of_which_nothing_works(small_folder: Path, tmp_path: Path)
 
 def test_a_fault_of_ours_leaves_its_traceback_in_the_cell(small_base: Base, tmp_path: Path) -> None:
     """The worker's own handling of what is not a user's mistake: a line in the record, the traceback in a file."""
-    import io
-
-    from kamerton.comparison.worker import _one
+    from kamerton.comparison.worker import Cells
 
     store = Store(tmp_path)
     cell = Cell("x", "zero-shot", {}, 0, "f")
-    out = io.StringIO()
-    plan = {"budget": {}, "sampling": {"unknown": 1}, "max_batch_tokens": 100, "run": "r"}
-    _one({**cell.__dict__}, plan, store, small_base, tiny.colour_task(), None, out)
-    event = json.loads(out.getvalue().splitlines()[-1])
+    plan = {"budget": {}, "sampling": {"unknown": 1}, "max_batch_tokens": 100}
+    event = Cells(store, plan, small_base, tiny.colour_task(), None, "r").run(cell.__dict__, None, lambda *_: None)
     assert event["event"] == "failed"
     assert "TypeError" in event["error"]
     assert "Traceback" in (tmp_path / "cells/x/seed-0/error.txt").read_text()

@@ -36,6 +36,7 @@ from kamerton.recipe import (
     TaskSpec,
 )
 from kamerton.recipe_task import Phrasing
+from kamerton.resources import CellResources
 from kamerton.rewards import REWARDS, build_reward, get_reward
 from kamerton.rewards.parse import check_reward, parse_reward
 from kamerton.training import Budget
@@ -185,7 +186,18 @@ def test_readme_commands_are_taken_apart_as_a_shell_would() -> None:
     assert all("\nEND" in c for c in first if "<<'END'" in c)
 
 
-PARTS = [Recipe, BaseSpec, BudgetSpec, DataSpec, ForgettingSpec, EvaluationSpec, TaskSpec, RaceSpec, Phrasing]
+PARTS = [
+    CellResources,
+    Recipe,
+    BaseSpec,
+    BudgetSpec,
+    DataSpec,
+    ForgettingSpec,
+    EvaluationSpec,
+    TaskSpec,
+    RaceSpec,
+    Phrasing,
+]
 
 
 @pytest.mark.parametrize("part", PARTS)

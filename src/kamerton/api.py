@@ -73,6 +73,8 @@ def compare(
     task: Task | None = None,
     workers: int | None = None,
     race: bool | None = None,
+    executor: str = "local",
+    address: str | None = None,
     watcher: Watcher | None = None,
     progress: bool | None = None,
 ) -> Comparison:
@@ -85,6 +87,8 @@ def compare(
         task: examples made in Python, in place of the recipe's task.
         workers: processes at a time; default: one for each two cores, as memory allows (one for a GPU).
         race: stop early what is clearly behind on validation questions; default: as the recipe says.
+        executor: `local` (processes of this machine) or `ray` (tasks on a cluster).
+        address: with `ray`: `HOST:PORT` or `auto`; default: `RAY_ADDRESS`, else Ray is started on this machine.
         watcher: told about progress, in place of what is printed.
         progress: whether progress is printed (on standard error); default: in a terminal and in a notebook.
 
@@ -99,7 +103,8 @@ def compare(
 
         watcher = Bars()
     return run_comparison(
-        recipe, output=output, data=data, task=task, workers=workers, race=race, watcher=watcher
+        recipe, output=output, data=data, task=task, workers=workers, race=race, executor=executor, address=address,
+        watcher=watcher,
     )  # fmt: skip
 
 

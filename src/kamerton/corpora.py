@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kamerton.resources import cores
 from kamerton.text.corpus.recipe import CorpusRecipe, load_corpus_recipe
 from kamerton.text.corpus.run import Corpus, Watch
 from kamerton.text.corpus.run import build_corpus as _build
@@ -21,19 +21,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def build_corpus(
     recipe: CorpusRecipe | str | Path | Mapping[str, Any],
     output: str | Path | None = None,
     *,
     workers: int | None = None,
+    executor: str = "local",
+    address: str | None = None,
     watch: Watch | None = None,
 ) -> Corpus:
-    """Make a corpus from a recipe, its content, or its file; `workers`: processes, by default one for each core.
+    """Make a corpus from a recipe, its content, or its file.
+
+    Args:
+        workers: processes, by default one for each core; with `ray` pieces at a time, by default as there is room.
+        executor: `local` or `ray`, with the `address` of the cluster (`kamerton.cluster`).
 
     Raises:
         KamertonError: the recipe, the test sets that it names, or the folder are wrong.
@@ -42,7 +43,10 @@ def build_corpus(
         recipe = CorpusRecipe.from_dict(recipe)
     elif not isinstance(recipe, CorpusRecipe):
         recipe = load_corpus_recipe(recipe)
-    return _build(recipe, output, workers=workers or cores(), tests=test_sets(recipe), watch=watch)
+    workers = workers or (cores() if executor == "local" else None)
+    return _build(
+        recipe, output, workers=workers, executor=executor, address=address, tests=test_sets(recipe), watch=watch
+    )
 
 
 def test_sets(recipe: CorpusRecipe) -> dict[str, dict[str, list[str]]]:

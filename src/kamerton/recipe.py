@@ -32,6 +32,7 @@ from kamerton.recipe_task import (
     TaskSpec,
     not_bool,
 )
+from kamerton.resources import CellResources
 from kamerton.yaml_source import FieldPath, Source, text_keys
 
 __all__ = [
@@ -188,6 +189,7 @@ class Recipe(Sourced):
     forgetting: ForgettingSpec | None = ForgettingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     race: RaceSpec | None = None
+    resources: CellResources = CellResources()
     output: Name | None = None
 
     def error(self, path: FieldPath, message: str, *, mend: str | None = None) -> RecipeError:

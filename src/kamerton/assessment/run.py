@@ -12,7 +12,7 @@ from kamerton.assessment.scaling_settings import ScalingSettings
 from kamerton.assessment.settings import FidelitySettings
 from kamerton.assessment.write import Fidelity, write
 from kamerton.comparison.machine import kamerton_version
-from kamerton.comparison.run import general_text
+from kamerton.comparison.reference import general_text
 from kamerton.evaluation.forgetting import reference
 from kamerton.inference import Engine, Sampling
 from kamerton.methods.method import Adapted, Report

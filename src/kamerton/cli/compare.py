@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kamerton.cli.options import terminal
+from kamerton.cli.options import AddressOption, CpusOption, ExecutorOption, MemoryOption, resource_fields, terminal
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
         "kamerton compare examples/dates.yaml\n\n"
         "kamerton compare examples/banking77.yaml --data ~/data/banking77 --output runs/banking\n\n"
         "kamerton compare examples/dates.yaml --race\n\n"
+        "kamerton compare examples/dates.yaml --executor ray --address auto --cpus 4 --output /shared/dates\n\n"
         "kamerton compare examples/dates.yaml --set seeds=5 --set budget.epochs=2"
     )
     def compare(
@@ -28,20 +29,36 @@ def register(app: typer.Typer) -> None:
         race: Annotated[
             bool | None, typer.Option("--race/--no-race", help="Stop early what is clearly behind on validation.")
         ] = None,
+        executor: ExecutorOption = "local",
+        address: AddressOption = None,
+        cpus: CpusOption = None,
+        gpus: Annotated[
+            float | None, typer.Option(help="With ray: GPUs that each cell gets, 0.5 for half of one.")
+        ] = None,
+        memory: MemoryOption = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: budget.epochs=2.")] = None,
     ) -> None:
         """Compare methods on one task under one budget, and write a report.
 
         Stopped at any moment, the same command goes on from what is finished.
         """
+        from kamerton.cluster import check_executor
+        from kamerton.errors import KamertonError
         from kamerton.recipe import load_recipe
 
-        loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
+        check_executor(executor, address)
+        if gpus is not None and executor == "local":
+            raise KamertonError("is of Ray alone", where="--gpus", mend="add --executor ray, or set base.device")
+        asked = resource_fields(cpus=cpus, gpus=gpus, memory=memory)
+        # before slow imports: most mistakes are here
+        loaded = load_recipe(recipe, data=data, overrides=[*(set_ or []), *asked])
 
         from kamerton.cli.display import Bars
         from kamerton.comparison.run import compare as run
 
-        result = run(loaded, output=output, workers=workers, race=race, watcher=Bars())
+        result = run(
+            loaded, output=output, workers=workers, race=race, executor=executor, address=address, watcher=Bars()
+        )
         console = terminal()
         console.print()
         console.print(str(result), highlight=False, markup=False, soft_wrap=True)

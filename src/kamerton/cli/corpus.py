@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from kamerton.cli import corpus_classifier
-from kamerton.cli.options import terminal
+from kamerton.cli.options import AddressOption, CpusOption, ExecutorOption, MemoryOption, resource_fields, terminal
 
 
 class _Group(TyperGroup):
@@ -34,6 +34,7 @@ def _group() -> None:
     epilog="Examples:\n\nkamerton corpus examples/corpus/plays.yaml --data ~/data\n\n"
     "kamerton corpus build examples/corpus/plays.yaml --data ~/data\n\n"
     "kamerton corpus examples/corpus/pages.yaml --workers 8 --output runs/pages\n\n"
+    "kamerton corpus examples/corpus/pages.yaml --executor ray --address auto --output /shared/pages\n\n"
     "kamerton corpus examples/corpus/plays.yaml --set most_bytes=50000000"
 )
 def build(
@@ -41,24 +42,27 @@ def build(
     output: Annotated[Path | None, typer.Option(help="Folder of results; default: the recipe's, or runs/NAME.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder that paths of sources start from.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: this machine's cores.")] = None,
-    executor: Annotated[str, typer.Option(help="Where the work is done: local.")] = "local",
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    cpus: CpusOption = None,
+    memory: MemoryOption = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: most_bytes=50000000.")] = None,
 ) -> None:
     """Read files, clean them, remove duplicates, and report what became of every document.
 
     Stopped at any moment, the same command goes on. Rejected documents are kept aside with the reason.
     """
+    from kamerton.cluster import check_executor
     from kamerton.corpora import build_corpus, load_corpus_recipe
-    from kamerton.errors import KamertonError
 
-    if executor != "local":
-        raise KamertonError(f"no executor {executor!r}", where="--executor", mend="use local")
-    loaded = load_corpus_recipe(recipe, data=data, overrides=set_ or [])
+    check_executor(executor, address)
+    asked = resource_fields(cpus=cpus, memory=memory)
+    loaded = load_corpus_recipe(recipe, data=data, overrides=[*(set_ or []), *asked])
 
     from kamerton.cli.display import OneBar
 
     with OneBar() as bar:
-        corpus = build_corpus(loaded, output, workers=workers, watch=bar)
+        corpus = build_corpus(loaded, output, workers=workers, executor=executor, address=address, watch=bar)
     say_report(terminal(), corpus.results)
     terminal().print(f"{corpus.documents}\n{corpus.report}", highlight=False, markup=False, soft_wrap=True)
 

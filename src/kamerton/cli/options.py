@@ -18,6 +18,24 @@ DtypeOption = Annotated[
 ]
 """`--dtype` of commands that load targets."""
 
+ExecutorOption = Annotated[str, typer.Option(help="Where the work is done: local or ray.")]
+"""`--executor` of commands that split their work."""
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="With ray: HOST:PORT or auto; default: RAY_ADDRESS, else Ray is started on this machine."),
+]
+"""`--address` of the same."""
+CpusOption = Annotated[int | None, typer.Option(help="Cores that each one gets; default: the recipe's.")]
+"""`--cpus` of the same."""
+MemoryOption = Annotated[str | None, typer.Option(help="Memory that each one gets: 8GB; default: the recipe's.")]
+"""`--memory` of the same."""
+
+
+def resource_fields(*, cpus: int | None = None, gpus: float | None = None, memory: str | None = None) -> list[str]:
+    """Options that say what a task gets, as fields of the recipe for its overrides."""
+    given = {"cpus": cpus, "gpus": gpus, "memory": memory}
+    return [f"resources.{name}={value}" for name, value in given.items() if value is not None]
+
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:
     """Options of a method from `name=value`, values as YAML.

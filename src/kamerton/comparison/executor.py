@@ -1,4 +1,4 @@
-"""Run cells on worker processes of this machine.
+"""Who runs cells: the executors, and the one of worker processes of this machine.
 
 Each worker is a process of its own that runs cell after cell. A worker that dies takes one cell with it: the cell is
 marked failed and another worker is started.
@@ -16,13 +16,44 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from kamerton.comparison.cell import failed_record
 from kamerton.comparison.progress import drop_progress
 from kamerton.comparison.store import Cell, Store
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
+Job = tuple[Cell, float | None]
+"""A cell to finish, or, with a share of its training, to train so far and ask validation questions."""
+
+
+class Executor(Protocol):
+    """Runs cells; a context manager that takes what it needs when it is entered.
+
+    Attributes:
+        workers: cells at a time at most; None: as many as there is room for.
+        threads: that each computes with.
+    """
+
+    workers: int | None
+    threads: int
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do all jobs; returns when each is done or failed."""
+
+
+def give_up(store: Store, cell: Cell, error: str, on_event: OnEvent) -> None:
+    """Mark a cell failed whose worker is gone."""
+    store.write_cell(cell, failed_record(cell, error), None, [])
+    drop_progress(store.cell_folder(cell.label, cell.seed))
+    on_event(cell, {"event": "failed", "error": error})
 
 
 class _Worker:
@@ -82,7 +113,8 @@ class Pool:
     """
 
     def __init__(self, store: Store, *, workers: int, threads: int, on_event: OnEvent) -> None:
-        self.store, self.workers, self.threads, self.on_event = store, workers, threads, on_event
+        self.store, self.threads, self.on_event = store, threads, on_event
+        self.workers: int | None = workers
         self._events: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
         self._pool: dict[int, _Worker] = {}
         self._number = 0
@@ -94,24 +126,20 @@ class Pool:
         for worker in self._pool.values():
             worker.end()
 
-    def run(self, jobs: Sequence[tuple[Cell, float | None]]) -> None:
-        """Do all jobs; returns when each is done or failed.
-
-        Args:
-            jobs: each a cell to finish, or, with a share of its training, to train so far and ask validation questions.
-        """
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do all jobs; returns when each is done or failed."""
         waiting = list(jobs)
         for worker in self._pool.values():
             if waiting:
                 worker.give(*waiting.pop(0))
         while waiting or any(w.cell is not None for w in self._pool.values()):
-            while waiting and len(self._pool) < self.workers:
+            while waiting and len(self._pool) < (self.workers or 1):
                 self._pool[self._number] = _Worker(self._number, self.store, self.threads, self._events)
                 self._pool[self._number].give(*waiting.pop(0))
                 self._number += 1
             self._handle(*self._events.get(), waiting)
 
-    def _handle(self, at: int, event: dict[str, Any], waiting: list[tuple[Cell, float | None]]) -> None:
+    def _handle(self, at: int, event: dict[str, Any], waiting: list[Job]) -> None:
         worker = self._pool.get(at)
         if worker is None:
             return
@@ -120,10 +148,7 @@ class Pool:
             del self._pool[at]
             worker.end()
             if cell is not None:
-                error = _death(event["code"], self.store.folder / f"worker-{at}.log")
-                self.store.write_cell(cell, failed_record(cell, error), None, [])
-                drop_progress(self.store.cell_folder(cell.label, cell.seed))
-                self.on_event(cell, {"event": "failed", "error": error})
+                give_up(self.store, cell, _death(event["code"], self.store.folder / f"worker-{at}.log"), self.on_event)
             return
         if cell is None:
             return

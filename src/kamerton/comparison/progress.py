@@ -190,6 +190,13 @@ class FitProgress:
         }  # fmt: skip
 
 
+def pause_progress(folder: Path) -> None:
+    """A fit in a folder stands still, since its worker was lost; what it said of itself is kept for when it goes on."""
+    if told := read(folder / PROGRESS):
+        with suppress(OSError):
+            write_json(folder / PROGRESS, {**told, "run": ""}, lasting=False)
+
+
 def drop_progress(folder: Path) -> None:
     """Remove what a fit in a folder said of itself."""
     with suppress(OSError):

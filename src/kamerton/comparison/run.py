@@ -11,32 +11,32 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from kamerton.base import Base, load_base
-from kamerton.comparison.executor import Pool
-from kamerton.comparison.machine import cores, kamerton_version, machine, versions
+from kamerton.cluster import check_executor
+from kamerton.comparison.machine import kamerton_version, machine, versions
+from kamerton.comparison.places import choose_executor
 from kamerton.comparison.progress import RunMark
 from kamerton.comparison.race import Race, check_race
+from kamerton.comparison.ray_tasks import devices
+from kamerton.comparison.reference import base_reference
 from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
-from kamerton.errors import KamertonError, MissingExtra, ModelError, TaskError
-from kamerton.evaluation.forgetting import Reference, embedded_text, read_text, reference
+from kamerton.errors import KamertonError, MissingExtra, ModelError
 from kamerton.evaluation.metrics import metric_files, task_metrics
 from kamerton.files import write_json, write_text
-from kamerton.inference import Engine, Sampling
+from kamerton.inference import Sampling
 from kamerton.methods import at_its_line, digest, option_files, resolve
 from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.prompted import within
 from kamerton.methods.stages import shared_start
 from kamerton.outcome import Outcome
-from kamerton.recipe import RaceSpec, Recipe, TaskSpec, TextSpec, as_recipe
+from kamerton.recipe import RaceSpec, Recipe, TaskSpec, as_recipe
 from kamerton.tasks import Task, load_task
 from kamerton.tasks.example import fingerprint
 from kamerton.training import Budget
@@ -108,10 +108,13 @@ def compare(
     task: Task | None = None,
     workers: int | None = None,
     race: bool | None = None,
+    executor: str = "local",
+    address: str | None = None,
     watcher: Watcher | None = None,
 ) -> Comparison:
     """Run a comparison and write its report: `kamerton.compare` without its own progress bars, told to `watcher`."""
     watcher = watcher or Watcher()
+    check_executor(executor, address)
     recipe = as_recipe(recipe, data)
     racing = recipe.race if race is None else (recipe.race or RaceSpec()) if race else None
     methods = resolve(recipe)
@@ -139,8 +142,12 @@ def compare(
             say(f"  {note}")
         base_request = base_options(recipe)
         before = _plan_before(store, base_request)
-        base = recipe_base(recipe, dtype=before["base"]["dtype"] if before else base_request["dtype"])
-        say(f"base {base.info}")
+        here, there = base_request["device"], None
+        if executor == "ray":
+            here, there = devices(here, recipe.resources.gpus)
+        base = recipe_base(recipe, device=here, dtype=before["base"]["dtype"] if before else base_request["dtype"])
+        device = there or base.info.device
+        say(f"base {base.info}" + (f"; cells compute on {device}" if device != base.info.device else ""))
         for _, method, options, place in methods:
             try:
                 check_defined(base, method, options)
@@ -152,12 +159,13 @@ def compare(
             watcher.line("  forgetting is not measured: an encoder gives no text a probability")
         sampling = Sampling(**recipe.evaluation.sampling.model_dump())
         settings = {
-            **_settings(recipe, base, task, methods, budget), "race": racing.model_dump(mode="json") if racing else None
-        }  # fmt: skip
+            **_settings(recipe, base, device, task, methods, budget),
+            "race": racing.model_dump(mode="json") if racing else None,
+        }
         common = {
             "version": RESULT_VERSION, "base": base.info.fingerprint, "renderer": base.renderer.fingerprint,
             "task": task.fingerprint, "budget": asdict(budget), "evaluation": recipe.evaluation.model_dump(),
-            "forgetting": recipe.forgetting.model_dump() if recipe.forgetting else None, "device": base.info.device,
+            "forgetting": recipe.forgetting.model_dump() if recipe.forgetting else None, "device": device,
         }  # fmt: skip
         files = _files(recipe, task)
         if files:
@@ -176,31 +184,35 @@ def compare(
         if recipe.text:
             write_text(folder / "recipe.yaml", recipe.text)
         todo = [c for c in cells if not store.finished(c)]
-        count = workers or default_workers(base)
+
+        def on_event(cell: Cell, event: dict[str, Any]) -> None:
+            watcher.event(cell, event)
+            if event["event"] == "done":
+                store.drop_start(cell, cells)
+
         # sums that are split over another number of threads differ in their last bits, so this is kept too
-        threads = before["threads"] if before else max(1, cores() // count)
-        ran = {"workers": count if todo or not before else before.get("workers"), "threads": threads}
+        pool = choose_executor(
+            executor, address, recipe.resources, store=store, base=base, device=device, workers=workers,
+            threads=before["threads"] if before else None, on_event=on_event, tell=say,
+        )  # fmt: skip
+        ran = {
+            "workers": pool.workers if todo or not before else before.get("workers"), "threads": pool.threads
+        }  # fmt: skip
         write_json(folder / "settings.json", {**settings, "processes": ran})
         watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
+        if racing is None:
+            (folder / "race.json").unlink(missing_ok=True)
         if todo:
-            ref = _reference(recipe, base, store, common, say)
+            ref = base_reference(recipe, base, store, common, say)
             write_json(folder / "plan.json", {
-                "base": {**_plain(base_request), "dtype": base.info.dtype}, "asked": _plain(base_request),
+                "base": {**_plain(base_request), "dtype": base.info.dtype, **({"device": there} if there else {})},
+                "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
                 "sampling": recipe.evaluation.sampling.model_dump(),
                 "max_batch_tokens": recipe.evaluation.max_batch_tokens, **ran,
             })  # fmt: skip
             base.release()  # the workers have their own; its memory is theirs
-        if racing is None:
-            (folder / "race.json").unlink(missing_ok=True)
-        if todo:
-
-            def on_event(cell: Cell, event: dict[str, Any]) -> None:
-                watcher.event(cell, event)
-                if event["event"] == "done":
-                    store.drop_start(cell, cells)
-
-            with Pool(store, workers=count, threads=threads, on_event=on_event) as pool:
+            with pool:
                 if racing is not None:
                     Race(
                         store, cells, task, racing, pool.run, say,
@@ -310,77 +322,13 @@ def recipe_base(recipe: Recipe, **changes: Any) -> Base:
         return load_base(**{**base_options(recipe), **changes})
 
 
-def general_text(recipe: Recipe, spec: TextSpec, size: int) -> str:
-    """The text on which forgetting is measured."""
-    if spec.hub is not None:
-        return _hub_text(recipe, spec, size)
-    if spec.path == "embedded":
-        return embedded_text(size)
-    try:
-        return read_text(recipe.resolve(spec.path), size)
-    except TaskError as error:
-        raise recipe.error(("forgetting", "text"), f"{error.where}: {error.message}", mend=error.mend) from error
-
-
-def default_workers(base: Base) -> int:
-    """One process for each two cores, as long as each has memory for the base four times over; one for a GPU."""
-    if base.model.device.type != "cpu":
-        return 1
-    each = 2**30 + 16 * base.info.parameters  # weights, gradients and two moments in float32
-    return max(1, min(cores() // 2, int(psutil.virtual_memory().available * 0.8 // each)))
-
-
-def _reference(
-    recipe: Recipe, base: Base, store: Store, common: dict[str, Any], say: Callable[[str], None]
-) -> Reference | None:
-    """What the base says to general text and prompts; measured once and kept."""
-    spec = recipe.forgetting
-    if spec is None:
-        return None
-    path = store.folder / "reference.json"
-    measured_on = {k: common[k] for k in ("version", "base", "renderer", "forgetting")}
-    own_text = common.get("files", {}).get("text")
-    key = fingerprint({**measured_on, "text": own_text} if own_text else measured_on)
-    if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["key"] == key:
-            return Reference(**saved["reference"])
-    say("measuring the base on general text and prompts")
-    text = general_text(recipe, spec.text, spec.bytes)
-    engine = Engine(base.model, base.renderer, max_batch_tokens=recipe.evaluation.max_batch_tokens)
-    measured = reference(engine, text, spec.prompts)
-    write_json(path, {"key": key, "reference": measured.to_dict()})
-    return measured
-
-
-def _hub_text(recipe: Recipe, spec: TextSpec, size: int) -> str:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(spec.hub, spec.config, split=spec.split, streaming=True)
-        parts, length = [], 0
-        for row in rows:
-            parts.append(str(row[spec.column]))
-            length += len(parts[-1].encode()) + 2
-            if length >= size:
-                break
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise recipe.error(
-            ("forgetting", "text", "hub"),
-            f"cannot be read ({type(error).__name__}: {first[:150]})",
-            mend="check the id, the column and the network, or use text: embedded",
-        ) from error
-    return "\n\n".join(parts).encode()[:size].decode(errors="ignore")
-
-
 def _settings(
-    recipe: Recipe, base: Base, task: Task, methods: list[tuple[str, Any, Any, int]], budget: Budget
+    recipe: Recipe, base: Base, device: str, task: Task, methods: list[tuple[str, Any, Any, int]], budget: Budget
 ) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "recipe": recipe.text or recipe.model_dump(mode="json"),
-        "base": {k: v for k, v in asdict(base.info).items() if k not in ("free_bytes", "reason")},
+        "base": {**{k: v for k, v in asdict(base.info).items() if k not in ("free_bytes", "reason")}, "device": device},
         "renderer_fingerprint": base.renderer.fingerprint,
         "task": {
             "name": task.name, "source": task.source, "metrics": list(task.metrics),

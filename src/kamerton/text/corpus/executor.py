@@ -1,7 +1,7 @@
 """Who does the work: pieces of it, in this process or in several; datatrove runs each piece and marks it done.
 
-Every piece's result depends on its input alone, so the number of workers changes nothing. A `Pool` for a cluster needs
-one method, `each`; datatrove's own local executor is not used because a worker that is killed (out of memory) leaves it
+Every piece's result depends on its input alone, so the number of workers changes nothing. The pool for a cluster is in
+`ray_tasks.py`; datatrove's own local executor is not used because a worker that is killed (out of memory) leaves it
 waiting forever.
 """
 
@@ -22,6 +22,8 @@ from kamerton.errors import KamertonError
 from kamerton.text.corpus import progress
 
 Report = Callable[[int], None]
+FEWER = "give it fewer --workers or a smaller most_bytes, and run it again: it goes on where it stopped"
+"""What to do where workers die."""
 
 
 class Pool(Protocol):
@@ -75,8 +77,7 @@ class Processes:
                 for future in done:
                     future.result()
         except BrokenProcessPool:
-            mend = "give it fewer --workers or a smaller most_bytes, and run it again: it goes on where it stopped"
-            raise KamertonError("a worker was killed, most likely because memory ran out", mend=mend) from None
+            raise KamertonError("a worker was killed, most likely because memory ran out", mend=FEWER) from None
         except BaseException:
             self._pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():

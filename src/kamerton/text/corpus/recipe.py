@@ -22,6 +22,7 @@ from kamerton.errors import RecipeError
 from kamerton.recipe_errors import closest, explain
 from kamerton.recipe_source import Sourced, overridden, read_fields, validated
 from kamerton.recipe_task import Count, Name, Names, Part
+from kamerton.resources import Resources
 from kamerton.text.corpus.options import STEPS
 from kamerton.yaml_source import FieldPath, Source, text_keys
 
@@ -73,6 +74,7 @@ class CorpusRecipe(Sourced):
     Attributes:
         most_bytes: the largest document, in bytes as it is read; larger ones are rejected.
         compression: of the corpus and of what was rejected.
+        resources: of a piece of work on a cluster.
         output: the folder of results; by default `runs/NAME`.
     """
 
@@ -81,6 +83,7 @@ class CorpusRecipe(Sourced):
     steps: tuple[StepSpec, ...] = ()
     most_bytes: Count = 20_000_000
     compression: Literal["none", "gzip"] = "none"
+    resources: Resources = Resources()
     output: Name | None = None
 
     _data: Path | None = PrivateAttr(default=None)

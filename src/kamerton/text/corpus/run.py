@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kamerton.cluster import Asked, check_executor
 from kamerton.errors import KamertonError, MissingExtra, RecipeError
 from kamerton.files import whole, write_json
 from kamerton.outcome import Outcome
@@ -28,6 +29,8 @@ Watch = Callable[[str, float, str], None]
 """Told the stage, the share that is done (0 to 1), and a few words."""
 VERSION = 1
 """Of what intermediate files look like."""
+MEMORY = 2**30
+"""Bytes that a piece of work asks for on a cluster where the recipe says nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ def build_corpus(
     recipe: CorpusRecipe,
     output: str | Path | None = None,
     *,
-    workers: int = 1,
+    workers: int | None = 1,
+    executor: str = "local",
+    address: str | None = None,
     tests: Mapping[str, Mapping[str, list[str]]] | None = None,
     watch: Watch | None = None,
 ) -> Corpus:
@@ -58,7 +63,9 @@ def build_corpus(
     Args:
         recipe: what to read and what to do with it.
         output: the folder; by default the recipe's, or `runs/NAME`.
-        workers: processes. They change nothing in the result.
+        workers: processes, or with `ray` pieces of work at a time (None: as many as there is room for). They change
+            nothing in the result.
+        executor: `local` or `ray`, with the `address` of the cluster (`kamerton.cluster`).
         tests: for each step that decontaminates, by its label: the texts of each test set by name
             (`kamerton.corpora` takes them from task recipes).
         watch: told how far it is.
@@ -69,13 +76,18 @@ def build_corpus(
         MissingExtra: a library is not installed.
     """
     try:
-        from kamerton.text.corpus.executor import pool, run_stage
+        from kamerton.text.corpus.executor import Pool, pool, run_stage
+        from kamerton.text.corpus.ray_tasks import Tasks
         from kamerton.text.corpus.reading import Reader
         from kamerton.text.corpus.step import Keep, Take
     except ImportError as error:
         raise MissingExtra(error.name or "datatrove", "corpus") from None
+    check_executor(executor, address)
+    watch = watch or (lambda *_: None)
     started = time.monotonic()
     folder = Path(output) if output is not None else Path(recipe.output or f"runs/{recipe.name}")
+    if executor == "ray":
+        folder = folder.resolve()  # a node need not have the current folder
     _check_folder(folder)
     files = inputs(recipe)
     pieces = shares(files)
@@ -83,8 +95,11 @@ def build_corpus(
     _clear(folder / "work", work)
     stages = _stages(recipe.steps)
     made = [_make(recipe, stages, number, work, tests or {}) for number in range(len(stages))]
-    watch = watch or (lambda *_: None)
-    workers_pool = pool(min(workers, len(pieces)))
+    if executor == "ray":
+        asked = Asked(recipe.resources.cpus or 1, memory=recipe.resources.memory or MEMORY)
+        workers_pool: Pool = Tasks(work, files, address, asked, workers, lambda text: watch(text, 0.0, ""))
+    else:
+        workers_pool = pool(min(workers or 1, len(pieces)))
     try:
         for number, steps in enumerate(made):
             stage = work / f"stage-{number}"

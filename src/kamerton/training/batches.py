@@ -105,6 +105,7 @@ def microbatches(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 
 
 def cut(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 1) -> list[list[int]]:
     """The numbers of the examples of each microbatch, by the rules of `microbatches`."""
+    max_tokens = portion([len(r.tokens) for r in rendered], max_tokens, parts)
     ordered = sorted(range(len(rendered)), key=lambda i: (len(rendered[i].tokens), rendered[i].tokens))
     limit = -(-len(ordered) // parts)
     groups: list[list[int]] = []
@@ -117,6 +118,11 @@ def cut(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 1) -> lis
         groups[-1].append(i)
         used += size
     return groups
+
+
+def portion(sizes: Sequence[int], max_tokens: int, parts: int) -> int:
+    """Tokens of one pass through what has these sizes, so that it takes about `parts` passes of equal work or more."""
+    return max_tokens if parts == 1 else max(1, min(max_tokens, -(-sum(sizes) // parts)))
 
 
 def order(step: int, batch_size: int, size: int, seed: int) -> list[int]:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from kamerton.errors import KamertonError
 
@@ -44,6 +44,8 @@ class _Launch:
     """Where this process wrote errors before it was silenced."""
     sharded = False
     failures = 0
+    scratch: ClassVar[dict[Path, Path]] = {}
+    """Folders of this process alone, and those of the first process that they stand for."""
 
 
 def launched() -> int:
@@ -116,12 +118,27 @@ def join() -> None:
         ) from error
 
 
+@atexit.register
+def _tidy() -> None:
+    for folder in _Launch.scratch:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def leave() -> None:
     """Part from the others at the end of the command."""
     group = _group()
     if group is not None:
         with suppress(RuntimeError):
             group.destroy_process_group()
+
+
+def end(status: int) -> NoReturn:
+    """End this process now, whatever its libraries still wait for."""
+    _tidy()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def speaks() -> bool:
@@ -173,7 +190,7 @@ def meeting() -> Iterator[Any]:
         reason = " ".join(f"{error}".split())
         if not any(word in reason for word in ("onnection", "peer", "Socket", "socket", "NCCL", "imed out", "aborted")):
             raise
-        raise Parted("another process of this command has ended", mend="see what it said; run again to go on") from error
+        raise Parted("another process of this command has ended", mend="see what it said, and run again") from error
 
 
 def gathered(value: T) -> list[T]:
@@ -203,6 +220,15 @@ def from_first(make: Callable[[], T]) -> T:
         group.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     result: T = box[0]
     return result
+
+
+def in_turn(make: Callable[[], T]) -> T:
+    """What `make` gives, on the first process before the others: what it left on the disk they need not make again."""
+    result = make() if first() else None
+    wait()
+    if not first():
+        result = make()
+    return result  # type: ignore[return-value]
 
 
 def wait() -> None:
@@ -238,12 +264,17 @@ def own_folder(folder: Path) -> Path:
     if first():
         return folder
     scratch = Path(tempfile.mkdtemp(prefix="kamerton-"))
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    _Launch.scratch[scratch] = folder
     for name, content in found.items():
         path = scratch / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return scratch
+
+
+def written_folder(folder: Path) -> Path:
+    """The folder that the first process writes, for one that `own_folder` gave."""
+    return _Launch.scratch.get(folder, folder)
 
 
 def _small_files(folder: Path) -> dict[str, bytes]:

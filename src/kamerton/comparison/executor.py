@@ -1,4 +1,4 @@
-"""Run cells on worker processes of this machine.
+"""Run cells on worker processes of this machine, or in this process beside the others of its launch.
 
 Each worker is a process of its own that runs cell after cell. A worker that dies takes one cell with it: the cell is
 marked failed and another worker is started.
@@ -21,6 +21,7 @@ from typing import Any
 from kamerton.comparison.cell import failed_record
 from kamerton.comparison.progress import drop_progress
 from kamerton.comparison.store import Cell, Store
+from kamerton.comparison.worker import Bench
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
 
@@ -134,6 +135,27 @@ class Pool:
                 worker.give(*waiting.pop(0))
         else:
             self.on_event(cell, event)
+
+
+class Together:
+    """Runs cells one after another in this process, as the other processes of the launch do; used like a `Pool`."""
+
+    def __init__(self, store: Store, *, on_event: OnEvent) -> None:
+        self.store, self.on_event = store, on_event
+        self._bench: Bench | None = None
+
+    def __enter__(self) -> Together:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bench = None
+
+    def run(self, jobs: Sequence[tuple[Cell, float | None]]) -> None:
+        """Do all jobs; returns when each is done or failed."""
+        for cell, share in jobs:
+            if self._bench is None:
+                self._bench = Bench(self.store)
+            self._bench.run(cell, share, lambda cell=cell, **event: self.on_event(cell, event))
 
 
 def _death(code: int, log: Path) -> str:

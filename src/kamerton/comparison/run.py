@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
+from kamerton import processes
 from kamerton.base import Base, load_base
-from kamerton.comparison.executor import Pool
+from kamerton.comparison.executor import Pool, Together
 from kamerton.comparison.machine import cores, kamerton_version, machine, versions
 from kamerton.comparison.progress import RunMark
 from kamerton.comparison.race import Race, check_race
@@ -112,7 +114,7 @@ def compare(
 ) -> Comparison:
     """Run a comparison and write its report: `kamerton.compare` without its own progress bars, told to `watcher`."""
     watcher = watcher or Watcher()
-    recipe = as_recipe(recipe, data)
+    recipe, several = as_recipe(recipe, data), processes.count() > 1
     racing = recipe.race if race is None else (recipe.race or RaceSpec()) if race else None
     methods = resolve(recipe)
     budget = Budget(**recipe.budget.model_dump())
@@ -120,8 +122,12 @@ def compare(
     task = task or load_task(recipe.task)
     check_task(task, spec)
     if racing is not None:
+        if several:
+            raise KamertonError("a race runs in one process", mend="use --no-race, or start it alone")
         check_race(task)
-    folder = Path(output or recipe.output or Path("runs") / recipe.name)
+    if several and workers is not None:
+        raise KamertonError("several processes share each cell", where="workers", mend="leave it out")
+    folder = processes.own_folder(Path(output or recipe.output or Path("runs") / recipe.name))
     store = Store(folder)
     lock = store.lock()
     mark = RunMark(folder)
@@ -176,14 +182,16 @@ def compare(
         if recipe.text:
             write_text(folder / "recipe.yaml", recipe.text)
         todo = [c for c in cells if not store.finished(c)]
-        count = workers or default_workers(base)
+        count = 1 if several else workers or default_workers(base)
         # sums that are split over another number of threads differ in their last bits, so this is kept too
-        threads = before["threads"] if before else max(1, cores() // count)
-        ran = {"workers": count if todo or not before else before.get("workers"), "threads": threads}
+        threads = before["threads"] if before else torch.get_num_threads() if several else max(1, cores() // count)
+        ran: dict[str, Any] = {"workers": count if todo or not before else before.get("workers"), "threads": threads}
+        if several:
+            ran["together"] = processes.count()
         write_json(folder / "settings.json", {**settings, "processes": ran})
         watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
         if todo:
-            ref = _reference(recipe, base, store, common, say)
+            ref = processes.from_first(lambda: _reference(recipe, base, store, common, say))
             write_json(folder / "plan.json", {
                 "base": {**_plain(base_request), "dtype": base.info.dtype}, "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
@@ -200,7 +208,11 @@ def compare(
                 if event["event"] == "done":
                     store.drop_start(cell, cells)
 
-            with Pool(store, workers=count, threads=threads, on_event=on_event) as pool:
+            pool: Pool | Together = (
+                Together(store, on_event=on_event) if several
+                else Pool(store, workers=count, threads=threads, on_event=on_event)
+            )  # fmt: skip
+            with pool:
                 if racing is not None:
                     Race(
                         store, cells, task, racing, pool.run, say,
@@ -214,6 +226,7 @@ def compare(
         shutil.rmtree(folder / "starts", ignore_errors=True)  # of cells that failed or left a race
         mark.say("writing the report")
         report = write_report(folder)
+        processes.wait()
         return Comparison(folder, json.loads(report.with_name("results.json").read_text(encoding="utf-8")))
     finally:
         watcher.close()

@@ -13,8 +13,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from kamerton.comparison.store import Cell, Store
 
 
 def main(folder: str, threads: str, parent: str) -> None:
@@ -26,32 +30,43 @@ def main(folder: str, threads: str, parent: str) -> None:
     import torch
 
     torch.set_num_threads(int(threads))
-    from kamerton.base import load_base
-    from kamerton.comparison.progress import RUN, read
-    from kamerton.comparison.store import Store
-    from kamerton.evaluation.forgetting import Reference
+    from kamerton.comparison.store import Cell, Store
 
-    store = Store(Path(folder))
-    plan = json.loads((store.folder / "plan.json").read_text())
-    task = store.read_task()
-    reference = Reference(**plan["reference"]) if plan["reference"] else None
-    plan["run"] = str(read(store.folder / RUN).get("id", ""))
-    base = load_base(**plan["base"], verify=False)
+    bench = Bench(Store(Path(folder)))
     send(events, event="ready")
     for line in sys.stdin:
-        _one(json.loads(line), plan, store, base, task, reference, events)
+        request = json.loads(line)
+        share = request.pop("share", None)
+        bench.run(Cell(**request), share, lambda **event: send(events, **event))
 
 
-def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, task: Any, reference: Any,
-         events: TextIO) -> None:  # fmt: skip
+class Bench:
+    """What a worker needs for any cell of a comparison: its plan, task and base, loaded once."""
+
+    def __init__(self, store: Store) -> None:
+        from kamerton.base import load_base
+        from kamerton.comparison.progress import RUN, read
+        from kamerton.evaluation.forgetting import Reference
+
+        self.store, self.task = store, store.read_task()
+        self.plan: dict[str, Any] = json.loads((store.folder / "plan.json").read_text())
+        self.reference = Reference(**self.plan["reference"]) if self.plan["reference"] else None
+        self.plan["run"] = str(read(store.folder / RUN).get("id", ""))
+        self.base = load_base(**self.plan["base"], verify=False)
+
+    def run(self, cell: Cell, share: float | None, tell: Callable[..., None]) -> None:
+        """Run a cell, or with a share scout it; what comes of it is in the store and told as an event."""
+        _one(self, cell, share, tell)
+
+
+def _one(bench: Bench, cell: Cell, share: float | None, tell: Callable[..., None]) -> None:
+    from kamerton import processes
     from kamerton.comparison.cell import failed_record, run_cell, scout_cell
     from kamerton.comparison.progress import FitProgress
-    from kamerton.comparison.store import Cell
     from kamerton.errors import KamertonError
     from kamerton.training import Budget
 
-    share = request.get("share")
-    cell = Cell(**{key: value for key, value in request.items() if key != "share"})
+    plan, store, base, task = bench.plan, bench.store, bench.base, bench.task
     progress, last = FitProgress(store.cell_folder(cell.label, cell.seed), plan["run"], cell.fingerprint), 0.0
 
     def report(stage: str, share: float, text: str) -> None:
@@ -60,7 +75,7 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
         now = time.monotonic()
         if share >= 1 or now - last > 0.2:
             last = now
-            send(events, event="progress", stage=stage, share=share, text=text)
+            tell(event="progress", stage=stage, share=share, text=text)
 
     try:
         # a worker whose parent was killed may still be at this cell for a moment
@@ -68,22 +83,28 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
             budget, sampling, most = Budget(**plan["budget"]), plan["sampling"], plan["max_batch_tokens"]
             if share is not None:
                 scouted = scout_cell(store, cell, base, task, budget, share, sampling, most, report, progress.watch)
-                send(events, event="scouted", share=share, metrics=scouted["metrics"])
+                tell(event="scouted", share=share, metrics=scouted["metrics"])
                 return
             record = run_cell(
-                store, cell, base, task, budget, reference, sampling, most, report, progress.watch
+                store, cell, base, task, budget, bench.reference, sampling, most, report, progress.watch
             )  # fmt: skip
-        send(events, event="done", metrics=record["metrics"])
+        tell(event="done", metrics=record["metrics"])
+    except processes.Parted:
+        raise
     except KamertonError as error:
+        if not processes.failed_alike():
+            raise
         store.write_cell(cell, failed_record(cell, str(error)), None, [])
-        send(events, event="failed", error=str(error))
+        tell(event="failed", error=str(error))
     except Exception as error:
+        if not processes.failed_alike():
+            raise
         place = store.cell_folder(cell.label, cell.seed)
         place.mkdir(parents=True, exist_ok=True)
         (place / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         store.write_cell(cell, failed_record(cell, message), None, [])
-        send(events, event="failed", error=f"{message} (see {place / 'error.txt'})")
+        tell(event="failed", error=f"{message} (see {place / 'error.txt'})")
     finally:
         if store.finished(cell):
             progress.end()

@@ -96,6 +96,11 @@ class Distribution:
         self._root = step
         _shard(step, model.hf)
 
+    def settle(self) -> None:
+        """After a pass without gradient: what it put together is shared out again."""
+        if self._root is not None:
+            self._root.reshard()  # type: ignore[operator]
+
     def release(self) -> None:
         """Whole parameters in every process again."""
         if self._root is not None:
@@ -116,7 +121,8 @@ class Distribution:
         plan = deal_out([b.tokens for b in batches], self.count)
         own = [Share(i, batches[i], 1.0, sum_of_all) for i in plan[processes.rank()]]
         if self.sharded:  # a layer is put together by all processes at once
-            own += [Share(0, batches[0], 0.0, 0.0)] * (max(map(len, plan)) - len(own))
+            least = min(batches, key=lambda b: b.tokens)
+            own += [Share(0, least, 0.0, 0.0)] * (max(map(len, plan)) - len(own))
         return own
 
     def seed(self, seed: int, share: Share) -> None:

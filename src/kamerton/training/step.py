@@ -76,11 +76,10 @@ def optimise(
 
 
 @torch.no_grad()
-def validation_loss(
-    distribution: Distribution, wrapped: nn.Module, module: nn.Module, batches: Sequence[Any]
-) -> float:
+def validation_loss(distribution: Distribution, wrapped: nn.Module, module: nn.Module, batches: Sequence[Any]) -> float:
     """Mean loss over the validation set."""
     module.eval()
     total = sum(s.weight * float(wrapped(s.batch)[0]) for s in distribution.shares(batches, "validation"))
     module.train()
+    distribution.settle()
     return distribution.sums({"loss": total})["loss"] / sum(b.count for b in batches)

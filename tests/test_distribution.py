@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
 import together
 import training_runs as runs
+from judged_words import words_task
+from kamerton import compare
 from kamerton.base import Base
-from kamerton.training import Budget, fit
+from kamerton.errors import KamertonError
+from kamerton.pretraining.run import pretrain
+from kamerton.training import Budget
 from kamerton.training.batches import divide
 from kamerton.training.distribution import deal_out
 
@@ -123,3 +124,179 @@ def test_a_training_goes_on_with_another_number_of_processes(small_base: Base, t
         alone = trained(small_base, "full", place)
         assert alike(whole[1], alone[1], 1e-5)
         assert together.furthest(whole[0], alone[0]) < 1e-5
+
+
+# -- objectives -------------------------------------------------------------------------------------------------------
+
+
+def fitted(base: Base, folder: Path, name: str, **options: Any) -> dict[str, Any]:
+    """What a method's fit came to, without what depends on the clock."""
+    adapted = tiny.fit(base, name, folder, **options)
+    assert adapted.tuned is not None
+    weights = {n: p for n, p in adapted.tuned.module.named_parameters() if "lora" in n or "prompt" in n}
+    curve = [{k: v for k, v in row.items() if k != "seconds"} for row in adapted.record.curve]
+    return {"weights": together.numbers(weights), "curve": curve, "notes": adapted.record.notes,
+            "chosen": adapted.record.chosen, "tokens": adapted.record.tokens}  # fmt: skip
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"objective": "dpo", "dpo": {"share": 0.5, "validations": 2}},
+    "grpo": {"objective": "grpo", "reward": "exact-match",
+             "grpo": {"share": 0.5, "validations": 1, "group": 4, "queries": 3, "kl": 0.05, "max_answer_tokens": 4}},
+    "rejection-sampling": {"objective": "rejection-sampling", "reward": "token-f1",
+                           "rejection_sampling": {"share": 0.5, "validations": 1, "samples": 3, "queries": 4}},
+    "adversarial": {"objective": "adversarial", "adversarial": {"share": 0.5, "validations": 1, "warmup_steps": 4}},
+}  # fmt: skip
+
+
+def objectives(base: Base, folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    tasks = {"dpo": words_task(24, 8, 8)}
+    return {
+        name: fitted(
+            base, folder / name, "lora", task=tasks.get(name), budget=Budget(steps=8), learning_rate=0.01, rank=4,
+            batch_size=6, validations=2, **OBJECTIVES[name],
+        )
+        for name in names
+    }  # fmt: skip
+
+
+def check_objectives(base: Base, folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    first, second = together.two(lambda: objectives(base, folder / "two", names))
+    alone = objectives(base, folder / "one", names)
+    for name in names:
+        assert together.furthest(first[name]["weights"], second[name]["weights"]) == 0
+        assert together.furthest(alone[name]["weights"], first[name]["weights"]) < 2e-5, name
+        assert alike(alone[name]["curve"], first[name]["curve"], 1e-5), name
+        assert alone[name]["tokens"] == first[name]["tokens"]
+    return dict(first)
+
+
+def test_preferences_and_rewards_are_learned_as_by_one_process(small_base: Base, tmp_path: Path) -> None:
+    check_objectives(small_base, tmp_path, ("dpo", "grpo"))
+
+
+@pytest.mark.slow
+def test_other_objectives_are_learned_as_by_one_process(small_base: Base, tmp_path: Path) -> None:
+    found = check_objectives(small_base, tmp_path, ("rejection-sampling", "adversarial"))
+    assert any("cannot be dealt out" in note for note in found["adversarial"]["notes"])
+    assert not any("cannot be dealt out" in note for note in found["rejection-sampling"]["notes"])
+
+
+def test_the_search_and_the_pretraining_of_one_process(small_base: Base, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(" ".join(tiny.WORDS[(n * k) % 40] for k in range(1, 9))
+                                                    for n in range(120)), encoding="utf-8")  # fmt: skip
+    recipe = {
+        "model": {"preset": "llama", "width": 32, "depth": 2, "heads": 2}, "tokenizer": "bytes", "context": 32,
+        "data": {"train": str(tmp_path / "texts.txt"), "held_out": 0.1, "documents": "paragraph"},
+        "budget": {"steps": 6}, "samples": {"prompts": ["red"], "tokens": 8},
+        "training": {"batch_size": 5, "validations": 3, "learning_rate": 0.01},
+    }  # fmt: skip
+
+    def work(place: str) -> dict[str, Any]:
+        made = pretrain(recipe, output=tmp_path / place / "pretrained")
+        assert made is not None
+        search = fitted(small_base, tmp_path / place / "search", "lora", budget=Budget(steps=8), rank=4)
+        curve = [{k: v for k, v in row.items() if k != "seconds"} for row in made.results["curve"]]
+        told = {k: made.results[k] for k in ("metrics", "tokens", "best_step", "flops")}
+        return {"pretrained": {**told, "curve": curve}, "search": search}
+
+    first, _ = together.two(lambda: work("two"))
+    alone = work("one")
+    assert first["search"]["chosen"] == alone["search"]["chosen"]
+    assert alike(alone["search"]["curve"], first["search"]["curve"], 1e-5)
+    one, two = alone["pretrained"], first["pretrained"]
+    assert alike(one["curve"], two["curve"], 1e-5)
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5)
+    assert (one["tokens"], one["best_step"], one["flops"]) == (two["tokens"], two["best_step"], two["flops"])
+    assert together.files(tmp_path / "one") == together.files(tmp_path / "two")
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_made_by_two_processes(small_folder: Path, tmp_path: Path) -> None:
+    methods = "  - zero-shot\n  - lora: {learning_rate: 0.01, rank: 4, validations: 2}\n"
+    recipe = tiny.write_recipe(tmp_path, small_folder, methods, seeds="[0]")
+
+    together.two(lambda: bool(compare(recipe, output=tmp_path / "two", progress=False)))
+    compare(recipe, output=tmp_path / "one", workers=1, progress=False)
+    for label in ("zero-shot", "lora"):
+        one, two = (
+            json.loads((tmp_path / place / "cells" / label / "seed-0" / "cell.json").read_text())
+            for place in ("one", "two")
+        )
+        assert (one["status"], one["metrics"], one["tokens"]) == (two["status"], two["metrics"], two["tokens"])
+        assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-5)
+        assert one["disk_bytes"] == two["disk_bytes"]
+        # of both processes; what prompts share is computed in each
+        assert one["flops"]["evaluate"] <= two["flops"]["evaluate"] < 1.5 * one["flops"]["evaluate"]
+    own = [name for name in together.files(tmp_path / "one") if "worker-" not in name]
+    assert own == together.files(tmp_path / "two")
+
+
+def launch(folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    """The command in two processes, as a launcher starts them; none of them ends the other."""
+    port, started = together.free_port(), []
+    for rank in range(2):
+        own = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}  # fmt: skip
+        started.append(subprocess.Popen(
+            [sys.executable, "-m", "kamerton", *arguments], env=own, cwd=folder, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ))  # fmt: skip
+    return started
+
+
+def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, list[str]]]:
+    """Status and last words of each, without progress."""
+    out = []
+    for process in started:
+        _, said = process.communicate(timeout=300)
+        out.append((process.returncode, [line for line in said.splitlines() if line.startswith(("error", "stopped"))]))
+    return out
+
+
+def test_what_does_not_go_together_is_one_line(
+    cli: tiny.Cli, small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> list[str]:
+        out = []
+        for name, options in (("lora", OBJECTIVES["grpo"]), ("qlora", {})):
+            try:
+                tiny.fit(small_base, name, tmp_path / name, learning_rate=0.01, **options)
+            except KamertonError as error:
+                out.append(str(error))
+        return out
+
+    assert together.two(refused, sharded=True)[0][0].endswith("sharded parameters are not whole; leave out --use_fsdp")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    status, _, said = cli("methods")
+    assert (status, said) == (2, "error: kamerton methods runs in one process; start it without a launcher\n")
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(small_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path, small_folder, "  - lora: {rank: -1}\n")
+    found = ended(launch(tmp_path, "tune", str(recipe)))
+    assert [status for status, _ in found] == [2, 2]
+    assert len([line for _, lines in found for line in lines]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("who", [0, 1])
+def test_one_that_ends_ends_all(small_folder: Path, tmp_path: Path, how: signal.Signals, who: int) -> None:
+    recipe = tiny.write_recipe(tmp_path, small_folder, "  - lora: {learning_rate: 0.001}\n", budget="{steps: 100000}")
+    started = launch(tmp_path, "tune", str(recipe), "--output", "out")
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "out").rglob("best.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    started[who].send_signal(how)
+    found = ended(started)
+    assert all(status for status, _ in found)
+    said = [line for _, lines in found for line in lines]
+    # where the process that holds the meeting place is killed, nobody is left to ask who speaks
+    assert len(said) <= 1
+    assert said or (how, who) == (signal.SIGKILL, 0)
+    assert not list(tmp_path.rglob(".partial-*"))

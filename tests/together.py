@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft  # noqa: F401 - once here, and not in each child
 import torch
+import torch.distributed.fsdp
+import torch.distributed.tensor
 
 from kamerton import processes
 
@@ -37,7 +40,7 @@ def _child(rank: int, port: int, sharded: bool, work: Callable[[], Any], queue: 
         os._exit(0)  # what pytest would do at the end is the parent's
 
 
-def two(work: Callable[[], Any], *, sharded: bool = False, seconds: float = 120) -> list[Any]:
+def two(work: Callable[[], Any], *, sharded: bool = False, seconds: float = 300) -> list[Any]:
     """What `work` returns in each of two processes that work together, as plain values.
 
     Raises:

@@ -88,9 +88,8 @@ def read(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch) -
         held = recipe.resolve(data.held_out)
     elif isinstance(data.held_out, float | int) and data.held_out:
         held = float(data.held_out)
-    tokens = (
-        processes.written_folder(folder) / "tokens"
-    )  # the first process writes the streams, and the others map them
+    # the first process writes the streams, and the others map them
+    tokens = processes.written_folder(folder) / "tokens"
     corpus = processes.in_turn(lambda: read_corpus(
         started.tokenizer, started.end, tokens, recipe.resolve(data.train), held, data.documents, watch
     ))  # fmt: skip

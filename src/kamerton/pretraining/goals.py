@@ -89,9 +89,9 @@ def read(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch) -
     elif isinstance(data.held_out, float | int) and data.held_out:
         held = float(data.held_out)
     # the first process writes the streams, and the others map them
-    tokens = processes.written_folder(folder) / "tokens"
+    tokens, texts = processes.written_folder(folder) / "tokens", recipe.resolve(data.train)
     corpus = processes.in_turn(lambda: read_corpus(
-        started.tokenizer, started.end, tokens, recipe.resolve(data.train), held, data.documents, watch
+        started.tokenizer, started.end, tokens, texts, held, data.documents, watch
     ))  # fmt: skip
     check_room(recipe, len(corpus.train), started.context)
     return corpus

@@ -189,7 +189,7 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process may hold a part, put together; all processes call it."""
-    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
@@ -229,8 +229,8 @@ def _put_together(step: nn.Module) -> None:
     from torch.distributed.fsdp import FSDPModule
 
     states = [(m, m._get_fsdp_state()) for m in step.modules() if isinstance(m, FSDPModule)]
-    for module, _ in states:
-        module.reshard()
+    for sharded, _ in states:
+        sharded.reshard()
     said = [{a: getattr(p, a) for a in _ATTRIBUTES if hasattr(p, a)} for p in step.parameters()]
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in step.modules():
@@ -241,11 +241,11 @@ def _put_together(step: nn.Module) -> None:
                 made[parameter] = nn.Parameter(whole(parameter.detach()), requires_grad=parameter.requires_grad)
             module._parameters[name] = made[parameter]
     _say(step, said)
-    for module, state in states:
+    for sharded, state in states:
         handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
         for group in state._fsdp_param_groups:
             handles += group._module_to_pre_save_state_dict_hook_handle.values()
             handles += group._module_to_pre_load_state_dict_hook_handle.values()
         for handle in handles:
             handle.remove()
-        module.__class__ = type(module).__mro__[FSDPModule._orig_cls_mro_index]
+        sharded.__class__ = type(sharded).__mro__[FSDPModule._orig_cls_mro_index]

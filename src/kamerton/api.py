@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kamerton import processes
 from kamerton.assessment.run import run_assessment, run_scaling
 from kamerton.assessment.scaling_page import Scaling
 from kamerton.assessment.scaling_settings import ScalingSettings
@@ -158,7 +159,7 @@ def tune(
         if options or spec not in recipe.methods:  # no line of the recipe is to blame
             raise
         raise at_its_line(recipe, spec, error) from None
-    folder = Path(output)
+    folder = processes.own_folder(Path(output))
     lock = Store(folder).lock()
     try:
         run = Run(folder / "fit", recipe.seeds[0] if seed is None else seed)
@@ -166,8 +167,10 @@ def tune(
         if report is not None:
             run.report = report
         adapted = chosen.fit(base, task, budget, parsed, run)
-        adapted.save(folder)
-        drop_checkpoints(run.folder)  # what trackers wrote beside them stays
+        if processes.first():
+            adapted.save(folder)
+            drop_checkpoints(run.folder)  # what trackers wrote beside them stays
+        processes.wait()
     finally:
         lock.release()
     return adapted

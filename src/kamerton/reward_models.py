@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kamerton import processes
 from kamerton.api import load, merge, pick_method
 from kamerton.assessment.reward_accuracy import measure
 from kamerton.assessment.reward_page import reward_page
@@ -89,7 +90,7 @@ def train_reward_model(
     chosen, parsed = resolve_one(recipe, spec, {**(options or {}), "objective": "supervised"})
     assert isinstance(chosen, TrainedMethod)
     task = task or load_task(recipe.task)
-    folder, report = Path(output), report or (lambda *_: None)
+    folder, report = processes.own_folder(Path(output)), report or (lambda *_: None)
     lock = Store(folder).lock()
     try:
         report("loading", 0.0, "")
@@ -110,8 +111,10 @@ def train_reward_model(
             "method": chosen.name, "options": parsed.model_dump(), "reward": settings.model_dump(), "task": task.name,
             "start": None if start is None else str(start), "seed": run.seed, "kamerton": kamerton_version(),
         }  # fmt: skip
-        save_reward_model(model, base, record, about, folder)
-        drop_checkpoints(run.folder)
+        if processes.first():
+            save_reward_model(model, base, record, about, folder)
+            drop_checkpoints(run.folder)
+        processes.wait()
         shutil.rmtree(folder / "start", ignore_errors=True)
     finally:
         lock.release()

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from kamerton import processes
 from kamerton.base.frozen import decoder_layers
 from kamerton.base.quantise import shape
 
@@ -87,6 +88,11 @@ class Work:
 
     def copy(self) -> Work:
         return Work(**asdict(self))
+
+    def of_all(self) -> Work:
+        """The work of all processes of this launch together; all of them call it."""
+        parts = processes.gathered(self)
+        return parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
 
     def __add__(self, other: Work) -> Work:
         return Work(**{k: v + getattr(other, k) for k, v in asdict(self).items()})

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 import warnings
 
 import typer
 
+from kamerton import processes
 from kamerton.cli import (
     align,
     base,
@@ -72,8 +74,19 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
 
 
+TOGETHER = ("align", "compare", "pretrain", "reward", "tune")
+"""What several processes do together; of `reward` its part `train`."""
+
+
 @app.callback(invoke_without_command=True)
-def _top(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _top(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
+) -> None:
+    command = context.invoked_subcommand
+    if processes.launched() > 1 and command is not None:
+        if command not in TOGETHER:
+            raise KamertonError(f"kamerton {command} runs in one process", mend="start it without a launcher")
+        processes.join()
     if version:
         from kamerton.comparison.machine import kamerton_version
 
@@ -85,17 +98,41 @@ def run() -> None:
     """Entry point of the command."""
     # libraries telling each other about their next version: nothing that a user could act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")
+    if processes.launched() == 1:
+        _run()
+        return
+    try:
+        _run()
+    except SystemExit as ended:
+        if not ended.code:
+            processes.leave()
+            raise
+        # another process may wait for this one inside a library: nothing is waited for here
+        processes.end(ended.code if isinstance(ended.code, int) else 1)
+    except BaseException:
+        if processes.speaks():
+            traceback.print_exc(file=sys.stderr)
+        processes.end(1)
+
+
+def _run() -> None:
     try:
         app()
     except KamertonError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         sys.exit(2)
     except OSError as error:
         if error.errno not in SYSTEM or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; make room or choose another place", file=sys.stderr)
+        _say(f"error: {error.filename}: {error.strerror}; make room or choose another place")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # typer's answer to Ctrl-C
-            print("stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
+            _say("stopped; what was finished is kept, run the same command to go on")
         raise
+
+
+def _say(line: str) -> None:
+    """A last line, said once: of several processes by the first one that ends so."""
+    if processes.speaks():
+        print(line, file=sys.stderr)

@@ -8,13 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
+from kamerton import processes
+from kamerton.errors import KamertonError
+
 app = typer.Typer(no_args_is_help=True, help="Train a reward model on judged answers, measure it, score answers.")
 Folder = Annotated[Path, typer.Argument(help="The reward model: a folder.", show_default=False)]
 
 
 @app.callback()
-def _group() -> None:
+def _group(context: typer.Context) -> None:
     """Train a reward model on judged answers, measure it, score answers."""
+    if processes.launched() > 1 and context.invoked_subcommand != "train":
+        raise KamertonError(
+            f"kamerton reward {context.invoked_subcommand} runs in one process", mend="start it without a launcher"
+        )
 
 
 @app.command(

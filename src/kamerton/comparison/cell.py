@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kamerton import processes
 from kamerton.base.load import Base
 from kamerton.base.work import flops
 from kamerton.comparison.progress import ANSWERING, MEASURING, VALIDATING
@@ -57,18 +58,19 @@ def run_cell(
         progress=lambda done, total: report(ANSWERING, done / total, f"{done} of {total} questions"),
     )  # fmt: skip
     evaluated = time.perf_counter()
-    evaluate_flops = flops(model.work - work_before, model.hf)
+    evaluate_flops = flops((model.work - work_before).of_all(), model.hf)
     statistics = judge(answers.texts, task.test, task.metrics)
     report(MEASURING, 0.3, "latency and forgetting")
     delay = latency(adapted, task.test, plan)
     forgot = _forgetting(adapted, base, reference)
 
     adapter = folder / "adapter"
-    partial = folder / ".partial-adapter"
-    shutil.rmtree(partial, ignore_errors=True)
-    adapted.save(partial)
-    shutil.rmtree(adapter, ignore_errors=True)
-    partial.rename(adapter)
+    if processes.first():
+        partial = folder / ".partial-adapter"
+        shutil.rmtree(partial, ignore_errors=True)
+        adapted.save(partial)
+        shutil.rmtree(adapter, ignore_errors=True)
+        partial.rename(adapter)
 
     fit = adapted.record
     cut = [f"{answers.cut} of {len(task.test)} test questions were cut to fit the model"] if answers.cut else []
@@ -150,7 +152,7 @@ def scout_cell(
         "statistics": statistics[task.metrics[0]].tolist(),
         "flops": {
             "fit": fit.flops, "whole_fit": max(fit.flops, fit.expected_flops),
-            "answer": flops(model.work - work_before, model.hf),
+            "answer": flops((model.work - work_before).of_all(), model.hf),
         },
         "seconds": {"fit": fit.seconds, "answer": time.perf_counter() - started},
     }  # fmt: skip

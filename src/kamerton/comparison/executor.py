@@ -1,4 +1,4 @@
-"""Who runs cells: the executors, and the one of worker processes of this machine.
+"""Who runs cells: the executors, and two of them: worker processes of this machine, and this process beside others.
 
 Each worker is a process of its own that runs cell after cell. A worker that dies takes one cell with it: the cell is
 marked failed and another worker is started.
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from kamerton.comparison.cell import failed_record
 from kamerton.comparison.progress import drop_progress
 from kamerton.comparison.store import Cell, Store
+from kamerton.comparison.worker import Cells
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
 Job = tuple[Cell, float | None]
@@ -159,6 +160,34 @@ class Pool:
                 worker.give(*waiting.pop(0))
         else:
             self.on_event(cell, event)
+
+
+class Together:
+    """Runs cells one after another in this process, as the other processes of the launch do."""
+
+    workers: int | None = 1
+
+    def __init__(self, store: Store, *, threads: int, on_event: OnEvent) -> None:
+        self.store, self.threads, self.on_event = store, threads, on_event
+        self._cells: Cells | None = None
+
+    def __enter__(self) -> Together:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cells = None
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do all jobs; returns when each is done or failed."""
+        if self._cells is None and jobs:
+            self._cells = Cells.load(self.store.folder, self.threads)
+        for cell, share in jobs:
+            assert self._cells is not None
+
+            def told(stage: str, share: float, text: str, cell: Cell = cell) -> None:
+                self.on_event(cell, {"event": "progress", "stage": stage, "share": share, "text": text})
+
+            self.on_event(cell, self._cells.run(asdict(cell), share, told))
 
 
 def _death(code: int, log: Path) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import psutil
+import torch
 
+from kamerton import processes
 from kamerton.base import Base
 from kamerton.cluster import Asked
-from kamerton.comparison.executor import Executor, OnEvent, Pool
+from kamerton.comparison.executor import Executor, OnEvent, Pool, Together
 from kamerton.comparison.ray_tasks import CPUS, RayTasks
 from kamerton.comparison.store import Store
 from kamerton.resources import CellResources, cores
@@ -36,6 +38,8 @@ def choose_executor(
         return RayTasks(
             store, address, Asked(count, gpus, memory), workers=workers, threads=count, on_event=on_event, tell=tell
         )
+    if processes.count() > 1:
+        return Together(store, threads=threads or torch.get_num_threads(), on_event=on_event)
     workers = workers or default_workers(base, asked)
     threads = threads or asked.cpus or max(1, cores() // workers)
     return Pool(store, workers=workers, threads=threads, on_event=on_event)

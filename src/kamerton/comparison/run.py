@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kamerton import processes
 from kamerton.base import Base, load_base
 from kamerton.cluster import check_executor
 from kamerton.comparison.machine import kamerton_version, machine, versions
@@ -115,7 +116,9 @@ def compare(
     """Run a comparison and write its report: `kamerton.compare` without its own progress bars, told to `watcher`."""
     watcher = watcher or Watcher()
     check_executor(executor, address)
-    recipe = as_recipe(recipe, data)
+    recipe, several = as_recipe(recipe, data), processes.count() > 1
+    if several and executor != "local":
+        raise KamertonError("several processes share each cell", where="executor", mend="leave it out, or start one")
     racing = recipe.race if race is None else (recipe.race or RaceSpec()) if race else None
     methods = resolve(recipe)
     budget = Budget(**recipe.budget.model_dump())
@@ -123,8 +126,12 @@ def compare(
     task = task or load_task(recipe.task)
     check_task(task, spec)
     if racing is not None:
+        if several:
+            raise KamertonError("a race runs in one process", mend="use --no-race, or start it alone")
         check_race(task)
-    folder = Path(output or recipe.output or Path("runs") / recipe.name)
+    if several and workers is not None:
+        raise KamertonError("several processes share each cell", where="workers", mend="leave it out")
+    folder = processes.own_folder(Path(output or recipe.output or Path("runs") / recipe.name))
     store = Store(folder)
     lock = store.lock()
     mark = RunMark(folder)
@@ -195,15 +202,17 @@ def compare(
             executor, address, recipe.resources, store=store, base=base, device=device, workers=workers,
             threads=before["threads"] if before else None, on_event=on_event, tell=say,
         )  # fmt: skip
-        ran = {
+        ran: dict[str, Any] = {
             "workers": pool.workers if todo or not before else before.get("workers"), "threads": pool.threads
         }  # fmt: skip
+        if several:
+            ran["together"] = processes.count()
         write_json(folder / "settings.json", {**settings, "processes": ran})
         watcher.start(len([c for c in todo if c.same_as is None]), len(cells) - len(todo))
         if racing is None:
             (folder / "race.json").unlink(missing_ok=True)
         if todo:
-            ref = base_reference(recipe, base, store, common, say)
+            ref = processes.from_first(lambda: base_reference(recipe, base, store, common, say))
             write_json(folder / "plan.json", {
                 "base": {**_plain(base_request), "dtype": base.info.dtype, **({"device": there} if there else {})},
                 "asked": _plain(base_request),
@@ -226,6 +235,7 @@ def compare(
         shutil.rmtree(folder / "starts", ignore_errors=True)  # of cells that failed or left a race
         mark.say("writing the report")
         report = write_report(folder)
+        processes.wait()
         return Comparison(folder, json.loads(report.with_name("results.json").read_text(encoding="utf-8")))
     finally:
         watcher.close()

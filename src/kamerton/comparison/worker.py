@@ -90,6 +90,7 @@ class Cells:
         Returns:
             The event that ends it: `done`, `scouted` or `failed`.
         """
+        from kamerton import processes
         from kamerton.comparison.cell import failed_record, run_cell, scout_cell
         from kamerton.comparison.progress import FitProgress
         from kamerton.comparison.store import Cell
@@ -118,10 +119,16 @@ class Cells:
                     store, cell, self.base, self.task, budget, self.reference, sampling, most, told, progress.watch
                 )
             return {"event": "done", "metrics": record["metrics"]}
+        except processes.Parted:
+            raise
         except KamertonError as error:
+            if not processes.failed_alike():
+                raise
             store.write_cell(cell, failed_record(cell, str(error)), None, [])
             return {"event": "failed", "error": str(error)}
         except Exception as error:
+            if not processes.failed_alike():
+                raise
             place = store.cell_folder(cell.label, cell.seed)
             place.mkdir(parents=True, exist_ok=True)
             (place / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

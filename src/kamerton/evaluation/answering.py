@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kamerton import processes
 from kamerton.evaluation.metrics import get_metric
 from kamerton.inference import Answer, Sampling
 from kamerton.tasks.example import Conversation, Example
@@ -57,13 +58,32 @@ def answer(
 ) -> Answers:
     """Answer every example: of closed sets one choice is chosen, the rest is generated. One answer each.
 
-    A question too long for the model is cut as in training, and counted.
+    A question too long for the model is cut as in training, and counted. Several processes answer a share each, and all
+    of them get all answers.
     """
+    cut = 0
+
+    def ask(own: Sequence[Example]) -> list[Answer]:
+        nonlocal cut
+        answers, cut = _answer(model, own, sampling, progress)
+        return answers
+
+    answers = processes.deal(examples, ask)
+    return Answers(
+        [a.text for a in answers], [a.prompt_tokens for a in answers], [a.generated_tokens for a in answers],
+        sum(processes.gathered(cut)), answers,
+    )  # fmt: skip
+
+
+def _answer(
+    model: Answerer, examples: Sequence[Example], sampling: Sampling, progress: Watch | None
+) -> tuple[list[Answer], int]:
+    """The answers, and how many questions were cut."""
     read = getattr(model, "read_examples", None)
     if read is not None:  # a head reads what an example is made of, not how it is asked
+        found: list[Answer]
         found, cut = read(examples, progress=progress)
-        texts, prompts = [a.text for a in found], [a.prompt_tokens for a in found]
-        return Answers(texts, prompts, [0] * len(found), cut, found)
+        return found, cut
     closed = [i for i, e in enumerate(examples) if e.choices]
     free = [i for i, e in enumerate(examples) if not e.choices]
     total = len(examples)
@@ -81,11 +101,7 @@ def answer(
     if free:
         generated = model.generate([asked[i][0] for i in free], sampling, progress=tell(len(closed)))
         said.update(zip(free, generated, strict=True))
-    answers = [said[i] for i in range(total)]
-    return Answers(
-        [a.text for a in answers], [a.prompt_tokens for a in answers], [a.generated_tokens for a in answers],
-        sum(cut for _, cut in asked), answers,
-    )  # fmt: skip
+    return [said[i] for i in range(total)], sum(cut for _, cut in asked)
 
 
 def judge(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[str]) -> dict[str, np.ndarray]:

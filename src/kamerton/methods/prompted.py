@@ -115,7 +115,7 @@ def spending(record: FitRecord, model: Adapted | LanguageModel) -> Iterator[None
         yield
     finally:
         record.seconds += time.perf_counter() - start
-        record.flops += flops(counted.work - before, counted.hf)
+        record.flops += flops((counted.work - before).of_all(), counted.hf)
 
 
 def within(task: Task, budget: Budget) -> Task:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from kamerton import processes
 from kamerton.base.encoder import EncoderModel, Head
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
@@ -240,6 +241,7 @@ class TrainedMethod:
             saved = json.loads(decision.read_text())
             # a candidate that went on to a later rung is no longer where it was judged: what was decided is kept
             rungs = saved["rungs"] if saved["key"] == key else []
+        rungs = processes.agreed(rungs)
         alive, left = list(range(len(trial.candidates))), [*halving.sizes[1:], 1]
         for level, until in enumerate(halving.untils):
             if level == len(rungs):

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kamerton import processes
 from kamerton.base.load import Base
 from kamerton.base.model import OUTPUT_CHUNK, CausalModel, LanguageModel
 from kamerton.errors import TaskError
@@ -111,6 +112,7 @@ class Dpo:
     """
 
     name = "dpo"
+    dealt: ClassVar[tuple[str, ...]] = ("steps",)
     warm_start: ClassVar[str] = "supervised"
     encoder_decoder = True
 
@@ -129,7 +131,7 @@ class Dpo:
                             mend="raise limit")  # fmt: skip
         if task.validation and not self.held_out:
             self.notes.append(f"no validation example has a pair: {task.metrics[0]} on answers decides what is kept")
-        self.batch_size = min(batch_size, len(self.pairs))
+        self.batch_size, self.accumulation = min(batch_size, len(self.pairs)), 1
         self.validates = "the loss on held-out pairs" if self.held_out else task.metrics[0]
         self.looks: list[Look] = []
         self._known: dict[int, Tensor] = {}
@@ -169,11 +171,11 @@ class Dpo:
 
     def batches(self, step: int, model: LanguageModel) -> Sequence[Preferences]:
         picked = order(step, self.batch_size, len(self.pairs), self.seed)
-        for group in dict.fromkeys(self._group[n] for n in picked if n not in self._known):
-            numbers = self._groups[group]
-            found = self._at_start(model, pair_batch(self.pairs, numbers))
-            self._known |= dict(zip(numbers, found, strict=True))
-        parts = pair_batches(self.pairs, picked, self.max_tokens)
+        missing = [self._groups[g] for g in dict.fromkeys(self._group[n] for n in picked if n not in self._known)]
+        found = self._at_start(model, [pair_batch(self.pairs, numbers) for numbers in missing])
+        for numbers, values in zip(missing, found, strict=True):
+            self._known |= dict(zip(numbers, values, strict=True))
+        parts = pair_batches(self.pairs, picked, self.max_tokens, self.accumulation)
         return [Preferences(rows, torch.stack([self._known[n] for n in rows.numbers])) for rows in parts]
 
     def validation(self) -> Sequence[Preferences | Judged]:
@@ -181,13 +183,19 @@ class Dpo:
             return [Judged(tuple(self.task.validation))] if self.task.validation else []
         assert self._model is not None
         parts = pair_batches(self.held_out, range(len(self.held_out)), self.max_tokens)
-        return [Preferences(rows, self._at_start(self._model, rows), held_out=True) for rows in parts]
+        found = self._at_start(self._model, parts)
+        return [Preferences(rows, values, held_out=True) for rows, values in zip(parts, found, strict=True)]
 
-    def _at_start(self, model: LanguageModel, rows: PairRows) -> Tensor:
-        """(P, 2) log-probabilities of the reference."""
+    def _at_start(self, model: LanguageModel, parts: Sequence[PairRows]) -> list[Tensor]:
+        """(P, 2) log-probabilities of the reference, of each microbatch; dealt out between processes."""
         assert self._reference is not None
-        with self._mixed(), self._reference.in_place(self.seed):
-            return pair_log_probs(model, rows)
+        reference = self._reference
+
+        def read(rows: PairRows) -> Tensor:
+            with self._mixed(), reference.in_place(self.seed):
+                return pair_log_probs(model, rows).cpu()
+
+        return [found.to(self._device) for found in processes.deal(parts, lambda own: [read(rows) for rows in own])]
 
     def _mixed(self) -> torch.autocast:
         """The reference is computed as the policy is: in bfloat16 where the base is.

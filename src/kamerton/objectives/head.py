@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from kamerton.inference.head_answers import IGNORED, Target, target
 from kamerton.inference.head_rows import Encoded, Rows, groups, padded
 from kamerton.objectives.head_options import HeadOptions
 from kamerton.tasks.example import Example, Task, answered
-from kamerton.training.batches import order
+from kamerton.training.batches import order, portion
 from kamerton.training.objective import Loss
 
 
@@ -66,6 +66,7 @@ class HeadLoss:
     """
 
     name = "supervised"
+    dealt: ClassVar[tuple[str, ...]] = ("steps", "validation")
 
     def __init__(
         self, head: Head, rows: Rows, train: Sequence[Example], validation: Sequence[Example], *, batch_size: int = 16,
@@ -73,6 +74,7 @@ class HeadLoss:
     ) -> None:  # fmt: skip
         self.head, self.max_tokens, self.seed, self.pad_id = head, max_tokens, seed, pad_id
         self.notes: list[str] = []
+        self.accumulation = 1
         self._train = self._read(rows, answered(train), "training")
         self._held_out = self._read(rows, answered(validation), "validation")
         if not self._train:
@@ -113,12 +115,13 @@ class HeadLoss:
         return self._cut(self._held_out)
 
     def _cut(self, picked: Sequence[tuple[Encoded, Target]]) -> list[HeadBatch]:
+        most = portion([encoded.tokens for encoded, _ in picked], self.max_tokens, self.accumulation)
         return [
             HeadBatch(
                 tuple(picked[i][0] for i in group), tuple(picked[i][1] for i in group),
                 sum(self._size(picked[i][1]) for i in group),
             )
-            for group in groups([encoded for encoded, _ in picked], self.max_tokens)
+            for group in groups([encoded for encoded, _ in picked], most)
         ]  # fmt: skip
 
     def _size(self, wanted: Target) -> float:

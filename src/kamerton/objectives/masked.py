@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -141,6 +141,7 @@ class Masked:
     """
 
     name = "masked"
+    dealt: ClassVar[tuple[str, ...]] = ("steps", "validation")
 
     def __init__(
         self, train: Stream, held_out: Stream | None, signs: Signs, *, context: int, batch_size: int,
@@ -153,6 +154,8 @@ class Masked:
         self.pieces = max(1, len(train) // self._room)
         self.batch_size, self.max_tokens = min(batch_size, self.pieces), max(max_tokens, context)
         self.notes: list[str] = []
+        if not next_sentence:  # whose loss is a mean over a pass
+            self.accumulation = 1
 
     @property
     def epoch_examples(self) -> int:
@@ -169,7 +172,7 @@ class Masked:
         return self._made(self.held_out, [(piece, [0, piece]) for piece in range(pieces)], shift=False)
 
     def _made(self, stream: Stream, picked: Sequence[tuple[int, list[int]]], *, shift: bool) -> list[MaskedBatch]:
-        most = max(1, self.max_tokens // self.context)
+        most = max(1, min(self.max_tokens // self.context, -(-len(picked) // getattr(self, "accumulation", 1))))
         out = []
         for start in range(0, len(picked), most):
             rows = []

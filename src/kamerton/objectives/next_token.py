@@ -6,6 +6,7 @@ The sums run over the whole optimiser step, so accumulation and the number of pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -29,6 +30,7 @@ class NextToken:
     """
 
     name = "next-token"
+    dealt: ClassVar[tuple[str, ...]] = ("steps", "validation")
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class NextToken:
         return microbatches(picked, self.max_tokens, parts=self.accumulation, share=self.share_prefix)
 
     def validation(self) -> Sequence[Batch]:
-        return microbatches(self._held_out, self.max_tokens, share=self.share_prefix)
+        return microbatches(self._held_out, self.max_tokens, parts=self.accumulation, share=self.share_prefix)
 
     def loss(self, model: LanguageModel, batch: Batch) -> Loss:
         log_probs = model.target_log_probs(batch)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ class PackedContexts:
     """
 
     name = "causal"
+    dealt: ClassVar[tuple[str, ...]] = ("steps", "validation")
 
     def __init__(
         self, train: Stream, held_out: Stream | None, *, context: int, batch_size: int, max_tokens: int = 16384,
@@ -101,6 +102,8 @@ class PackedContexts:
         self.batch_size, self.max_tokens = min(batch_size, self.pieces), max(max_tokens, context)
         self.notes: list[str] = []
         self._balance: Balance | None = None
+        if not balance:  # which is a mean over a pass
+            self.accumulation = 1
 
     @property
     def epoch_examples(self) -> int:
@@ -116,9 +119,13 @@ class PackedContexts:
         picked = order(step, self.batch_size, self.pieces, self.seed)
         first = step * self.batch_size
         starts = [self.start_of((first + i) // self.pieces, piece) for i, piece in enumerate(picked)]
-        most = max(1, self.max_tokens // self.context)
+        most = self._pass(len(starts))
         cut = [starts[i : i + most] for i in range(0, len(starts), most)]
         return [self.pack([self.train.tokens[s : s + self.context + 1] for s in part], self.train.end) for part in cut]
+
+    def _pass(self, windows: int) -> int:
+        """Windows in one pass, of so many."""
+        return max(1, min(self.max_tokens // self.context, -(-windows // getattr(self, "accumulation", 1))))
 
     def pack(self, windows: Sequence[np.ndarray], end: int, skip: Sequence[int] | None = None) -> Pack:
         """Windows of n + 1 tokens, n of which are read.
@@ -157,7 +164,7 @@ class PackedContexts:
             windows.append(np.asarray(stream.tokens[start : end + 1]))
             skip.append(done - start)
             done = end
-        most = max(1, self.max_tokens // self.context)
+        most = self._pass(len(windows))
         return [self.pack(windows[i : i + most], stream.end, skip[i : i + most]) for i in range(0, len(windows), most)]
 
     def loss(self, model: LanguageModel, batch: Pack) -> Loss:

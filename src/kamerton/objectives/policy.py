@@ -10,8 +10,9 @@ of probabilities would hold its noise.
 An answer that reached the limit has no end token; it is rewarded as it stands. `truncated: mask` takes its tokens out
 of the loss, `overlong` makes answers worth less the nearer they come to the limit.
 
-What it leaves out: filters (top-p, top-k), which give tokens the probability 0 that the policy does not; several
-processes, each of which would sample the same answers.
+Several processes sample a share of the questions each and exchange the answers, so that rewards and advantages are
+those of all answers to a question. What it leaves out: filters (top-p, top-k), which give tokens the probability 0 that
+the policy does not.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kamerton import processes
 from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
 from kamerton.base.model import CausalModel
@@ -75,6 +77,7 @@ class Policy:
     """
 
     name: ClassVar[str]
+    dealt: ClassVar[tuple[str, ...]] = ("steps",)
     warm_start: ClassVar[str] = "supervised"
     unanswered: ClassVar[bool] = True
     options: ClassVar[type[PolicyOptions]]
@@ -93,6 +96,7 @@ class Policy:
         shown = replace(task, train=answered(task.train), validation=answered(task.validation))
         self.looks = Looks(self.renderer, shown, limit=limit, seed=seed, score=None)
         self._rounds = self._asked = self._left = 0
+        self.accumulation = 1
         self._rollouts: Rollouts | None = None
         self._start: dict[str, Tensor] = {}
         self._module: nn.Module = nn.Module()
@@ -215,7 +219,7 @@ class Policy:
         assert self._rollouts is not None
         picked = self.pick(self.reuse - self._left, len(self._rollouts.rows))
         self._left -= 1
-        return policy_batches(self._rollouts, picked, self.max_tokens, fresh=fresh)
+        return policy_batches(self._rollouts, picked, self.max_tokens, fresh=fresh, parts=self.accumulation)
 
     @contextmanager
     def _at_rest(self) -> Iterator[None]:
@@ -277,7 +281,7 @@ class Policy:
 
     def _rewarded(self, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
         """(B,) rewards of answers, each one finite."""
-        return checked(self.reward.name, examples, texts, self.reward(examples, texts))
+        return processes.agreed(checked(self.reward.name, examples, texts, self.reward(examples, texts)))
 
     def _too_long(self, tokens: int) -> float:
         """DAPO's soft punishment (equation 13): 0 up to `overlong` tokens before the limit, 1 at the limit."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kamerton.rendering import Rendered
-from kamerton.training.batches import Batch, cut, make_batch
+from kamerton.training.batches import Batch, cut, make_batch, portion
 from kamerton.training.packed import as_tensor, from_tensor, rows_from, rows_state
 
 PASS = 64
@@ -94,7 +94,7 @@ class PolicyBatch:
 
 
 def policy_batches(
-    rollouts: Rollouts, picked: Sequence[int], max_tokens: int, *, fresh: bool = False
+    rollouts: Rollouts, picked: Sequence[int], max_tokens: int, *, fresh: bool = False, parts: int = 1
 ) -> list[PolicyBatch]:
     """Microbatches of some answers, which make up one optimiser step.
 
@@ -102,13 +102,16 @@ def policy_batches(
         picked: their numbers.
         max_tokens: tokens in one pass.
         fresh: whether what was sampled is counted here.
+        parts: about so many microbatches or more.
     """
     split = {name: rollouts.split(name) for name in rollouts.values}
     # where all answers are left out of the loss it is 0, whatever it is divided by
     total = float(rollouts.counts[list(picked)].sum()) or 1.0
     per_token = total / sum(rollouts.lengths[i] for i in picked)
     out: list[PolicyBatch] = []
-    for group in grouped([rollouts.rows[i] for i in picked], rollouts.groups[list(picked)], max_tokens):
+    rows = [rollouts.rows[i] for i in picked]
+    max_tokens = portion([len(r.tokens) for r in rows], max_tokens, parts)
+    for group in grouped(rows, rollouts.groups[list(picked)], max_tokens):
         numbers = [picked[i] for i in group]
         batch = make_batch([rollouts.rows[i] for i in numbers])
         values = {name: torch.cat([parts[i] for i in numbers]) for name, parts in split.items()}

@@ -108,10 +108,15 @@ def row_pairs(renderer: Renderer, examples: Sequence[Example], limit: int | None
     return found, notes
 
 
-def pair_batches(pairs: Sequence[RowPair], numbers: Sequence[int], max_tokens: int) -> list[PairRows]:
-    """Microbatches of at most `max_tokens` tokens (one pair may exceed it); what all rows begin with is shared."""
+def pair_batches(
+    pairs: Sequence[RowPair], numbers: Sequence[int], max_tokens: int, parts: int = 1
+) -> list[PairRows]:  # fmt: skip
+    """Microbatches of at most `max_tokens` tokens (one pair may exceed it), at least `parts`.
+
+    What all rows of one begin with is shared.
+    """
     whole = [Rendered((*pairs[n].chosen.tokens, *pairs[n].rejected.tokens), ()) for n in numbers]
-    return [pair_batch(pairs, [numbers[i] for i in group]) for group in cut(whole, max_tokens)]
+    return [pair_batch(pairs, [numbers[i] for i in group]) for group in cut(whole, max_tokens, parts=parts)]
 
 
 def pair_batch(pairs: Sequence[RowPair], numbers: Sequence[int]) -> PairRows:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kamerton import processes
 from kamerton.base.load import Base
 from kamerton.base.model import LanguageModel
 from kamerton.errors import RewardError, TaskError
@@ -84,6 +85,7 @@ class RejectionSampling:
     """
 
     name = "rejection-sampling"
+    dealt: ClassVar[tuple[str, ...]] = ("steps",)
     warm_start: ClassVar[str] = "supervised"
     encoder_decoder = True
 
@@ -106,7 +108,7 @@ class RejectionSampling:
         self.looks: list[tuple[int, float]] = []
         self._kept: list[Rendered] = []
         self.cut = 0
-        self._begun, self._drawn, self._at = 0, 0, 0
+        self._begun, self._drawn, self._at, self.accumulation = 0, 0, 0, 1
         self._module: nn.Module | None = None
 
     @classmethod
@@ -134,7 +136,7 @@ class RejectionSampling:
         size = min(self.batch_size, len(self._kept))
         picked = order(step - self._begun, size, len(self._kept), self.seed + _STRIDE * len(self.rounds))
         now = self.rounds[-1]
-        parts = microbatches([self._kept[i] for i in picked], self.max_tokens)
+        parts = microbatches([self._kept[i] for i in picked], self.max_tokens, parts=self.accumulation)
         return [Kept(b, sampled if i == 0 else 0, now.mean, now.best[-1]) for i, b in enumerate(parts)]
 
     def _due(self, step: int) -> bool:
@@ -200,7 +202,7 @@ class RejectionSampling:
         """(Q, K) rewards of answers; a reward that learns sees them afterwards."""
         examples = [self.task.train[n] for n, group in zip(numbers, groups, strict=True) for _ in group]
         texts = [a.text for group in groups for a in group]
-        values = checked(self.reward.name, examples, texts, self.reward(examples, texts))
+        values = processes.agreed(checked(self.reward.name, examples, texts, self.reward(examples, texts)))
         if isinstance(self.reward, Learning):
             self.reward.observe(examples, texts, step)
         return values.reshape(len(numbers), -1)

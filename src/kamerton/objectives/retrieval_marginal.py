@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from kamerton.base.model import LanguageModel
 from kamerton.errors import RecipeError, TaskError
 from kamerton.rendering import Rendered, Renderer
 from kamerton.tasks.example import Conversation, Example, Task
-from kamerton.training.batches import Batch, make_batch, order
+from kamerton.training.batches import Batch, make_batch, order, portion
 from kamerton.training.objective import Loss
 
 Ask = Callable[[Conversation, int], Conversation]
@@ -122,6 +122,7 @@ class RetrievalMarginal:
     """
 
     name = "retrieval-marginal"
+    dealt: ClassVar[tuple[str, ...]] = ("steps", "validation")
     encoder_decoder = True
 
     def __init__(
@@ -161,6 +162,7 @@ class RetrievalMarginal:
             raise TaskError("the index has too few passages to choose among", mend="add documents")
         self.scale, self.batch_size, self.max_tokens, self.seed = scale, min(batch_size, len(train)), max_tokens, seed
         self.notes: list[str] = []
+        self.accumulation = 1
 
     @classmethod
     def build(cls, base: Base, task: Task, options: Any, *, limit: int | None, seed: int) -> RetrievalMarginal:
@@ -229,9 +231,9 @@ class RetrievalMarginal:
         ]  # fmt: skip
         sizes = [sum(len(r.tokens) for r in group) for group in groups]
         out: list[list[int]] = []
-        used = 0
+        used, most = 0, portion(sizes, self.max_tokens, self.accumulation)
         for i in sorted(range(len(groups)), key=lambda i: (sizes[i], i)):
-            if not out or used + sizes[i] > self.max_tokens:
+            if not out or used + sizes[i] > most:
                 out.append([])
                 used = 0
             out[-1].append(i)

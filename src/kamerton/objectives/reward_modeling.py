@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -142,6 +143,7 @@ class RewardModeling:
     """
 
     name = "reward-modeling"
+    dealt: ClassVar[tuple[str, ...]] = ("steps", "validation")
 
     def __init__(
         self, renderer: Renderer, train: Sequence[Example], validation: Sequence[Example], head: ScalarHead,
@@ -156,7 +158,7 @@ class RewardModeling:
                 "no training example has judged answers",
                 mend="give preference data: pairs, ranked or graded answers, or thumbs",
             )
-        self.batch_size = min(batch_size, len(self._train))
+        self.batch_size, self.accumulation = min(batch_size, len(self._train)), 1
 
     @property
     def epoch_examples(self) -> int:
@@ -164,10 +166,10 @@ class RewardModeling:
 
     def batches(self, step: int, model: LanguageModel) -> Sequence[Judgements]:  # noqa: ARG002 - data, not rollouts
         picked = order(step, self.batch_size, len(self._train), self.seed)
-        return judgement_batches([self._train[i] for i in picked], self.max_tokens)
+        return judgement_batches([self._train[i] for i in picked], self.max_tokens, self.accumulation)
 
     def validation(self) -> Sequence[Judgements]:
-        return judgement_batches(self._held_out, self.max_tokens)
+        return judgement_batches(self._held_out, self.max_tokens, self.accumulation)
 
     def loss(self, model: LanguageModel, batch: Judgements) -> Loss:
         rewards = self.head(last_hidden(causal(model, "a reward model"), batch.batch))
@@ -188,12 +190,12 @@ def last_hidden(model: CausalModel, batch: Batch) -> Tensor:
     return model.forward(batch.rows, prefix=batch.prefix).last()
 
 
-def judgement_batches(judged: Sequence[Judgement], max_tokens: int) -> list[Judgements]:
-    """Microbatches of at most `max_tokens` tokens (one judgement may exceed it)."""
+def judgement_batches(judged: Sequence[Judgement], max_tokens: int, parts: int = 1) -> list[Judgements]:
+    """Microbatches of at most `max_tokens` tokens (one judgement may exceed it), at least `parts`."""
     whole = [Rendered(tuple(t for r in m.rows for t in r.tokens), ()) for m in judged]
     return [
         Judgements(make_batch([r for m in part for r in m.rows]), part)
-        for part in (tuple(judged[i] for i in group) for group in cut(whole, max_tokens))
+        for part in (tuple(judged[i] for i in group) for group in cut(whole, max_tokens, parts=parts))
     ]
 
 

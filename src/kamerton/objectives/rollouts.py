@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kamerton import processes
 from kamerton.base.model import LanguageModel
 from kamerton.inference import Engine, Sampling
 from kamerton.rendering import Rendered, Renderer
@@ -42,17 +43,25 @@ class Rollout:
 def sample(
     model: LanguageModel, renderer: Renderer, queries: Sequence[tuple[int, Conversation]], sampling: Sampling
 ) -> list[Rollout]:
-    """`sampling.n` answers to each query; a prompt goes through the model once for all of its answers."""
+    """`sampling.n` answers to each query; a prompt goes through the model once for all of its answers.
+
+    Queries are dealt out between processes: an answer's random numbers belong to its prompt, not to its place.
+    """
     engine = Engine(model, renderer)
-    answers = engine.generate([messages for _, messages in queries], sampling)
-    out = []
-    for i, answer in enumerate(answers):
-        number, messages = queries[i // sampling.n]
-        prompt = renderer.prompt(messages)
-        tokens = (*prompt, *answer.tokens)
-        weights = (*([0.0] * len(prompt)), *([1.0] * len(answer.tokens)))
-        out.append(Rollout(number, Rendered(tokens, weights), answer.text, answer.finish == "stop"))
-    return out
+
+    def ask(own: Sequence[tuple[int, Conversation]]) -> list[list[Rollout]]:
+        answers = engine.generate([messages for _, messages in own], sampling)
+        out: list[list[Rollout]] = [[] for _ in own]
+        for i, answer in enumerate(answers):
+            number, messages = own[i // sampling.n]
+            prompt = renderer.prompt(messages)
+            tokens = (*prompt, *answer.tokens)
+            weights = (*([0.0] * len(prompt)), *([1.0] * len(answer.tokens)))
+            said = Rollout(number, Rendered(tokens, weights), answer.text, answer.finish == "stop")
+            out[i // sampling.n].append(said)
+        return out
+
+    return [rollout for answers in processes.deal(queries, ask) for rollout in answers]
 
 
 def to_go(rewards: np.ndarray, discount: float) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kamerton import processes
 from kamerton.base.model import LanguageModel
 from kamerton.base.recurrent_model import RecurrentModel
 from kamerton.objectives.packed_contexts import PackedContexts, Stream
@@ -87,9 +88,11 @@ def read(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch) -
         held = recipe.resolve(data.held_out)
     elif isinstance(data.held_out, float | int) and data.held_out:
         held = float(data.held_out)
-    corpus = read_corpus(
-        started.tokenizer, started.end, folder / "tokens", recipe.resolve(data.train), held, data.documents, watch
-    )
+    # the first process writes the streams, and the others map them
+    tokens, texts = processes.written_folder(folder) / "tokens", recipe.resolve(data.train)
+    corpus = processes.in_turn(lambda: read_corpus(
+        started.tokenizer, started.end, tokens, texts, held, data.documents, watch
+    ))  # fmt: skip
     check_room(recipe, len(corpus.train), started.context)
     return corpus
 

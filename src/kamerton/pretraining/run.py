@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 
+from kamerton import processes
 from kamerton.base.work import Work, flops
 from kamerton.comparison.machine import kamerton_version, machine, versions
 from kamerton.comparison.progress import MEASURING, FitProgress, RunMark
@@ -76,7 +77,7 @@ def pretrain(
     if recipe.budget is None:
         raise recipe.error(("budget",), "is missing", mend="give budget: {tokens: 2_000_000}, or use kamerton scaling")
     check_trackers(trackers)
-    folder = Path(output or recipe.output or Path("runs") / recipe.name)
+    folder = processes.own_folder(Path(output or recipe.output or Path("runs") / recipe.name))
     lock = Store(folder).lock()
     mark = RunMark(folder)
     progress = FitProgress(folder, mark.id, "")
@@ -97,7 +98,8 @@ def pretrain(
             return None
         tell(MEASURING, 0.0, "")
         metrics = goal.measure(started.model)
-        _save(folder, started)
+        if processes.first():
+            _save(folder, started)
         told = _told(recipe, started, goal, how, budget, result, metrics)
         write_json(folder / "pretraining.json", told)
         drop_checkpoints(folder / "fit")
@@ -105,6 +107,7 @@ def pretrain(
             (folder / "fit").rmdir()
         made = Pretrained(folder, write_page(folder))
         progress.end()
+        processes.wait()
         return made
     finally:
         mark.end()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kamerton.training.checkpoint import copied_weights, put_weights, trained_weights, weights_in_place
+from kamerton.training.distribution import placed
 
 
 class Average:
@@ -29,7 +30,7 @@ class Average:
         self._mean = copied_weights(module)
         if "average/steps" in saved:
             self._steps = int(saved["average/steps"].item())
-            self._mean = {n: saved[f"average/{n}"].to(m.device) for n, m in self._mean.items()}
+            self._mean = {n: placed(saved[f"average/{n}"], m) for n, m in self._mean.items()}
 
     @torch.no_grad()
     def update(self) -> None:

@@ -106,17 +106,34 @@ def microbatches(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 
 def cut(rendered: Sequence[Rendered], max_tokens: int, *, parts: int = 1) -> list[list[int]]:
     """The numbers of the examples of each microbatch, by the rules of `microbatches`."""
     ordered = sorted(range(len(rendered)), key=lambda i: (len(rendered[i].tokens), rendered[i].tokens))
-    limit = -(-len(ordered) // parts)
+    begins = divide([len(rendered[i].tokens) for i in ordered], parts)
     groups: list[list[int]] = []
     used = 0
-    for i in ordered:
+    for place, i in enumerate(ordered):
         size = len(rendered[i].tokens)
-        if not groups or used + size > max_tokens or len(groups[-1]) >= limit:
+        if place in begins or used + size > max_tokens:
             groups.append([])
             used = 0
         groups[-1].append(i)
         used += size
     return groups
+
+
+def divide(sizes: Sequence[int], parts: int) -> set[int]:
+    """The places at which a row of sizes is cut into so many parts of about equal sums, none of them empty."""
+    total, done, begins = sum(sizes), 0.0, set[int]()
+    for place, size in enumerate(sizes):
+        due = (done + size / 2) * parts >= len(begins) * total
+        # where as many parts are left as places, each place begins one
+        if len(begins) < parts and (not begins or due or len(sizes) - place <= parts - len(begins)):
+            begins.add(place)
+        done += size
+    return begins
+
+
+def portion(sizes: Sequence[int], max_tokens: int, parts: int) -> int:
+    """Tokens of one pass through what has these sizes, so that it takes about `parts` passes of equal work or more."""
+    return max_tokens if parts == 1 else max(1, min(max_tokens, -(-sum(sizes) // parts)))
 
 
 def order(step: int, batch_size: int, size: int, seed: int) -> list[int]:

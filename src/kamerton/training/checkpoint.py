@@ -4,6 +4,9 @@ A checkpoint is a folder `step-000120/` with `weights.safetensors` (what is trai
 `state.json` (position, best loss, learning curve, and a checksum of both files). It is written under another name and
 renamed, so a folder with the final name is whole; if a file in it was damaged since, the checksum tells, and the
 checkpoint before it is used. There is no random state to keep: every step seeds its generators from (seed, step).
+
+Of several processes the first one writes and reads, and tells the others what it read; what is written holds whole
+parameters, so nothing in a checkpoint says how many processes there were.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kamerton import processes
 from kamerton.errors import ModelError
 from kamerton.files import checksum
+from kamerton.training.distribution import placed, whole
 
 KEEP = 2
 """Checkpoints that are kept: the last one, and one before it in case the last one is damaged."""
@@ -33,17 +38,44 @@ def trained_weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
+def _written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they are written: whole, on the CPU; on processes that do not write, nothing."""
+    out = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)  # all processes are asked for their parts
+        if processes.first():
+            out[name] = full.contiguous().cpu()
+    return out
+
+
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Write the trained parameters to one safetensors file, atomically."""
+    """Write the trained parameters to one safetensors file, atomically; all processes call it, the first one writes."""
+    weights = _written(trained_weights(module))
+    if not processes.first():
+        return
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    save_file({k: v.contiguous().cpu() for k, v in trained_weights(module).items()}, partial)
+    save_file(weights, partial)
     _sync(partial)
     os.replace(partial, path)
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
     """Read trained parameters back into a module of the same shape."""
-    put_weights(_read_weights(path, module), module)
+    put_weights(_told(_read_weights(path, module) if processes.first() else {}), module)
+
+
+def _told(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that the first process has, on all of them; one after another, so that none is in memory twice."""
+    if processes.count() == 1:
+        return dict(tensors)
+    shapes = processes.agreed({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
+    out = {}
+    for name, (shape, dtype) in shapes.items():
+        tensor = tensors[name].contiguous() if processes.first() else torch.empty(shape, dtype=dtype)
+        with processes.meeting() as group:
+            group.broadcast(tensor, src=0)
+        out[name] = tensor
+    return out
 
 
 def _read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
@@ -65,7 +97,8 @@ def _read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
 def put_weights(saved: Mapping[str, Tensor], module: nn.Module) -> None:
     """Trained parameters by name into a module."""
     for name, value in trained_weights(module).items():
-        value.copy_(saved[name])
+        new = saved[name]
+        value.copy_(new if type(new) is type(value) else placed(new, value))
 
 
 def copied_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -87,28 +120,33 @@ def weights_in_place(other: Mapping[str, Tensor], module: nn.Module) -> Iterator
 def save_checkpoint(
     folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any],
     others: Mapping[str, Tensor] | None = None,
-) -> Path:  # fmt: skip
-    """Write a checkpoint and drop all but the newest `KEEP`.
+) -> None:  # fmt: skip
+    """Write a checkpoint and drop all but the newest `KEEP`; all processes call it, the first one writes.
 
     Args:
         folder: holds the checkpoints of one run.
         state: what JSON can hold; `state["step"]` names the checkpoint.
         others: further tensors that belong to it (an objective's own networks, averages).
     """
+    names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    weights = _written(trained_weights(module))
+    moments = _written({
+        f"{key}/{names[id(parameter)]}": torch.as_tensor(value)
+        for parameter, values in optimiser.state.items()
+        for key, value in values.items()
+    })  # fmt: skip
+    more = _written(others or {})
+    if not processes.first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state['step']:06d}"
     partial = folder / f".partial-{os.getpid()}-{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
-    moments: dict[str, Tensor] = {}
-    for parameter, values in optimiser.state.items():
-        for key, value in values.items():
-            moments[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).contiguous().cpu()
-    save_file({k: v.contiguous().cpu() for k, v in trained_weights(module).items()}, partial / "weights.safetensors")
+    save_file(weights, partial / "weights.safetensors")
     save_file(moments, partial / "optimiser.safetensors")
-    if others:
-        save_file({k: v.contiguous().cpu().clone() for k, v in others.items()}, partial / "others.safetensors")
+    if more:
+        save_file({k: v.clone() for k, v in more.items()}, partial / "others.safetensors")
     sums = {path.name: checksum(path) for path in sorted(partial.iterdir())}
     (partial / "state.json").write_text(json.dumps({**state, "checksums": sums}))
     for file in partial.iterdir():
@@ -118,7 +156,6 @@ def save_checkpoint(
     os.replace(partial, target)
     for old in checkpoints(folder)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -167,6 +204,25 @@ def load_checkpoint(
         The state, its further tensors under the name `others`, or None where there is no checkpoint, and a note for
         each damaged one that was passed over.
     """
+    found, notes = _read(folder, module, key) if processes.first() else (None, [])
+    state, notes = processes.agreed((found and found[0], notes))
+    if state is None:
+        return None, notes
+    weights, moments, others = (_told(part) for part in (found[1:] if found else ({}, {}, {})))
+    put_weights(weights, module)
+    parameters = dict(module.named_parameters())
+    for name, value in moments.items():
+        key, _, parameter = name.partition("/")
+        target = parameters[parameter]
+        # AdamW keeps its step counter on the CPU unless fused on a GPU
+        optimiser.state[target][key] = value.clone() if key == "step" else placed(value, target)
+    return {**state, "others": others}, notes
+
+
+def _read(
+    folder: Path, module: nn.Module, key: str
+) -> tuple[tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None, list[str]]:
+    """The newest whole checkpoint (state, weights, moments, further tensors), and a note for each damaged one."""
     notes = []
     for path in checkpoints(folder):
         try:
@@ -177,29 +233,18 @@ def load_checkpoint(
                 raise ValueError("its checksum does not match")
             # all of it is read before any of it is used: what is damaged leaves no trace in the model
             weights = _read_weights(path / "weights.safetensors", module)
-            moments = _read_moments(path / "optimiser.safetensors", module)
+            moments = load_file(path / "optimiser.safetensors")
+            known = trained_weights(module)
+            if any(name.partition("/")[2] not in known for name in moments):
+                raise ValueError("its optimiser is another one's")
             more = path / "others.safetensors"
-            state["others"] = load_file(more) if more.name in state["checksums"] else {}
+            others = load_file(more) if more.name in state["checksums"] else {}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, ModelError) as error:
             reason = " ".join(f"{error}".split())
             notes.append(f"checkpoint {path.name} is damaged ({reason}); the one before it was used")
             continue
-        put_weights(weights, module)
-        for parameter, values in moments.items():
-            optimiser.state[parameter].update(values)
-        return state, notes
+        return (state, weights, moments, others), notes
     return None, notes
-
-
-def _read_moments(path: Path, module: nn.Module) -> dict[nn.Parameter, dict[str, Tensor]]:
-    parameters = dict(module.named_parameters())
-    moments: dict[nn.Parameter, dict[str, Tensor]] = {}
-    for name, value in load_file(path).items():
-        key, _, parameter = name.partition("/")
-        target = parameters[parameter]
-        on_cpu = key == "step"  # AdamW keeps its step counter on the CPU unless fused on a GPU
-        moments.setdefault(target, {})[key] = value.clone() if on_cpu else value.to(target.device)
-    return moments
 
 
 def _sync(path: Path) -> None:

@@ -4,8 +4,8 @@ It owns accumulation (a step's summed losses are divided by the global count of 
 number of processes changes the loss), clipping, the schedule, mixed precision, validation with early stopping,
 checkpoints, the budget, progress and trackers. It knows neither what is trained nor what is optimised.
 
-Built on accelerate: the objective's loss is computed inside one module's `forward`, which accelerate wraps for mixed
-precision and data parallelism.
+The objective's loss is computed inside one module's `forward`, which accelerate wraps for mixed precision. What several
+processes do is in `distribution.py`: all of them run this loop and take the same decisions, and the first one writes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kamerton import processes
 from kamerton.base.model import LanguageModel
 from kamerton.base.work import Work
 from kamerton.errors import BudgetError, KamertonError
 from kamerton.training.average import Average
 from kamerton.training.budget import Budget
 from kamerton.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, trained_weights
-from kamerton.training.objective import Loss, Objective, Observant, Stateful
+from kamerton.training.distribution import Distribution
+from kamerton.training.objective import Objective, Observant, Stateful
 from kamerton.training.schedule import Schedule, learning_rate
+from kamerton.training.step import Step, groups, optimise, validation_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,19 +145,6 @@ class Diverged(KamertonError):
     flops: float = 0.0
 
 
-class _Step(nn.Module):
-    """One module whose forward is the loss, so that wrappers (mixed precision, data parallelism) see every call."""
-
-    def __init__(self, module: nn.Module, model: LanguageModel, objective: Objective) -> None:
-        super().__init__()
-        self.module = module
-        self._call = lambda batch: objective.loss(model, batch)
-
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        loss: Loss = self._call(batch)
-        return loss.total, dict(loss.metrics)
-
-
 def fit(
     model: LanguageModel,
     module: nn.Module,
@@ -195,23 +185,26 @@ def fit(
     """
     if budget.unlimited:
         raise BudgetError("the budget has no limit", mend="set examples, tokens, steps, seconds or epochs")
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not parameters:
+    if not any(p.requires_grad for p in module.parameters()):
         raise BudgetError("the method has nothing to train", mend="choose other targets")
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = _accelerator(model, settings, folder)
+    distribution, accelerator = Distribution(objective), _accelerator(model, settings, folder)
+    step = Step(module, model, objective)
+    distribution.prepare(step, model)
+    parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        _groups(parameters), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay,
+        groups(parameters), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay,
         fused=True,
     )  # fmt: skip
     saved, notes = load_checkpoint(folder, module, optimiser, key=key)
+    notes = [*distribution.notes, *notes]
     state = State(**saved["run"]) if saved else State()
     others: dict[str, Tensor] = saved["others"] if saved else {}
     average = Average(module, settings.average, others) if settings.average else None
     if saved and isinstance(objective, Stateful):
         objective.restore({k.removeprefix("objective/"): v for k, v in others.items() if k.startswith("objective/")})
-    work_before = Work(**state.work) - model.work
-    wrapped = accelerator.prepare_model(_Step(module, model, objective), device_placement=False)
+    work_before, own_before = Work(**state.work), model.work.copy()
+    wrapped = accelerator.prepare_model(step, device_placement=False, evaluation_mode=True)
     best_path = folder / "best.safetensors"
     started, last_save, save_cost = time.perf_counter() - state.seconds, time.perf_counter(), 0.0
     held_out: Sequence[Any] | None = None
@@ -226,15 +219,21 @@ def fit(
             epoch_examples=objective.epoch_examples,
         )
 
+    def clock() -> float:
+        """Seconds of the run, by the first process's clock: they decide what all do."""
+        return processes.agreed(time.perf_counter() - started)
+
+    def count_work() -> None:
+        state.work = asdict(work_before + (model.work - own_before).of_all())
+
     def save() -> None:
         nonlocal last_save, save_cost
         begin = time.perf_counter()
-        state.work = asdict(work_before + model.work)
-        if accelerator.is_main_process:
-            more = average.state() if average is not None else {}
-            if isinstance(objective, Stateful):
-                more |= {f"objective/{k}": v for k, v in objective.state().items()}
-            save_checkpoint(folder, module, optimiser, {"step": state.step, "key": key, "run": asdict(state)}, more)
+        count_work()
+        more = average.state() if average is not None else {}
+        if isinstance(objective, Stateful):
+            more |= {f"objective/{k}": v for k, v in objective.state().items()}
+        save_checkpoint(folder, module, optimiser, {"step": state.step, "key": key, "run": asdict(state)}, more)
         last_save = time.perf_counter()
         save_cost = last_save - begin
 
@@ -249,8 +248,8 @@ def fit(
                 module.train()
             if not held_out:
                 return
-            value = _validation_loss(wrapped, module, held_out)
-            if value < state.best_loss and accelerator.is_main_process:
+            value = validation_loss(distribution, wrapped, module, held_out)
+            if value < state.best_loss:
                 save_weights(best_path, module)
         if state.curve:
             state.curve[-1]["validation_loss"] = value
@@ -262,30 +261,35 @@ def fit(
 
     if settings.validate_start and state.step == 0 and state.start_loss is None:
         validate()
-        state.start_loss, state.seconds = state.best_loss, time.perf_counter() - started
+        state.start_loss, state.seconds = state.best_loss, clock()
     done = share()
     while done < until and not state.stopped_early:
-        torch.manual_seed(_step_seed(settings.seed, state.step))
+        seed = _step_seed(settings.seed, state.step)
+        torch.manual_seed(seed)
         batches = objective.batches(state.step, model)
         rate = learning_rate(settings, done, state.step)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["rate"]
-        loss, metrics, norm = _step(accelerator, wrapped, batches, parameters, optimiser, settings)
+        loss, metrics, norm = optimise(
+            accelerator, distribution, wrapped, batches, parameters, optimiser, clip=settings.clip, seed=seed
+        )
         if not (math.isfinite(loss) and math.isfinite(norm)):
             kept = f"the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
             error = Diverged(
                 f"the loss is not a number at step {state.step} (learning rate {rate:.2g}); {kept}".rstrip("; "),
                 mend="lower the learning rate or compute in float32",
             )
-            state.seconds, state.work = time.perf_counter() - started, asdict(work_before + model.work)
+            state.seconds = clock()
+            count_work()
+            distribution.release()
             error.state = state
             raise error
         if average is not None:
             average.update()
         state.step += 1
-        state.examples += _total(accelerator, sum(b.examples for b in batches))
-        state.tokens += _total(accelerator, sum(b.tokens for b in batches))
-        state.seconds = time.perf_counter() - started
+        state.examples += sum(b.examples for b in batches)  # of all processes: each has the whole step before it
+        state.tokens += sum(b.tokens for b in batches)
+        state.seconds = clock()
         state.curve.append(
             {
                 "step": state.step,
@@ -303,7 +307,7 @@ def fit(
             state.validated = max(due, state.validated)
             validate()
             # a validation's time counts as spent: it is part of what the method costs
-            state.seconds = time.perf_counter() - started
+            state.seconds = clock()
             done = share()
         accelerator.log({k: v for k, v in state.curve[-1].items() if k != "step"}, step=state.step)
         if watch is not None:
@@ -315,20 +319,22 @@ def fit(
             ))  # fmt: skip
         if stop_after is not None and state.step >= stop_after:
             save()
+            distribution.release()
             return Result(state, state.best_loss, notes, finished=False)
-        if time.perf_counter() - last_save > max(settings.checkpoint_seconds, 20 * save_cost):
+        if processes.agreed(time.perf_counter() - last_save > max(settings.checkpoint_seconds, 20 * save_cost)):
             save()
 
     finished = done >= 1 or state.stopped_early
     if measure and not finished and state.curve and "validation_loss" not in state.curve[-1]:
         validate()  # paused: whoever paused it wants to know how good it is here
-        state.seconds = time.perf_counter() - started
+        state.seconds = clock()
     measured = state.curve[-1].get("validation_loss") if state.curve else None
     if finished or keep is None or measured is None or keep(measured):
         save()
     else:
-        state.work = asdict(work_before + model.work)
-    accelerator.end_training()
+        count_work()
+    for tracker in accelerator.trackers:  # accelerate's own end would part the processes
+        tracker.finish()
     if finished and state.best_step >= 0:
         load_weights(best_path, module)
         if state.stopped_early:
@@ -338,71 +344,9 @@ def fit(
             )
     elif finished and average is not None:
         average.settle()
+    distribution.release()
     module.eval()
     return Result(state, state.best_loss, notes, finished)
-
-
-def _groups(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameters by what they say of themselves.
-
-    The attribute `rate` is their share of the learning rate, 1 where they have none; `decays = False` takes them out of
-    weight decay.
-    """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        kind = float(getattr(parameter, "rate", 1.0)), bool(getattr(parameter, "decays", True))
-        groups.setdefault(kind, []).append(parameter)
-    still = {"weight_decay": 0.0}
-    return [{"params": p, "rate": rate, **({} if decays else still)} for (rate, decays), p in groups.items()]
-
-
-def _step(
-    accelerator: Any,
-    wrapped: nn.Module,
-    batches: Sequence[Any],
-    parameters: list[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    settings: Settings,
-) -> tuple[float, dict[str, float], float]:
-    """One optimiser step over all microbatches: (mean loss, mean metrics, gradient norm before clipping)."""
-    count = _total(accelerator, sum(b.count for b in batches))
-    scale = accelerator.num_processes / count  # data parallelism averages gradients over processes
-    total, sums = 0.0, dict[str, float]()
-    for i, batch in enumerate(batches):
-        last = i == len(batches) - 1
-        with _maybe_no_sync(accelerator, wrapped, sync=last):
-            loss, metrics = wrapped(batch)
-            accelerator.backward(loss * scale)
-        total += float(loss.detach())
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    norm = float(accelerator.clip_grad_norm_(parameters, settings.clip))
-    mean = _total(accelerator, total) / count
-    if math.isfinite(mean) and math.isfinite(norm):
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return mean, {name: _total(accelerator, value) / count for name, value in sums.items()}, norm
-
-
-@torch.no_grad()
-def _validation_loss(wrapped: nn.Module, module: nn.Module, batches: Sequence[Any]) -> float:
-    """Mean loss over the validation set, computed alike on every process."""
-    module.eval()
-    total = sum(float(wrapped(batch)[0]) for batch in batches)
-    module.train()
-    return total / sum(b.count for b in batches)
-
-
-def _maybe_no_sync(accelerator: Any, wrapped: nn.Module, *, sync: bool) -> Any:
-    return nullcontext() if sync else accelerator.no_sync(wrapped)
-
-
-def _total(accelerator: Any, value: float) -> Any:
-    """The sum of a number over all processes."""
-    if accelerator.num_processes == 1:
-        return value
-    summed = accelerator.reduce(torch.tensor(float(value), device=accelerator.device), reduction="sum").item()
-    return type(value)(summed)
 
 
 def _step_seed(seed: int, step: int) -> int:
@@ -424,16 +368,16 @@ def _accelerator(model: LanguageModel, settings: Settings, folder: Path) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    precision = "bf16" if settings.bfloat16 else "no"
+    precision, trackers = "bf16" if settings.bfloat16 else "no", list(settings.trackers) if processes.first() else []
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # one process may train several methods, each with its own precision
     accelerator = Accelerator(
         cpu=model.device.type == "cpu",
         mixed_precision=precision,
-        log_with=list(settings.trackers) or None,
-        project_dir=folder if settings.trackers else None,
+        log_with=trackers or None,
+        project_dir=folder if trackers else None,
     )
-    if settings.trackers:
+    if trackers:
         numbers = {k: v for k, v in asdict(settings).items() if isinstance(v, int | float)}
         accelerator.init_trackers("kamerton", config=numbers)
     return accelerator

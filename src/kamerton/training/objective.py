@@ -36,7 +36,13 @@ class AnyBatch(Protocol):
 
 
 class Objective(Protocol):
-    """What is optimised. Knows neither the parameterisation nor the loop."""
+    """What is optimised. Knows neither the parameterisation nor the loop.
+
+    For several processes (`distribution.py`) it may say more: `dealt` names what may be computed in different ones,
+    `"steps"` and `"validation"`, because the loss of its microbatches leaves nothing in the objective; `accumulation`
+    is the least number of microbatches of a step, which the loop raises to the number of processes (it is not there
+    where the loss would depend on it).
+    """
 
     name: str
     notes: list[str]

@@ -267,6 +267,6 @@ def _unreached(address: str, why: str) -> KamertonError:
 
 
 def _first(error: BaseException) -> str:
-    """The first sentence or so of an error."""
+    """The first sentence of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    return lines[0].partition(". ")[0].rstrip(".")[:200] if lines else type(error).__name__

@@ -7,6 +7,7 @@ is kept. Nothing heavy is imported before a command needs it, so `kamerton --hel
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 
@@ -38,8 +39,12 @@ from kamerton.cli import (
     tune,
 )
 from kamerton.errors import KamertonError
+from kamerton.files import REFUSED, refused_by
+from kamerton.memory import no_room, out_of_memory
 
-SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+SYSTEM = (
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM, *REFUSED,
+)  # fmt: skip
 """What the system refuses to write; who named the place can mend it."""
 
 app = typer.Typer(
@@ -90,12 +95,28 @@ def run() -> None:
     except KamertonError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in SYSTEM or error.filename is None:
+    except (OSError, RuntimeError, MemoryError) as error:
+        line = _in_words(error)
+        if line is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; make room or choose another place", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # typer's answer to Ctrl-C
             print("stopped; what was finished is kept, run the same command to go on", file=sys.stderr)
         raise
+
+
+def _in_words(error: Exception) -> str | None:
+    """What a disk or the memory refused, in one line; None where an error is about something else."""
+    if out_of_memory(error):
+        return str(no_room(error))
+    number = refused_by(error)
+    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
+        number = error.errno
+    if number is None:
+        return None
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "make room and run the same command again" if full else "choose another place"
+    return f"{where}{os.strerror(number)}; {mend}"

@@ -21,6 +21,7 @@ from typing import Any
 from kamerton.comparison.cell import failed_record
 from kamerton.comparison.progress import drop_progress
 from kamerton.comparison.store import Cell, Store
+from kamerton.errors import ResourceError
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
 
@@ -127,6 +128,9 @@ class Pool:
             return
         if cell is None:
             return
+        if event["event"] == "refused":
+            worker.cell = None
+            raise ResourceError(event["error"], mend="make room and run the same command again: it goes on")
         if event["event"] in ("done", "scouted", "failed"):
             worker.cell = None
             self.on_event(cell, event)

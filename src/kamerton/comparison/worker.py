@@ -1,8 +1,8 @@
 """A worker process: loads the base once and runs the cells that it is given, one after another.
 
 Started as `python -m kamerton.comparison.worker DIR THREADS PARENT`. Reads one JSON line a cell on standard input and
-writes one JSON line an event on standard output: `progress`, `done`, `scouted`, `failed`. A crash here (out of memory,
-a fault in a native library) ends this process and not the comparison.
+writes one JSON line an event on standard output: `progress`, `done`, `scouted`, `failed`, `refused` (the disk takes
+nothing more). A crash here (out of memory, a fault in a native library) ends this process and not the comparison.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
     from kamerton.comparison.progress import FitProgress
     from kamerton.comparison.store import Cell
     from kamerton.errors import KamertonError
+    from kamerton.files import refused_by
+    from kamerton.memory import no_room, out_of_memory
     from kamerton.training import Budget
 
     share = request.get("share")
@@ -78,6 +80,16 @@ def _one(request: dict[str, Any], plan: dict[str, Any], store: Any, base: Any, t
         store.write_cell(cell, failed_record(cell, str(error)), None, [])
         send(events, event="failed", error=str(error))
     except Exception as error:
+        if refused_by(error) is not None:
+            # no other cell would fare better: the comparison ends here, and goes on when there is room
+            where = getattr(error, "filename", None) or store.folder
+            send(events, event="refused", error=f"{where}: {os.strerror(refused_by(error) or 0)}")
+            return
+        if out_of_memory(error):
+            told = str(no_room(error))
+            store.write_cell(cell, failed_record(cell, told), None, [])
+            send(events, event="failed", error=told)
+            return
         place = store.cell_folder(cell.label, cell.seed)
         place.mkdir(parents=True, exist_ok=True)
         (place / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -27,6 +27,7 @@ from kamerton.errors import BudgetError, KamertonError
 from kamerton.training.average import Average
 from kamerton.training.budget import Budget
 from kamerton.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, trained_weights
+from kamerton.training.faults import NoRoom, Room, culprits, watching
 from kamerton.training.objective import Loss, Objective, Observant, Stateful
 from kamerton.training.schedule import Schedule, learning_rate
 
@@ -191,7 +192,8 @@ def fit(
 
     Raises:
         BudgetError: no limit at all, or nothing to train.
-        Diverged: the loss is not a number; the last good checkpoint is kept.
+        Diverged: the loss or the gradient is not a number; the last good checkpoint is kept.
+        ResourceError: memory ran out, and no microbatch is left to halve.
     """
     if budget.unlimited:
         raise BudgetError("the budget has no limit", mend="set examples, tokens, steps, seconds or epochs")
@@ -215,6 +217,7 @@ def fit(
     best_path = folder / "best.safetensors"
     started, last_save, save_cost = time.perf_counter() - state.seconds, time.perf_counter(), 0.0
     held_out: Sequence[Any] | None = None
+    room = Room(notes)
     module.train()
 
     def share() -> float:
@@ -249,7 +252,7 @@ def fit(
                 module.train()
             if not held_out:
                 return
-            value = _validation_loss(wrapped, module, held_out)
+            value = _validation_loss(wrapped, module, held_out, room, state.step)
             if value < state.best_loss and accelerator.is_main_process:
                 save_weights(best_path, module)
         if state.curve:
@@ -270,11 +273,29 @@ def fit(
         rate = learning_rate(settings, done, state.step)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["rate"]
-        loss, metrics, norm = _step(accelerator, wrapped, batches, parameters, optimiser, settings)
+        while True:
+            parts = room.cut(batches)
+            try:
+                loss, metrics, norm = _step(accelerator, wrapped, parts, parameters, optimiser, settings)
+            except NoRoom as caught:
+                if accelerator.num_processes > 1:  # the others wait for this one's gradients
+                    raise KamertonError(
+                        f"memory ran out at step {state.step}{caught.asked}", mend="lower max_tokens"
+                    ) from None
+                fault = caught
+            else:
+                room.fitted(parts)
+                break
+            optimiser.zero_grad(set_to_none=True)
+            room.lower(fault, state.step)
+            torch.manual_seed(_step_seed(settings.seed, state.step))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            kept = f"the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            who = culprits(objective, parts, lambda batch: float(wrapped(batch)[0]))
+            kept = f"; the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
             error = Diverged(
-                f"the loss is not a number at step {state.step} (learning rate {rate:.2g}); {kept}".rstrip("; "),
+                f"the {what} is not a number at step {state.step} (learning rate {rate:.2g}"
+                f"{f'; {who}' if who else ''}){kept}",
                 mend="lower the learning rate or compute in float32",
             )
             state.seconds, state.work = time.perf_counter() - started, asdict(work_before + model.work)
@@ -370,7 +391,7 @@ def _step(
     total, sums = 0.0, dict[str, float]()
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
-        with _maybe_no_sync(accelerator, wrapped, sync=last):
+        with watching(batch), _maybe_no_sync(accelerator, wrapped, sync=last):
             loss, metrics = wrapped(batch)
             accelerator.backward(loss * scale)
         total += float(loss.detach())
@@ -385,10 +406,21 @@ def _step(
 
 
 @torch.no_grad()
-def _validation_loss(wrapped: nn.Module, module: nn.Module, batches: Sequence[Any]) -> float:
+def _validation_loss(wrapped: nn.Module, module: nn.Module, batches: Sequence[Any], room: Room, step: int) -> float:
     """Mean loss over the validation set, computed alike on every process."""
     module.eval()
-    total = sum(float(wrapped(batch)[0]) for batch in batches)
+    total, waiting = 0.0, room.cut(batches)[::-1]
+    while waiting:
+        batch = waiting.pop()
+        try:
+            with watching(batch):
+                total += float(wrapped(batch)[0])
+        except NoRoom as caught:
+            fault = caught
+        else:
+            continue
+        room.lower(fault, step)
+        waiting = room.cut([batch, *waiting[::-1]])[::-1]
     module.train()
     return total / sum(b.count for b in batches)
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError, MissingExtra, RecipeError
-from kamerton.files import whole, write_json
+from kamerton.files import refusals, sweep, whole, write_json
+from kamerton.locks import LOCK, take
 from kamerton.outcome import Outcome
 from kamerton.text.corpus.files import Input, inputs, shares
 from kamerton.text.corpus.options import STEPS
@@ -69,21 +70,37 @@ def build_corpus(
         MissingExtra: a library is not installed.
     """
     try:
-        from kamerton.text.corpus.executor import pool, run_stage
-        from kamerton.text.corpus.reading import Reader
-        from kamerton.text.corpus.step import Keep, Take
+        import kamerton.text.corpus.executor
+        import kamerton.text.corpus.reading  # noqa: F401
     except ImportError as error:
         raise MissingExtra(error.name or "datatrove", "corpus") from None
     started = time.monotonic()
     folder = Path(output) if output is not None else Path(recipe.output or f"runs/{recipe.name}")
     _check_folder(folder)
     files = inputs(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = take(folder, "another corpus is being made in this folder", mend="name another --output")
+    try:
+        sweep(folder)
+        with refusals(folder):
+            return _build(recipe, folder, files, workers, tests or {}, watch or (lambda *_: None), started)
+    finally:
+        lock.release()
+
+
+def _build(
+    recipe: CorpusRecipe, folder: Path, files: list[Input], workers: int,
+    tests: Mapping[str, Mapping[str, list[str]]], watch: Watch, started: float,
+) -> Corpus:  # fmt: skip
+    from kamerton.text.corpus.executor import pool, run_stage
+    from kamerton.text.corpus.reading import Reader
+    from kamerton.text.corpus.step import Keep, Take
+
     pieces = shares(files)
-    work = folder / "work" / fingerprint(recipe, files, tests or {})
+    work = folder / "work" / fingerprint(recipe, files, tests)
     _clear(folder / "work", work)
     stages = _stages(recipe.steps)
-    made = [_make(recipe, stages, number, work, tests or {}) for number in range(len(stages))]
-    watch = watch or (lambda *_: None)
+    made = [_make(recipe, stages, number, work, tests) for number in range(len(stages))]
     workers_pool = pool(min(workers, len(pieces)))
     try:
         for number, steps in enumerate(made):
@@ -135,7 +152,7 @@ def _check_folder(folder: Path) -> None:
         raise KamertonError("is a file", where=folder, mend="name a folder with --output")
     if (
         folder.is_dir()
-        and any(folder.iterdir())
+        and any(path.name != LOCK for path in folder.iterdir())
         and not ((folder / "report.json").exists() or (folder / "work").exists())
     ):
         raise KamertonError("holds something else", where=folder, mend="name a new or empty folder with --output")

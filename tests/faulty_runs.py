@@ -56,7 +56,8 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.kill()  # it has nothing left to do, and takes its time to end
+        self._process.wait()
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -137,7 +138,7 @@ def pretrain_recipe(folder: Path, **changes: Any) -> Path:
 
 def scaling_recipe(folder: Path) -> Path:
     """A grid of three tiny models and three budgets."""
-    grid = {"sizes": ["43k", "190k", "380k"], "tokens": [400, 800, 1600], "bootstrap": 5}
+    grid = {"sizes": ["43k", "190k", "380k"], "tokens": [400, 800, 1600], "bootstrap": 20}
     given = json.loads(pretrain_recipe(folder, context=16, model={"preset": "llama"}, scaling=grid).read_text())
     del given["budget"], given["samples"]
     given["training"] = {"batch_size": 2, "learning_rate": 0.01}
@@ -243,7 +244,9 @@ class Job:
 
 def jobs(folder: Path, base: Path) -> dict[str, Job]:
     """The commands that are killed; their recipes are written below a folder."""
-    tune = tiny.write_recipe(folder / "tune", base, "- lora: {batch_size: 8}", budget="{steps: 24}", forgetting="false")
+    tune = tiny.write_recipe(
+        folder / "tune", base, "- lora: {learning_rate: 0.01}", budget="{steps: 16}", forgetting="false"
+    )
     both = "- lora: {batch_size: 8, validations: 2}\n- prompt-tuning: {tokens: 4, learning_rate: 0.01}"
     compare = tiny.write_recipe(folder / "compare", base, both, seeds="[0]", budget="{steps: 30}")
     pretrain, grid = pretrain_recipe(folder / "pretrain"), scaling_recipe(folder / "scaling")

@@ -52,7 +52,7 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_gives_way_to_the_one_before(smal
     for stop in (3, 6):
         run(small_base, "lora", tmp_path / "whole", stop_after=stop)
     rng = random.Random(5)
-    for name in ("state.json", "weights.safetensors", "optimiser.safetensors") * 2:
+    for name in ("state.json", "weights.safetensors", "optimiser.safetensors"):
         folder = tmp_path / "damaged"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
@@ -216,10 +216,10 @@ def test_the_lock_of_a_dead_process_blocks_nobody(tmp_path: Path) -> None:
     ready, write = os.pipe()
     child = os.fork()
     if child == 0:
-        take(tmp_path, "first")
+        held = take(tmp_path, "first")
         os.write(write, b"x")
         time.sleep(60)
-        os._exit(0)
+        os._exit(int(held.is_locked))
     os.read(ready, 1)
     with pytest.raises(KamertonError, match=rf"first \(process {child}\); wait for it, stop it"):
         take(tmp_path, "first")

@@ -28,6 +28,7 @@ from kamerton.objectives.supervised import Supervised
 from kamerton.objectives.truncated import Truncated
 from kamerton.pretraining.run import pretrain
 from kamerton.rendering import Rendered
+from kamerton.training import Budget
 from kamerton.training.batches import make_batch
 from training_runs import objective, run, weights
 
@@ -52,7 +53,8 @@ def tight(monkeypatch: pytest.MonkeyPatch, kind: type, most: int, *, backward: b
     real, seen = kind.loss, list[int]()
 
     def loss(self: Any, model: Any, batch: Any) -> Any:
-        if batch.tokens > most and not backward:
+        carried = getattr(batch, "carry", True)  # streams that are only validated on are read piece by piece
+        if batch.tokens > most and carried and not backward:
             exhaust()
         found = real(self, model, batch)
         if batch.tokens > most and found.total.requires_grad:
@@ -77,16 +79,16 @@ def test_what_says_that_memory_ran_out() -> None:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("kind", ["lora", "prefix-tuning"])
+@pytest.mark.parametrize(("kind", "backward"), [("lora", True), ("prefix-tuning", False)])
 def test_a_halved_run_ends_as_the_undisturbed_one(
     small_base: Base, kind: str, backward: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, first = run(small_base, kind, tmp_path / "straight")
+    few: dict[str, Any] = {"budget": Budget(steps=4), "changes": {"validations": 2, "checkpoint_seconds": 60.0}}
+    straight, first = run(small_base, kind, tmp_path / "straight", **few)
     goal = objective(small_base)
     most = goal.batches(0, None)[0].tokens // 3  # type: ignore[arg-type]
     seen = tight(monkeypatch, Supervised, most, backward=backward)
-    halved, result = run(small_base, kind, tmp_path / "halved", goal=goal)
+    halved, result = run(small_base, kind, tmp_path / "halved", goal=goal, **few)
     assert not backward or max(seen) > most
     notes = [n for n in result.notes if "memory ran out" in n]
     assert len(notes) == 1, "one note, whatever happened after it"
@@ -103,7 +105,7 @@ def test_a_halved_run_ends_as_the_undisturbed_one(
     [
         ({}, PackedContexts, 70),
         ({"model": {"preset": "lstm", "width": 32}}, Truncated, 70),
-        ({"model": {**faulty_runs.SMALL, "preset": "bert"}}, Masked, 70),
+        ({"model": {**faulty_runs.SMALL, "preset": "bert", "dropout": 0.0}}, Masked, 70),
         ({"attention": "documents"}, PackedContexts, 70),
     ],
     ids=["llama", "lstm", "bert", "within-documents"],
@@ -113,12 +115,13 @@ def test_pretraining_is_halved_to_the_same_model(
 ) -> None:
     from safetensors.torch import load_file
 
-    given = json.loads(faulty_runs.pretrain_recipe(tmp_path, budget={"steps": 5}, **model).read_text())
+    given = json.loads(faulty_runs.pretrain_recipe(tmp_path, budget={"steps": 3}, **model).read_text())
     pretrain(given, output=tmp_path / "straight")
     tight(monkeypatch, kind, most)
     halved = pretrain(given, output=tmp_path / "halved")
     assert halved is not None
-    assert len([n for n in halved.results["notes"] if "memory ran out" in n]) == 1
+    notes = [n for n in halved.results["notes"] if "memory ran out" in n]
+    assert [n.split(":")[0].rsplit(" ", 1)[0] for n in notes if "measuring" not in n] == ["memory ran out at step"]
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "halved"))
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, atol=1e-5, rtol=1e-4)

@@ -348,7 +348,8 @@ class PassageIndex:
         )]  # fmt: skip
         flat = columns["vector"].combine_chunks()
         flat = flat.flatten() if hasattr(flat, "flatten") else flat
-        matrix = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(rows), -1)
+        matrix = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
+        matrix = matrix.reshape(len(rows), self.about["encoder"]["dimension"])
         order = sorted(range(len(rows)), key=lambda i: (rows[i]["source"], rows[i]["number"]))
         return [hit_of(rows[i], 0.0) for i in order], matrix[order]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from kamerton.errors import ResourceError
 from kamerton.memory import asked_for, give_back, out_of_memory
 from kamerton.training.objective import Divisible, Naming, Objective
 
+T = TypeVar("T")
 SHOWN = 4
 """Names of examples in a message."""
 
@@ -68,7 +69,27 @@ class Room:
         """These have been computed."""
         self._fitted = max(self._fitted, *map(_size, batches))
 
-    def lower(self, fault: NoRoom, step: int) -> None:
+    def each(self, batches: Sequence[Any], call: Callable[[Any], T], when: str) -> Iterator[tuple[Any, T]]:
+        """Microbatches with what a call gives for each; where memory runs out at one, its halves take its place.
+
+        Args:
+            when: for the note: "at step 3".
+        """
+        waiting = self.cut(batches)[::-1]
+        while waiting:
+            batch = waiting.pop()
+            try:
+                with watching(batch):
+                    found = call(batch)
+            except NoRoom as caught:
+                fault = caught
+            else:
+                yield batch, found
+                continue
+            self.lower(fault, when)
+            waiting = self.cut([batch, *waiting[::-1]])[::-1]
+
+    def lower(self, fault: NoRoom, when: str) -> None:
         """Take less from now on.
 
         Raises:
@@ -80,7 +101,7 @@ class Room:
             what = "a single example" if isinstance(batch, Divisible) else "a microbatch"
             fits = self._fitted or size // 2
             raise ResourceError(
-                f"memory ran out at step {step}{fault.asked}: {what} of {size:,} tokens does not fit",
+                f"memory ran out {when}{fault.asked}: {what} of {size:,} tokens does not fit",
                 mend=f"what would fit: limit (longest example in tokens) {fits}, or a smaller base, or a method that "
                 "trains less than all weights",
             )
@@ -88,7 +109,7 @@ class Room:
         if self._note in self._notes:
             self._notes.remove(self._note)
         self._note = (
-            f"memory ran out at step {step}: microbatches are halved to at most {self._most:,} tokens (max_tokens: "
+            f"memory ran out {when}: microbatches are halved to at most {self._most:,} tokens (max_tokens: "
             f"{self._most} asks for that from the start); the loss is the same"
         )
         self._notes.append(self._note)

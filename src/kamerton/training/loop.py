@@ -287,7 +287,7 @@ def fit(
                 room.fitted(parts)
                 break
             optimiser.zero_grad(set_to_none=True)
-            room.lower(fault, state.step)
+            room.lower(fault, f"at step {state.step}")
             torch.manual_seed(_step_seed(settings.seed, state.step))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(loss) else "gradient"
@@ -409,18 +409,7 @@ def _step(
 def _validation_loss(wrapped: nn.Module, module: nn.Module, batches: Sequence[Any], room: Room, step: int) -> float:
     """Mean loss over the validation set, computed alike on every process."""
     module.eval()
-    total, waiting = 0.0, room.cut(batches)[::-1]
-    while waiting:
-        batch = waiting.pop()
-        try:
-            with watching(batch):
-                total += float(wrapped(batch)[0])
-        except NoRoom as caught:
-            fault = caught
-        else:
-            continue
-        room.lower(fault, step)
-        waiting = room.cut([batch, *waiting[::-1]])[::-1]
+    total = sum(found for _, found in room.each(batches, lambda batch: float(wrapped(batch)[0]), f"at step {step}"))
     module.train()
     return total / sum(b.count for b in batches)
 

@@ -448,11 +448,10 @@ def test_a_missing_library_is_one_line_with_the_command(tmp_path: Path, monkeypa
 
 
 def test_two_writers_wait_for_each_other(index: PassageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    import filelock
+    from filelock import FileLock
 
-    real = filelock.FileLock
-    monkeypatch.setattr("filelock.FileLock", lambda path, timeout: real(path, timeout=0.1))
-    with real(index.folder / ".lock"), pytest.raises(DocumentError, match="another process is writing"):
+    monkeypatch.setattr("kamerton.retrieval.index.WAIT", 0.1)
+    with FileLock(index.folder / ".lock"), pytest.raises(DocumentError, match="another process is writing"):
         index.put([document("a", "b")])
 
 

@@ -304,6 +304,7 @@ def swap_optimiser(folder: Path) -> None:
     save_file({"exp_avg/nothing": torch.zeros(1)}, folder / "optimiser.safetensors")
     state = json.loads((folder / "state.json").read_text())
     state["checksums"]["optimiser.safetensors"] = sha256((folder / "optimiser.safetensors").read_bytes()).hexdigest()
+    state.pop("checksum")
     (folder / "state.json").write_text(json.dumps(state))
 
 

@@ -61,6 +61,10 @@ class BudgetError(KamertonError):
     """A budget under which a method cannot be trained."""
 
 
+class ResourceError(KamertonError):
+    """Something that the machine has too little of: memory, or room on a disk."""
+
+
 class MissingExtra(KamertonError):
     """An optional dependency that is not installed."""
 

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+REFUSED = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS)
+"""What a disk refuses; nothing can be written until somebody mends it."""
+PARTIAL = re.compile(r"\.(partial|former)-(\d+)-(.+)")
+"""A name under which a process of that number writes, or keeps what it replaces for a moment."""
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """What a disk refuses is an OSError that names its place, whoever raises it.
+
+    A write to an open file fails without a name, numpy says only how much was written, and libraries in Rust
+    (safetensors, Lance) have errors of their own with the system's number in the text.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = refused_by(error)
+        if number is None or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
+
+
+def refused_by(error: BaseException) -> int | None:
+    """The system's number for what a disk refused (of `REFUSED`); None where an error is about something else."""
+    number = None
+    if isinstance(error, OSError) and error.errno is not None:
+        number = error.errno
+    elif isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+        number = errno.ENOSPC
+    elif found := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(found[1])
+    return number if number in REFUSED else None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written anywhere in a folder, whose only writer is the caller.
+
+    A folder that was being replaced when its process was killed is put back.
+    """
+    import psutil
+
+    for path in sorted(folder.rglob(".*-*")):
+        found = PARTIAL.fullmatch(path.name)
+        if found is None or psutil.pid_exists(int(found[2])):
+            continue
+        with suppress(OSError):
+            if found[1] == "former" and not path.with_name(found[3]).exists():
+                os.replace(path, path.with_name(found[3]))
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def checksum(path: Path) -> str:
@@ -31,18 +87,20 @@ def whole(path: Path, *, compressed: bool = False, lasting: bool = True) -> Iter
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
-        with partial.open("wb") as raw:
-            if compressed:
-                with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-                    yield packed  # type: ignore[misc]
-            else:
-                yield raw
-            raw.flush()
-            if lasting:
-                os.fsync(raw.fileno())
-        os.replace(partial, path)
+        with refusals(path):
+            with partial.open("wb") as raw:
+                if compressed:
+                    with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+                        yield packed  # type: ignore[misc]
+                else:
+                    yield raw
+                raw.flush()
+                if lasting:
+                    os.fsync(raw.fileno())
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that refuses all, the first refusal is what is told
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -57,9 +115,10 @@ def moved_into(folder: Path, *, last: str = "") -> Iterator[Path]:
     partial = folder / f".partial-{os.getpid()}-files"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        yield partial
-        for file in sorted(partial.iterdir(), key=lambda p: (p.name == last, p.name)):
-            os.replace(file, folder / file.name)
+        with refusals(folder):
+            yield partial
+            for file in sorted(partial.iterdir(), key=lambda p: (p.name == last, p.name)):
+                os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -76,9 +135,13 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
     former = folder.with_name(f".former-{os.getpid()}-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.parent.glob(f".former-*-{glob.escape(folder.name)}"):  # of one that was killed in between
+        if not folder.exists():
+            os.replace(left, folder)
     partial.mkdir()
     try:
-        yield partial
+        with refusals(folder):
+            yield partial
         if folder.is_dir() and not replace:
             folder.rmdir()  # an error where somebody has put something there meanwhile
         elif folder.is_dir():

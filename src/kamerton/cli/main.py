@@ -7,6 +7,7 @@ is kept. Nothing heavy is imported before a command needs it, so `kamerton --hel
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 import warnings
@@ -40,8 +41,12 @@ from kamerton.cli import (
     tune,
 )
 from kamerton.errors import KamertonError
+from kamerton.files import REFUSED, refused_by
+from kamerton.memory import no_room, out_of_memory
 
-SYSTEM = (errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+SYSTEM = (
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM, *REFUSED,
+)  # fmt: skip
 """What the system refuses to write; who named the place can mend it."""
 
 app = typer.Typer(
@@ -121,10 +126,11 @@ def _run() -> None:
     except KamertonError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in SYSTEM or error.filename is None:
+    except (OSError, RuntimeError, MemoryError) as error:
+        line = _in_words(error)
+        if line is None:
             raise
-        _say(f"error: {error.filename}: {error.strerror}; make room or choose another place")
+        _say(f"error: {line}")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # typer's answer to Ctrl-C
@@ -136,3 +142,18 @@ def _say(line: str) -> None:
     """A last line, said once: of several processes by the first one that ends so."""
     if processes.speaks():
         print(line, file=sys.stderr)
+
+
+def _in_words(error: Exception) -> str | None:
+    """What a disk or the memory refused, in one line; None where an error is about something else."""
+    if out_of_memory(error):
+        return str(no_room(error))
+    number = refused_by(error)
+    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
+        number = error.errno
+    if number is None:
+        return None
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "make room and run the same command again" if full else "choose another place"
+    return f"{where}{os.strerror(number)}; {mend}"

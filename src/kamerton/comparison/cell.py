@@ -94,7 +94,10 @@ def run_cell(
         "forgetting": forgot, "validation_loss": _best(fit.curve),
         "findings": [asdict(f) for f in (*fit.findings, *adapted.findings(task.test, answers.answers))],
         "marks": fit.marks,
-        "notes": [*fit.notes, *cut, *([] if can_reset else ["peak memory counts from the start of the process"])],
+        "notes": [
+            *fit.notes, *cut, *adapted.engine.notes,
+            *([] if can_reset else ["peak memory counts from the start of the process"]),
+        ],
     }  # fmt: skip
     lines = [
         {

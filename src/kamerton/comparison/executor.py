@@ -23,6 +23,7 @@ from kamerton.comparison.cell import failed_record
 from kamerton.comparison.progress import drop_progress
 from kamerton.comparison.store import Cell, Store
 from kamerton.comparison.worker import Cells
+from kamerton.errors import ResourceError
 
 OnEvent = Callable[[Cell, dict[str, Any]], None]
 Job = tuple[Cell, float | None]
@@ -153,6 +154,9 @@ class Pool:
             return
         if cell is None:
             return
+        if event["event"] == "refused":
+            worker.cell = None
+            raise ResourceError(event["error"], mend="make room and run the same command again: it goes on")
         if event["event"] in ("done", "scouted", "failed"):
             worker.cell = None
             self.on_event(cell, event)

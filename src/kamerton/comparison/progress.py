@@ -79,7 +79,7 @@ class RunMark:
         me = psutil.Process()
         self._path = folder / RUN
         self._about: dict[str, Any] = {
-            "id": uuid4().hex, "pid": me.pid, "created": me.create_time(), "host": platform.node(),
+            "id": uuid4().hex, "pid": me.pid, "created": _since_boot(me), "host": platform.node(),
             "started": time.time(), "said": [],
         }  # fmt: skip
         self._write()
@@ -115,10 +115,15 @@ def run_of(folder: Path) -> tuple[dict[str, Any], bool]:
     try:
         process = psutil.Process(int(about["pid"]))
         # another process may have the number by now
-        same = abs(process.create_time() - float(about["created"])) < 5
+        same = abs(_since_boot(process) - float(about["created"])) < 5
         return about, same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return about, False
+
+
+def _since_boot(process: psutil.Process) -> float:
+    """When a process began, in seconds since the machine did: setting the clock does not change it."""
+    return float(process.create_time() - psutil.boot_time())
 
 
 def _changed(path: Path) -> float:

@@ -27,15 +27,17 @@ def base_reference(
     measured_on = {k: common[k] for k in ("version", "base", "renderer", "forgetting")}
     own_text = common.get("files", {}).get("text")
     key = fingerprint({**measured_on, "text": own_text} if own_text else measured_on)
-    if path.is_file():
+    try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["key"] == key:
+        if saved["key"] == key and saved["sum"] == fingerprint(saved["reference"]):
             return Reference(**saved["reference"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not measured yet, or damaged: it is measured again
     say("measuring the base on general text and prompts")
     text = general_text(recipe, spec.text, spec.bytes)
     engine = Engine(base.model, base.renderer, max_batch_tokens=recipe.evaluation.max_batch_tokens)
     measured = reference(engine, text, spec.prompts)
-    write_json(path, {"key": key, "reference": measured.to_dict()})
+    write_json(path, {"key": key, "reference": measured.to_dict(), "sum": fingerprint(measured.to_dict())})
     return measured
 
 

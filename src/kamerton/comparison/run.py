@@ -190,6 +190,9 @@ def compare(
         store.write_task(task)
         if recipe.text:
             write_text(folder / "recipe.yaml", recipe.text)
+        for cell in cells:
+            if (name := store.damaged(cell)) is not None:
+                say(f"  {cell.label}, seed {cell.seed}: {name} is damaged; the cell is made again")
         todo = [c for c in cells if not store.finished(c)]
 
         def on_event(cell: Cell, event: dict[str, Any]) -> None:

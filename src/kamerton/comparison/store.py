@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from kamerton.errors import KamertonError
-from kamerton.files import read_jsonl, write_json, write_jsonl
-from kamerton.tasks.example import Task, example_from, record_of
+from kamerton.files import checksum, read_jsonl, sweep, write_json, write_jsonl
+from kamerton.locks import LOCK, take
+from kamerton.tasks.example import Task, example_from, fingerprint, record_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -54,7 +55,9 @@ class Store:
         self.folder = folder
 
     def lock(self) -> FileLock:
-        """A lock that only one running comparison can hold; freed when its process ends, however it ends.
+        """A lock that only one run can hold; freed when its process ends, however it ends.
+
+        What an earlier run left half written when it was killed is removed.
 
         Raises:
             KamertonError: another one holds it.
@@ -65,15 +68,8 @@ class Store:
             raise KamertonError(
                 f"the folder cannot be made ({error.strerror})", where=self.folder, mend="name another output"
             ) from None
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise KamertonError(
-                "another comparison is running in this folder",
-                where=self.folder,
-                mend="wait for it, or name another output",
-            ) from None
+        lock = take(self.folder, "another run works in this folder")
+        sweep(self.folder)  # nobody else writes here now
         return lock
 
     def cell_folder(self, label: str, seed: int) -> Path:
@@ -93,19 +89,38 @@ class Store:
         """A lock on one cell, waited for."""
         folder = self.cell_folder(cell.label, cell.seed)
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock")
+        return FileLock(folder / LOCK)
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """The record of a cell as it stands, whatever made it; None where there is none that can be read."""
         try:
             record: dict[str, Any] = json.loads((self.cell_folder(cell.label, cell.seed) / "cell.json").read_text())
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             return None
-        return record
+        return record if isinstance(record, dict) else None
 
     def finished(self, cell: Cell) -> bool:
+        """Whether its result is there, and as it was written: a damaged one is made again."""
         record = self.record(cell)
-        return record is not None and record.get("status") == "ok" and record.get("fingerprint") == cell.fingerprint
+        if record is None or record.get("status") != "ok" or record.get("fingerprint") != cell.fingerprint:
+            return False
+        return not self.damaged(cell)
+
+    def damaged(self, cell: Cell) -> str | None:
+        """The name of a file of a cell's result that is not what was written; None where all are."""
+        folder, record = self.cell_folder(cell.label, cell.seed), self.record(cell)
+        if record is None:
+            return "cell.json" if (folder / "cell.json").exists() else None
+        sums = record.get("checksums", {})  # of comparisons that were made before there were any: none
+        if not isinstance(sums, dict) or ("cell.json" in sums and sums["cell.json"] != _own_sum(record)):
+            return "cell.json"
+        for name, value in sums.items():
+            try:
+                if name != "cell.json" and checksum(folder / name) != value:
+                    return str(name)
+            except OSError:
+                return str(name)
+        return None
 
     def _scouted_path(self, cell: Cell, share: float) -> Path:
         return self.cell_folder(cell.label, cell.seed) / f"race-{share:g}.json"
@@ -113,10 +128,10 @@ class Store:
     def scouted(self, cell: Cell, share: float) -> dict[str, Any] | None:
         """What a race learned of a cell at a share of its training; None where that is not known."""
         try:
-            found: dict[str, Any] = json.loads(self._scouted_path(cell, share).read_text())
-        except (OSError, json.JSONDecodeError):
+            found = json.loads(self._scouted_path(cell, share).read_text())
+        except (OSError, ValueError):
             return None
-        return found if found.get("fingerprint") == cell.fingerprint else None
+        return found if isinstance(found, dict) and found.get("fingerprint") == cell.fingerprint else None
 
     def write_scouted(self, cell: Cell, share: float, scouted: dict[str, Any]) -> None:
         write_json(self._scouted_path(cell, share), scouted)
@@ -130,6 +145,9 @@ class Store:
         if answers is not None:
             write_jsonl(folder / "answers.jsonl", answers)
             write_jsonl(folder / "curve.jsonl", list(curve))
+            sums = {name: checksum(folder / name) for name in ("answers.jsonl", "curve.jsonl")}
+            record = {k: v for k, v in record.items() if k != "checksums"}
+            record["checksums"] = {**sums, "cell.json": _own_sum(record)}
         write_json(folder / "cell.json", record)
 
     def copy_cell(self, cell: Cell) -> None:
@@ -167,3 +185,8 @@ class Store:
         for split in SPLITS:
             about[split] = tuple(example_from(row) for row in read_jsonl(self.folder / f"{split}.jsonl"))
         return Task(**{**about, "metrics": tuple(about["metrics"]), "notes": tuple(about["notes"])})
+
+
+def _own_sum(record: dict[str, Any]) -> str:
+    """What a record says, as one number: of the record itself, without the checksums that stand in it."""
+    return fingerprint({k: v for k, v in record.items() if k != "checksums"})

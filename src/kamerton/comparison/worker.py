@@ -1,8 +1,9 @@
 """A worker process: loads the base once and runs the cells that it is given, one after another.
 
 Started as `python -m kamerton.comparison.worker DIR THREADS PARENT`. Reads one JSON line a cell on standard input and
-writes one JSON line an event on standard output: `progress`, `done`, `scouted`, `failed`. A crash here (out of memory,
-a fault in a native library) ends this process and not the comparison. `Cells` is what runs them, here and on a cluster.
+writes one JSON line an event on standard output: `progress`, `done`, `scouted`, `failed`, `refused` (the disk takes
+nothing more). A crash here (out of memory, a fault in a native library) ends this process and not the comparison.
+`Cells` is what runs them, here and on a cluster.
 """
 
 from __future__ import annotations
@@ -88,13 +89,15 @@ class Cells:
         """Finish a cell, given by its fields, or train it to a share and ask it validation questions.
 
         Returns:
-            The event that ends it: `done`, `scouted` or `failed`.
+            The event that ends it: `done`, `scouted`, `failed` or `refused`.
         """
         from kamerton import processes
         from kamerton.comparison.cell import failed_record, run_cell, scout_cell
         from kamerton.comparison.progress import FitProgress
         from kamerton.comparison.store import Cell
         from kamerton.errors import KamertonError
+        from kamerton.files import refused_by
+        from kamerton.memory import no_room, out_of_memory
         from kamerton.training import Budget
 
         cell, store, plan = Cell(**fields), self.store, self.plan
@@ -129,6 +132,14 @@ class Cells:
         except Exception as error:
             if not processes.failed_alike():
                 raise
+            if refused_by(error) is not None:
+                # no other cell would fare better: the comparison ends here, and goes on when there is room
+                where = getattr(error, "filename", None) or store.folder
+                return {"event": "refused", "error": f"{where}: {os.strerror(refused_by(error) or 0)}"}
+            if out_of_memory(error):
+                no_more = str(no_room(error))
+                store.write_cell(cell, failed_record(cell, no_more), None, [])
+                return {"event": "failed", "error": no_more}
             place = store.cell_folder(cell.label, cell.seed)
             place.mkdir(parents=True, exist_ok=True)
             (place / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -9,6 +9,7 @@ What is left out: accounts. A labeller is a name, and whoever can open the file 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, ResourceError
 from kamerton.feedback.records import Candidate, Item, Kind, Label, Source, labeller_name, make_item
 from kamerton.feedback.rows import (
     LABEL,
@@ -42,6 +43,10 @@ APPLICATION = 0x4B414D45
 """Written into the file's head, so that another program's database is told from ours."""
 WAIT = 20.0
 """Seconds to wait for another process that writes."""
+
+
+_REFUSED = re.compile("disk is full|disk I/O error|readonly database|unable to open database")
+"""What SQLite says of a disk that takes nothing more; who asked again later may be luckier."""
 
 
 class _Connection(sqlite3.Connection):
@@ -119,13 +124,17 @@ class FeedbackStore:
         if db.in_transaction:
             yield db
             return
-        db.execute("BEGIN IMMEDIATE")
         try:
+            db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError) and _REFUSED.search(str(error)):
+                raise ResourceError(
+                    f"cannot be written: {error}", where=shown_path(self.path), mend="make room, or name another file"
+                ) from None
             raise
 
     def close(self) -> None:

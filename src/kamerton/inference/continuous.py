@@ -24,9 +24,11 @@ from torch import Tensor
 
 from kamerton.base import CausalModel
 from kamerton.base.attention import RowCache
+from kamerton.errors import ResourceError
 from kamerton.inference.generate import FirstToken, Prompt, Row, items_of
 from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.sampling import Sampling, next_tokens
+from kamerton.memory import asked_for, give_back, out_of_memory
 
 PREFILL = 1024
 """Prompt tokens of newcomers in one step: the other rows wait that long for their next token."""
@@ -91,10 +93,11 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """A row in the batch, and whose it is."""
+    """A row in the batch, and whose it is; `told`: tokens that its request has heard of already."""
 
     row: Row
     job: Job
+    told: int = 0
 
 
 class Batch:
@@ -114,6 +117,7 @@ class Batch:
         self.waiting: deque[_Place] = deque()
         self.cache: RowCache | None = None
         self.steps = self.decoded = 0
+        self._entering: list[_Place] = []
         self._prefix: SharedPrefix | None = None
         self._open: ExitStack | None = None
 
@@ -128,9 +132,44 @@ class Batch:
             item.own = item.tokens
             self.waiting.extend(_Place(row, job) for row in item.samples)
 
-    @torch.inference_mode()
     def step(self) -> None:
-        """Drop who has gone, let waiting rows in, and give every row its next token."""
+        """Drop who has gone, let waiting rows in, and give every row its next token.
+
+        Where memory runs out, half as many rows go on from there; all others wait and begin again, to the same tokens.
+        """
+        try:
+            self._step()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            asked = asked_for(error)
+        else:
+            return
+        self._halve(asked)
+
+    def _halve(self, asked: str) -> None:
+        places = [p for p in dict.fromkeys([*self.rows, *self._entering]) if not p.row.finish]
+        self.rows.clear()
+        self._entering = []
+        self.rest()
+        give_back()
+        if len(places) < 2:
+            for place in places:
+                place.job.cancelled = True
+                place.job.told(ResourceError(
+                    f"memory ran out{asked}: a question of {len(place.row.prompt.tokens):,} tokens with its answer "
+                    "does not fit", mend="shorten it, or ask for a shorter answer",
+                ))  # fmt: skip
+            return
+        self.max_rows = len(places) // 2
+        for place in places:
+            place.told = max(place.told, len(place.row.tokens))
+            place.row.tokens.clear()
+            place.row.logprobs.clear()
+        self.waiting.extendleft(reversed(places))
+
+    @torch.inference_mode()
+    def _step(self) -> None:
         self._begin()
         self._leave()
         told: dict[Job, list[Token]] = {}
@@ -206,7 +245,9 @@ class Batch:
             known.add(id(place.row.prompt))
             widest, reading = wider, reading + new
         if fresh:
+            self._entering = fresh
             self._enter(fresh)
+            self._entering = []
         return fresh
 
     def _enter(self, fresh: list[_Place]) -> None:
@@ -281,6 +322,8 @@ class Batch:
         row, job = place.row, place.job
         row.take(token, logprob, self.end_ids, job.stopped if job.sampling.stop else None)
         self.decoded += 1
+        if len(row.tokens) <= place.told:
+            return
         told.setdefault(job, []).append(Token(row.index, token, logprob, top, row.finish))
 
     @staticmethod

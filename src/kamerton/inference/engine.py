@@ -6,24 +6,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from kamerton.base import CausalModel, EncoderDecoderModel, LanguageModel
 from kamerton.base.encoder_decoder import causal
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, ResourceError
 from kamerton.inference.encoded import EncodedDecoder, EncodedScorer
 from kamerton.inference.generate import PREFILL_TOKENS, Decoder, FirstToken, Row
 from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.rank import Ranker
 from kamerton.inference.sampling import Sampling
-from kamerton.inference.score import Scorer, Tree, tree_of
+from kamerton.inference.score import PASS_TOKENS, Scorer, Tree, tree_of
+from kamerton.memory import asked_for, give_back, out_of_memory
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Conversation
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Engine:
         model: the model, causal or encoder–decoder, with its adapter and front if it has any.
         renderer: its renderer.
         max_batch_tokens: bound on memory: tokens whose keys and values are kept at once beside the shared prefix.
+            Where memory runs out all the same it is halved, and the call is made again; `notes` then says so.
     """
 
     def __init__(self, model: LanguageModel, renderer: Renderer, *, max_batch_tokens: int = 8192) -> None:
@@ -88,6 +91,7 @@ class Engine:
             raise KamertonError(f"max_batch_tokens is {max_batch_tokens}", mend="use a whole number from 1 up")
         self.model, self.renderer, self.max_batch_tokens = model, renderer, max_batch_tokens
         self.usage = Usage()
+        self.notes: list[str] = []
         whole = not isinstance(model, EncoderDecoderModel)
         self._decoder: Any = Decoder if whole else EncodedDecoder
         self._scorer: Any = Scorer if whole else EncodedScorer
@@ -206,11 +210,7 @@ class Engine:
             )
         prompts, trees = self._encode(conversations, choices)
         self._check(prompts, trees)
-        ranker = self._ranker(self.model, self.max_batch_tokens, progress)
-        with self._working():
-            best = ranker.best(prompts, trees)
-        self._count(ranker)
-        return best
+        return self.fitting(_lengths(prompts, trees), PASS_TOKENS, lambda: self._best(prompts, trees, progress))
 
     def choose(
         self, conversations: Sequence[Conversation], choices: Sequence[Sequence[str]], sampling: Sampling, *,
@@ -245,6 +245,9 @@ class Engine:
         Returns:
             (N, V) float32, on the model's device.
         """
+        return self.fitting([*map(len, prompts)], PREFILL_TOKENS, lambda: self._next(prompts))
+
+    def _next(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         front = self.model.soft_tokens
         self.usage.asked_tokens += sum(map(len, prompts)) + len(prompts) * front
         limit = min(PREFILL_TOKENS, self.max_batch_tokens)
@@ -328,14 +331,29 @@ class Engine:
         room, stopped = self._rooms(prompts, sampling), self._stopping(sampling)
         if samples is not None:
             sampling = replace(sampling, n=samples)
-        decoder = self._decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens, first)
-        with self._working():
-            try:
-                for step in decoder.run(prompts, room):
-                    self.usage.generated_tokens += len(step)
-                    yield step
-            finally:
-                self._count(decoder)
+        longest = max(len(prompt) + left for prompt, left in zip(prompts, room, strict=True))
+        told: dict[int, int] = {}
+        while True:
+            decoder = self._decoder(self.model, sampling, self.renderer.end_ids, stopped, self.max_batch_tokens, first)
+            with self._working():
+                try:
+                    for step in decoder.run(prompts, room):
+                        # each answer has its own random numbers: made again, it has the same tokens
+                        new = [row for row in step if len(row.tokens) > told.get(row.index, 0)]
+                        told.update((row.index, len(row.tokens)) for row in new)
+                        self.usage.generated_tokens += len(new)
+                        if new:
+                            yield new
+                    return
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    asked = asked_for(error)
+                finally:
+                    self._count(decoder)
+            del decoder
+            rows = len(prompts) * sampling.n
+            self._lower(min(self.max_batch_tokens, rows * longest), longest, "a question with its answer", asked)
 
     def _rooms(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[int]:
         """The longest answer to each prompt, in tokens."""
@@ -356,11 +374,61 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
     ) -> list[Tensor]:
         self._check(prompts, trees)
-        scorer = self._scorer(self.model, self.max_batch_tokens, progress)
+
+        def edges() -> list[Tensor]:
+            scorer = self._scorer(self.model, self.max_batch_tokens, progress)
+            with self._working():
+                found: list[Tensor] = scorer.edges(prompts, trees)
+            self._count(scorer)
+            return found
+
+        return self.fitting(_lengths(prompts, trees), PASS_TOKENS, edges)
+
+    def _best(self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None) -> list[int]:
+        ranker = self._ranker(self.model, self.max_batch_tokens, progress)
         with self._working():
-            edges = scorer.edges(prompts, trees)
-        self._count(scorer)
-        return edges
+            best: list[int] = ranker.best(prompts, trees)
+        self._count(ranker)
+        return best
+
+    def fitting(self, lengths: Sequence[int], most: int, call: Callable[[], T]) -> T:
+        """A call, made again with half as many tokens at once (`max_batch_tokens`) for as long as memory runs out.
+
+        Args:
+            lengths: tokens of its rows.
+            most: tokens that it takes at once, whatever is allowed.
+
+        Raises:
+            ResourceError: one row at a time is too much.
+        """
+        longest = max(lengths, default=0)
+        while True:
+            try:
+                return call()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                asked = asked_for(error)
+            used = min(self.max_batch_tokens, most, longest * len(lengths))
+            self._lower(used, longest, "a question with its answers", asked)
+
+    def _lower(self, used: int, longest: int, what: str, asked: str) -> None:
+        """Take half as many tokens at once from now on.
+
+        Raises:
+            ResourceError: one row at a time was too much already.
+        """
+        give_back()
+        if used <= longest:
+            raise ResourceError(
+                f"memory ran out{asked}: {what} of {longest:,} tokens does not fit",
+                mend="shorten it, ask for shorter answers, or use a smaller base",
+            )
+        self.max_batch_tokens = max(1, used // 2)
+        self.notes[:] = [
+            f"memory ran out: {self.max_batch_tokens:,} tokens are computed at once (evaluation.max_batch_tokens: "
+            f"{self.max_batch_tokens} asks for that from the start); answers are the same"
+        ]
 
     def _count(self, worker: Decoder | Scorer | Ranker) -> None:
         self.usage.asked_tokens += worker.asked
@@ -394,6 +462,10 @@ class Engine:
             finish="stop" if row.finish == "stop" else "length",
             prompt_tokens=len(row.prompt.tokens) + front,
         )
+
+
+def _lengths(prompts: Sequence[Sequence[int]], trees: Sequence[Tree]) -> list[int]:
+    return [len(prompt) + len(tree) for prompt, tree in zip(prompts, trees, strict=True)]
 
 
 def safe_length(text: str, stop: Sequence[str]) -> int:

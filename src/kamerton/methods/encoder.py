@@ -62,12 +62,16 @@ class HeadAnswers(Adapted):
         assert isinstance(model, EncoderModel)
         answers: dict[int, Answer] = {}
         o = self._choice
-        with model.inference(), torch.inference_mode():
-            for i, logits in run(encoded, model.logits, pad_id, self.engine.max_batch_tokens):
-                said = read(self.head, examples[i], encoded[i], logits, longest=o.longest, threshold=o.threshold)
-                answers[i] = Answer(said.text, (), (), "stop", encoded[i].tokens, details=said.details)
-                if progress is not None:
-                    progress(len(answers), len(examples))
+
+        def ask() -> None:
+            with model.inference(), torch.inference_mode():
+                for i, logits in run(encoded, model.logits, pad_id, self.engine.max_batch_tokens):
+                    said = read(self.head, examples[i], encoded[i], logits, longest=o.longest, threshold=o.threshold)
+                    answers[i] = Answer(said.text, (), (), "stop", encoded[i].tokens, details=said.details)
+                    if progress is not None:
+                        progress(len(answers), len(examples))
+
+        self.engine.fitting([e.tokens for e in encoded], self.engine.max_batch_tokens, ask)
         return [answers[i] for i in range(len(examples))], sum(e.cut for e in encoded)
 
     def example(self, conversation: Conversation, choices: Sequence[str] = ()) -> Example:

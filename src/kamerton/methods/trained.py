@@ -238,9 +238,8 @@ class TrainedMethod:
         decision, key = trial.run.folder / "search.json", trial.key(trial.candidates, horizon)
         rungs: list[list[dict[str, Any]]] = []
         if decision.is_file():
-            saved = json.loads(decision.read_text())
             # a candidate that went on to a later rung is no longer where it was judged: what was decided is kept
-            rungs = saved["rungs"] if saved["key"] == key else []
+            rungs = _decided(decision, key)
         rungs = processes.agreed(rungs)
         alive, left = list(range(len(trial.candidates))), [*halving.sizes[1:], 1]
         for level, until in enumerate(halving.untils):
@@ -272,6 +271,15 @@ class TrainedMethod:
                 record.flops += row["flops"]
         record.findings.append(_tried(trial.names, record.search, alive[0]))
         return trial.candidates[alive[0]], horizon, halving.untils[-1]
+
+
+def _decided(path: Path, key: str) -> list[list[dict[str, Any]]]:
+    """The rungs of a search that were decided; [] where they were another search's, or cannot be read."""
+    try:
+        saved = json.loads(path.read_text())
+        return list(saved["rungs"]) if saved["key"] == key else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _tried(names: list[str], search: list[dict[str, Any]], chosen: int) -> Finding:

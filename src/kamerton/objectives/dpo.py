@@ -14,7 +14,7 @@ on held-out pairs; without any, by the task's metric on answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -59,6 +59,12 @@ class Preferences:
     @property
     def tokens(self) -> int:
         return self.rows.tokens
+
+    def halves(self) -> tuple[Preferences, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single pair."""
+        count = self.examples
+        cuts = [(0, count // 2), (count // 2, count)] if count > 1 else []
+        return tuple(replace(self, rows=self.rows.part(a, b), reference=self.reference[a:b]) for a, b in cuts)
 
 
 @dataclass

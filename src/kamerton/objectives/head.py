@@ -47,6 +47,15 @@ class HeadBatch:
     def tokens(self) -> int:
         return sum(e.tokens for e in self.encoded)
 
+    def halves(self) -> tuple[HeadBatch, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single example."""
+        count = len(self.encoded)
+        # only the sum of the parts' counts matters: the step's is what the loss is divided by
+        cuts = [(0, count // 2), (count // 2, count)] if count > 1 else []
+        return tuple(
+            HeadBatch(self.encoded[a:b], self.targets[a:b], self.count * (b - a) / count) for a, b in cuts
+        )  # fmt: skip
+
 
 class HeadLoss:
     """The loss of a head.

@@ -104,6 +104,7 @@ class MaskedBatch:
 
     Attributes:
         follows: (B,) 0 where the second segment follows the first, 1 where it does not; None where it is not asked.
+        each: what the question of a sequence counts, where not its share of the predicted tokens.
     """
 
     ids: np.ndarray
@@ -112,10 +113,30 @@ class MaskedBatch:
     where: tuple[np.ndarray, np.ndarray]
     targets: np.ndarray
     follows: np.ndarray | None
+    each: float | None = None
 
     @property
     def count(self) -> float:
         return float(len(self.targets))
+
+    @property
+    def asked(self) -> float:
+        """What each sequence's question counts: all of them as much as the tokens that are predicted."""
+        return self.count / len(self.ids) if self.each is None else self.each
+
+    def halves(self) -> tuple[MaskedBatch, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single sequence."""
+        count, out = len(self.ids), []
+        for first, last in [(0, count // 2), (count // 2, count)] if count > 1 else []:
+            longest = int(self.lengths[first:last].max())
+            row, place = self.where
+            own = (row >= first) & (row < last)
+            out.append(MaskedBatch(
+                self.ids[first:last, :longest], self.segments[first:last, :longest], self.lengths[first:last],
+                (row[own] - first, place[own]), self.targets[own],
+                None if self.follows is None else self.follows[first:last], self.asked,
+            ))  # fmt: skip
+        return tuple(out)
 
     @property
     def examples(self) -> int:
@@ -239,7 +260,7 @@ class Masked:
             return Loss(total, metrics)
         answers = torch.as_tensor(batch.follows, device=hidden.device)
         asked = model.next_sentence(hidden).float()
-        extra = torch.nn.functional.cross_entropy(asked, answers)
-        right = float((asked.argmax(1) == answers).float().mean())
-        metrics |= {"sentence_loss": float(extra.detach()) * batch.count, "sentence_accuracy": right * batch.count}
-        return Loss(total + extra * batch.count, metrics)
+        extra = torch.nn.functional.cross_entropy(asked, answers, reduction="sum")
+        right = float((asked.argmax(1) == answers).float().sum())
+        metrics |= {"sentence_loss": float(extra.detach()) * batch.asked, "sentence_accuracy": right * batch.asked}
+        return Loss(total + extra * batch.asked, metrics)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -55,12 +55,14 @@ class Pack:
         targets: (N,) the token behind each of them, row after row.
         weights: (N,) 0 where a target was counted elsewhere already (windows that overlap), else 1.
         pieces: contexts in it.
+        starts: where each of them begins in the stream, where that is known.
     """
 
     rows: tuple[tuple[int, ...], ...]
     targets: np.ndarray
     weights: np.ndarray
     pieces: int
+    starts: tuple[int, ...] = ()
 
     @property
     def count(self) -> float:
@@ -73,6 +75,22 @@ class Pack:
     @property
     def tokens(self) -> int:
         return len(self.targets)
+
+    def halves(self) -> tuple[Pack, ...]:
+        """Two microbatches whose summed losses are that of this one; () where no row is left to part it at.
+
+        Of experts whose load is balanced, the balance is then that of each half.
+        """
+        if self.pieces < 2:
+            return ()
+        ends = np.cumsum([len(row) for row in self.rows])
+        middle = int(np.searchsorted(ends, len(self.targets) / 2)) + 1
+        middle = min(max(middle, 1), len(self.rows) - 1)
+        at, pieces = int(ends[middle - 1]), self.pieces // 2
+        return (
+            Pack(self.rows[:middle], self.targets[:at], self.weights[:at], pieces, self.starts[:pieces]),
+            Pack(self.rows[middle:], self.targets[at:], self.weights[at:], self.pieces - pieces, self.starts[pieces:]),
+        )
 
 
 class PackedContexts:
@@ -121,7 +139,12 @@ class PackedContexts:
         starts = [self.start_of((first + i) // self.pieces, piece) for i, piece in enumerate(picked)]
         most = self._pass(len(starts))
         cut = [starts[i : i + most] for i in range(0, len(starts), most)]
-        return [self.pack([self.train.tokens[s : s + self.context + 1] for s in part], self.train.end) for part in cut]
+        packs = [self.pack([self.train.tokens[s : s + self.context + 1] for s in part], self.train.end) for part in cut]
+        return [replace(pack, starts=tuple(part)) for pack, part in zip(packs, cut, strict=True)]
+
+    def named(self, batch: Pack) -> list[str]:
+        """What a microbatch was made of, for people: the tokens of the corpus."""
+        return [f"tokens {s:,} to {s + self.context:,} of the corpus" for s in batch.starts]
 
     def _pass(self, windows: int) -> int:
         """Windows in one pass, of so many."""

@@ -92,6 +92,27 @@ class PolicyBatch:
     metrics: Mapping[str, float]
     per_token: float
 
+    def halves(self) -> tuple[PolicyBatch, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single answer."""
+        count = len(self.batch.rows)
+        if count < 2:
+            return ()
+        middle = count // 2
+        targets = int((self.batch.owners < middle).sum())
+        first, second = self.batch.halves()
+        # what is divided by is the step's: only the sum of the parts' counts matters
+        part = self.count * middle / count
+        return (
+            replace(
+                self, batch=first, values={k: v[:targets] for k, v in self.values.items()}, count=part,
+                tokens=self.tokens - second.tokens,
+            ),
+            replace(
+                self, batch=second, values={k: v[targets:] for k, v in self.values.items()}, count=self.count - part,
+                examples=0, tokens=second.tokens,
+            ),
+        )  # fmt: skip
+
 
 def policy_batches(
     rollouts: Rollouts, picked: Sequence[int], max_tokens: int, *, fresh: bool = False, parts: int = 1

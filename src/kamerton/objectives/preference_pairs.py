@@ -57,6 +57,14 @@ class PairRows:
     def tokens(self) -> int:
         return self.batch.tokens
 
+    def part(self, first: int, last: int) -> PairRows:
+        """The pairs from `first` up to `last`."""
+        own = (self.owners >= 2 * first) & (self.owners < 2 * last)
+        return PairRows(
+            self.batch.part(2 * first, 2 * last), self.numbers[first:last], self.owners[own] - 2 * first,
+            self.lengths[first:last],
+        )  # fmt: skip
+
 
 def answer_rows(
     renderer: Renderer, messages: Conversation, answers: Sequence[str], limit: int | None

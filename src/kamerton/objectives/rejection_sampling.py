@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,6 +63,11 @@ class Kept(Rows):
     @property
     def tokens(self) -> int:
         return self.batch.tokens + self.sampled
+
+    def halves(self) -> tuple[Kept, ...]:
+        return tuple(
+            replace(self, batch=b, sampled=0 if i else self.sampled) for i, b in enumerate(self.batch.halves())
+        )
 
 
 class RejectionSampling:

@@ -84,6 +84,18 @@ class MarginalBatch:
     def tokens(self) -> int:
         return self.batch.tokens
 
+    def halves(self) -> tuple[MarginalBatch, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single question."""
+        count, each = self.places.shape
+        out = []
+        for first, last in [(0, count // 2), (count // 2, count)] if count > 1 else []:
+            own = (self.owners >= first * each) & (self.owners < last * each)
+            out.append(MarginalBatch(
+                self.batch.part(first * each, last * each), self.questions[first:last], self.places[first:last],
+                self.owners[own] - first * each,
+            ))  # fmt: skip
+        return tuple(out)
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:

@@ -77,6 +77,18 @@ class Judgements:
     def tokens(self) -> int:
         return self.batch.tokens
 
+    def halves(self) -> tuple[Judgements, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single judgement."""
+        count = len(self.members)
+        if count < 2:
+            return ()
+        first, second = self.members[: count // 2], self.members[count // 2 :]
+        rows = sum(len(m.rows) for m in first)
+        return (
+            Judgements(self.batch.part(0, rows), first),
+            Judgements(self.batch.part(rows, len(self.batch.rows)), second),
+        )
+
 
 class ScalarHead(nn.Module):
     """(B, H) hidden states → (B,) rewards, in float32. Starts at zero: no opinion."""

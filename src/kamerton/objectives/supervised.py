@@ -15,6 +15,7 @@ from kamerton.objectives.head import HeadLoss
 from kamerton.objectives.next_token import NextToken
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import Example, Task, answered
+from kamerton.training.batches import Batch
 
 
 class Supervised(NextToken):
@@ -64,10 +65,18 @@ class Supervised(NextToken):
             self.notes.append(
                 f"{given - len(train)} of {given} training questions were left out: none of their answers is a good one"
             )
+        self._ids = [e.id for e in train]
         for name, rows in (("training", rendered), ("validation", held_out)):
             cut = sum(r.cut for r in rows)
             if cut:
                 self.notes.append(f"{cut} of {len(rows)} {name} examples were cut to {limit} tokens")
+
+    def named(self, batch: Batch) -> list[str]:
+        """What a microbatch was made of, for people: the ids of its examples."""
+        known: dict[tuple[int, ...], str] = {}
+        for row, name in zip(self._train, self._ids, strict=True):
+            known.setdefault(tuple(row.tokens), f"example {name}")
+        return [known.get((*batch.prefix, *row), "an example") for row in batch.rows]
 
     @staticmethod
     def check(base: Base, task: Task, options: Any) -> None:

@@ -8,7 +8,7 @@ behind without the memory for it. The state is part of every checkpoint. Each ep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,12 +32,15 @@ class Strips:
         fresh: the streams start here, from no state.
         weights: (B, T) 0 on what only fills rows up, None where all count.
         carry: whether the state is kept for the next step (not in validation).
+        step: whose microbatch it is; first: which of the streams its first row is.
     """
 
     ids: np.ndarray
     fresh: bool
     weights: np.ndarray | None = None
     carry: bool = True
+    step: int = 0
+    first: int = 0
 
     @property
     def count(self) -> float:
@@ -50,6 +53,16 @@ class Strips:
     @property
     def tokens(self) -> int:
         return int(self.ids.shape[0] * (self.ids.shape[1] - 1))
+
+    def halves(self) -> tuple[Strips, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single stream."""
+        count = len(self.ids)
+        cuts = [(0, count // 2), (count // 2, count)] if count > 1 else []
+        return tuple(
+            replace(self, ids=self.ids[a:b], weights=None if self.weights is None else self.weights[a:b],
+                    first=self.first + a)
+            for a, b in cuts
+        )  # fmt: skip
 
 
 class Truncated:
@@ -69,7 +82,9 @@ class Truncated:
         self.batch_size = min(batch_size, (len(train) - 1) // context)
         self.steps = (len(train) - 1) // self.batch_size // context
         self.notes: list[str] = []
+        # behind the step before, and behind the streams of this one: a step that is made again starts where it did
         self._state: State | None = None
+        self._step, self._behind = -1, dict[int, State]()
 
     @property
     def epoch_examples(self) -> int:
@@ -83,7 +98,7 @@ class Truncated:
         starts = shift + np.arange(self.batch_size) * used + within * self.context
         starts = np.minimum(starts, len(self.train) - 1 - self.context)
         ids = np.stack([self.train.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
-        return [Strips(ids, fresh=within == 0)]
+        return [Strips(ids, fresh=within == 0, step=step)]
 
     def validation(self) -> Sequence[Strips]:
         if self.held_out is None:
@@ -106,15 +121,19 @@ class Truncated:
         """The negative log-likelihood of all targets, in nats."""
         ids = torch.as_tensor(batch.ids, device=model.device)
         if batch.carry:
-            total, state = self._part(model, ids, None if batch.fresh else self._state, None)
-            self._state = tuple(part.detach() for part in state)
+            if batch.step != self._step:
+                self._state, self._step, self._behind = self._carried(), batch.step, {}
+            own = slice(batch.first, batch.first + len(ids))
+            start = None if batch.fresh or self._state is None else tuple(p[:, own].contiguous() for p in self._state)
+            total, state = self._part(model, ids, start, None)
+            self._behind[batch.first] = tuple(part.detach() for part in state)
             return Loss(total)
         total = ids.new_zeros((), dtype=torch.float32)
         at: State | None = None
         weights = torch.as_tensor(batch.weights, device=model.device, dtype=torch.float32)
-        for start in range(0, ids.shape[1] - 1, self.context):
-            part = ids[:, start : start + self.context + 1]
-            value, at = self._part(model, part, at, weights[:, start : start + part.shape[1] - 1])
+        for place in range(0, ids.shape[1] - 1, self.context):
+            part = ids[:, place : place + self.context + 1]
+            value, at = self._part(model, part, at, weights[:, place : place + part.shape[1] - 1])
             total = total + value
         return Loss(total)
 
@@ -125,9 +144,16 @@ class Truncated:
         log_probs = model.log_probs(hidden.flatten(0, 1), ids[:, 1:].flatten(), chunk=chunk)
         return -(log_probs if weights is None else log_probs * weights.flatten()).sum(), after
 
+    def _carried(self) -> State | None:
+        """The state behind all streams, as far as they have been read."""
+        if not self._behind:
+            return self._state
+        parts = [self._behind[first] for first in sorted(self._behind)]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+
     def state(self) -> dict[str, Tensor]:
-        return {f"carried/{i}": part for i, part in enumerate(self._state or ())}
+        return {f"carried/{i}": part for i, part in enumerate(self._carried() or ())}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         parts = [state[f"carried/{i}"] for i in range(len(state))]
-        self._state = tuple(parts) if parts else None
+        self._state, self._step, self._behind = tuple(parts) if parts else None, -1, {}

@@ -18,6 +18,7 @@ from kamerton.pretraining.models import Started, check_room
 from kamerton.pretraining.samples import continuations, looker
 from kamerton.pretraining.tokens import Corpus, Watch, read_corpus
 from kamerton.recipe_pretrain import PretrainRecipe
+from kamerton.training.faults import Room
 
 Metrics = dict[str, float]
 
@@ -148,9 +149,10 @@ def _causal(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch
 
 
 def summed(objective: Any, model: LanguageModel, batches: Sequence[Any]) -> float:
-    """The summed loss over batches, in nats."""
+    """The summed loss over batches, in nats; halved where memory runs out, which the objective's notes then say."""
     with torch.no_grad(), model.inference():
-        return sum(float(objective.loss(model, batch).total) for batch in batches)
+        each = Room(objective.notes).each(batches, lambda b: float(objective.loss(model, b).total), "in measuring")
+        return sum(found for _, found in each)
 
 
 def causal_metrics(objective: PackedContexts, model: LanguageModel, held: Stream | None) -> Metrics:

@@ -13,6 +13,7 @@ from kamerton.objectives.masked import Masked, signs_of
 from kamerton.pretraining.goals import Goal, Metrics, Watch, read, told
 from kamerton.pretraining.models import Started
 from kamerton.recipe_pretrain import PretrainRecipe
+from kamerton.training.faults import Room
 
 
 def masked_goal(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch) -> Goal:
@@ -38,8 +39,11 @@ def masked_goal(recipe: PretrainRecipe, started: Started, folder: Path, watch: W
         sums: dict[str, float] = {}
         count = 0.0
         with torch.no_grad(), model.inference():
-            for batch in objective.validation():
-                for name, value in objective.loss(model, batch).metrics.items():
+            every = Room(objective.notes).each(
+                objective.validation(), lambda b: objective.loss(model, b), "in measuring"
+            )
+            for batch, found in every:
+                for name, value in found.metrics.items():
                     sums[name] = sums.get(name, 0.0) + value
                 count += batch.count
         out: Metrics = {name: value / count for name, value in sums.items()} if count else {}

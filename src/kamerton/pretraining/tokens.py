@@ -12,7 +12,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kamerton.errors import RecipeError, TaskError
-from kamerton.files import write_text
+from kamerton.files import checksum, refusals, write_text
 from kamerton.objectives.packed_contexts import Stream
 from kamerton.objectives.texts import iter_texts, text_files
 from kamerton.tasks.halves import halves_note, replace_halves
@@ -28,6 +29,7 @@ from kamerton.tasks.halves import halves_note, replace_halves
 Documents = Literal["file", "line", "paragraph"]
 FORMAT = 2
 """Of what is written beside the streams; what an older version wrote is written again."""
+NAMES = ("train", "held_out")
 BATCH = 256
 """Documents that the tokenizer reads at once."""
 
@@ -106,7 +108,8 @@ class _Writer:
         self._put(self._end)
 
     def _put(self, ids: np.ndarray) -> None:
-        self._file.write(content := ids.tobytes())
+        with refusals(self.path):
+            self._file.write(content := ids.tobytes())
         self.digest.update(content)
         self.tokens += len(ids)
 
@@ -118,10 +121,18 @@ class _Writer:
         self.documents += 1
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._partial, self.path)
+        with refusals(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._partial, self.path)
+
+    def drop(self) -> None:
+        """Remove what is not whole."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._partial.unlink(missing_ok=True)
 
 
 def read_corpus(
@@ -145,23 +156,40 @@ def read_corpus(
     files = text_files(train) + (text_files(held_out) if isinstance(held_out, Path) else [])
     key = _key(tokenizer, end, files, held_out, documents)
     about = folder / "about.json"
-    if not (about.is_file() and (read := json.loads(about.read_text(encoding="utf-8")))["key"] == key):
+    read, notes = _written(about, key), list[str]()
+    if read and (wrong := next((n for n in NAMES if n in read and not _as_written(folder, n, read[n])), None)):
+        read, notes = {}, [f"{folder / wrong}.bin was damaged (its checksum did not match) and was written again"]
+    if not read:
         read = {"key": key, **_write(tokenizer, end, folder, train, held_out, documents, watch or (lambda *_: None))}
         write_text(about, json.dumps(read, ensure_ascii=False, indent=1))
 
     def stream(name: str) -> Stream:
         one = read[name]
-        tokens = np.memmap(folder / f"{name}.bin", dtype=one["dtype"], mode="r")
-        if len(tokens) != one["tokens"]:
-            raise TaskError("is not whole", where=folder / f"{name}.bin", mend=f"delete {folder} and run again")
-        return Stream(tokens, end, one["bytes"])
+        return Stream(np.memmap(folder / f"{name}.bin", dtype=one["dtype"], mode="r"), end, one["bytes"])
 
     has = "held_out" in read
     return Corpus(
         stream("train"), stream("held_out") if has else None,
-        (read["train"]["documents"], read["held_out"]["documents"] if has else 0), list(read["notes"]),
-        "".join(read[name]["sha256"] for name in ("train", "held_out") if name in read),
+        (read["train"]["documents"], read["held_out"]["documents"] if has else 0), [*notes, *read["notes"]],
+        "".join(read[name]["sha256"] for name in NAMES if name in read),
     )  # fmt: skip
+
+
+def _written(about: Path, key: str) -> dict[str, Any]:
+    """What `about.json` says of streams that are what is asked for; {} where there are none, or it cannot be read."""
+    try:
+        read: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
+        return read if read["key"] == key and read["train"]["sha256"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _as_written(folder: Path, name: str, one: dict[str, Any]) -> bool:
+    """Whether a stream is what was written, and not another run's that was stopped before it said so."""
+    try:
+        return checksum(folder / f"{name}.bin") == one["sha256"]
+    except OSError:
+        return False
 
 
 def _write(
@@ -176,6 +204,17 @@ def _write(
     marked = split_documents(documents, share) if share else ((text, False) for text in documents)
     if isinstance(held_out, Path):
         marked = itertools.chain(marked, ((text, True) for text in cut_documents(iter_texts(held_out), kind)))
+    try:
+        return _filled(writers, marked, tokenizer, train, size, watch)
+    finally:
+        for writer in writers.values():
+            writer.drop()  # after close() nothing is left to drop
+
+
+def _filled(
+    writers: Mapping[str, _Writer], marked: Iterator[tuple[str, bool]], tokenizer: Any, train: Path, size: int,
+    watch: Watch,
+) -> dict[str, Any]:  # fmt: skip
     halves = 0
     for batch in _batched(marked, BATCH):
         texts, found = replace_halves([text for text, _ in batch])

@@ -22,6 +22,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from kamerton.files import refusals, write_json
+from kamerton.locks import LOCK, take
 from kamerton.retrieval.documents import Document, DocumentError
 from kamerton.retrieval.encoder import MINILM, Encoder, load_encoder
 from kamerton.retrieval.hits import COLUMNS, Hit, fuse, hit_of
@@ -34,6 +36,8 @@ HOWS: tuple[How, ...] = get_args(How)
 FORMAT = 1
 FLUSH = 128
 """Passages that are embedded and committed together."""
+WAIT = 10.0
+"""Seconds to wait for another process that writes."""
 OLD_VERSIONS = timedelta(days=1)
 """How long versions of the table that a reader may still hold are kept."""
 
@@ -92,7 +96,7 @@ class PassageIndex:
             DocumentError: the folder holds something else, or the cutting or the language is impossible.
         """
         folder, cutting = Path(folder), cutting or Cutting()
-        if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
             raise DocumentError("is there already and is no index", where=folder, mend="name a new folder")
         lancedb_or_refuse()
         encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
@@ -114,10 +118,6 @@ class PassageIndex:
             close = difflib.get_close_matches(language.title(), LANGUAGES, n=1)
             mend = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(LANGUAGES)}"
             raise DocumentError(f"no stemming for the language '{language}'", where=folder, mend=mend)
-        from kamerton.files import (
-            write_json,
-        )  # imports the training room: seconds that a search can do without
-
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "index.json", about)
         return cls(folder, about, open_table(folder, about), encoder)
@@ -283,16 +283,11 @@ class PassageIndex:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / ".lock", timeout=10)
+        what = "another process is writing into the index"
+        lock = take(self.folder, what, wait=WAIT, mend="run the command again later", kind=DocumentError)
         try:
-            lock.acquire()
-        except Timeout:
-            mend = "wait for it, then run the command again"
-            raise DocumentError("another process is writing into the index", where=self.folder, mend=mend) from None
-        try:
-            yield
+            with refusals(self.folder):
+                yield
         finally:
             lock.release()
 
@@ -353,7 +348,8 @@ class PassageIndex:
         )]  # fmt: skip
         flat = columns["vector"].combine_chunks()
         flat = flat.flatten() if hasattr(flat, "flatten") else flat
-        matrix = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(rows), -1)
+        matrix = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32)
+        matrix = matrix.reshape(len(rows), self.about["encoder"]["dimension"])
         order = sorted(range(len(rows)), key=lambda i: (rows[i]["source"], rows[i]["number"]))
         return [hit_of(rows[i], 0.0) for i in order], matrix[order]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import MissingExtra
+from kamerton.files import refusals, refused_by
 from kamerton.retrieval.documents import DocumentError
 
 TABLE = "passages"
@@ -41,8 +42,11 @@ def open_table(folder: Path, about: dict[str, Any]) -> Any:
 def reading(folder: Path) -> Iterator[None]:
     """Turn what goes wrong with the files into one line."""
     try:
-        yield
+        with refusals(folder):
+            yield
     except Exception as error:  # lance raises its own and Rust's errors, all of them about these files
+        if refused_by(error) is not None:
+            raise
         reason = " ".join(str(error).split())[:200]
         raise DocumentError(f"the index cannot be read ({reason})", where=folder, mend="build it again") from error
 

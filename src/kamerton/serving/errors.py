@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, ResourceError
+from kamerton.memory import no_room, out_of_memory
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
          429: "rate_limit_error", 503: "service_unavailable_error"}  # fmt: skip
@@ -49,7 +50,9 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 def from_user(error: KamertonError) -> ApiError:
-    """A mistake that the rooms below found in a request."""
+    """A mistake that the rooms below found in a request, or what the machine has too little of for it."""
+    if isinstance(error, ResourceError):
+        return ApiError(503, str(error), code="insufficient_resources")
     return ApiError(400, str(error), code="invalid_request")
 
 
@@ -59,6 +62,8 @@ def in_words(error: Exception) -> ApiError:
         return error
     if isinstance(error, KamertonError):
         return from_user(error)
+    if out_of_memory(error):
+        return from_user(no_room(error))
     return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
 
 

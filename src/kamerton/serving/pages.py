@@ -13,7 +13,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from kamerton.errors import KamertonError
+from kamerton.errors import KamertonError, ResourceError
 from kamerton.serving.guard import error_body
 
 if TYPE_CHECKING:
@@ -120,4 +120,5 @@ def add_errors(app: FastAPI) -> None:
     handle(HTTPException, http)
     handle(RequestError, request)
     handle(KamertonError, lambda error: told(400, str(error), "invalid_request"))
+    handle(ResourceError, lambda error: told(503, str(error), "store_unavailable"))
     handle(sqlite3.Error, lambda error: told(503, f"the store cannot be used: {error}", "store_unavailable"))

@@ -8,7 +8,8 @@ every row had its own copy, because it is the same computation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -47,6 +48,27 @@ class Batch:
     def examples(self) -> int:
         return len(self.rows)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """(N,) the number of each target's row."""
+        ends = np.cumsum([len(row) for row in self.rows])
+        return np.searchsorted(ends, self.positions, side="right")
+
+    def part(self, first: int, last: int) -> Batch:
+        """The rows from `first` up to `last`, behind the same prefix."""
+        rows, owners = self.rows[first:last], self.owners
+        own = (owners >= first) & (owners < last)
+        start = sum(len(row) for row in self.rows[:first])
+        return Batch(
+            self.prefix, rows, self.prompts[first:last], self.positions[own] - start, self.targets[own],
+            self.weights[own], sum(len(self.prefix) + len(row) for row in rows),
+        )  # fmt: skip
+
+    def halves(self) -> tuple[Batch, ...]:
+        """Two microbatches whose summed losses are that of this one; () where it is a single row."""
+        count = len(self.rows)
+        return () if count < 2 else (self.part(0, count // 2), self.part(count // 2, count))
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -66,6 +88,10 @@ class Rows:
     @property
     def tokens(self) -> int:
         return self.batch.tokens
+
+    def halves(self) -> tuple[Self, ...]:
+        """As of a `Batch`; a subclass whose further values belong to rows or targets divides these too."""
+        return tuple(replace(self, batch=half) for half in self.batch.halves())
 
 
 def make_batch(rendered: Sequence[Rendered], *, share: bool = True) -> Batch:

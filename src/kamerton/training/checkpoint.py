@@ -1,9 +1,10 @@
 """Checkpoints: trained weights, optimiser state and position, written atomically, as safetensors and JSON.
 
 A checkpoint is a folder `step-000120/` with `weights.safetensors` (what is trained), `optimiser.safetensors` and
-`state.json` (position, best loss, learning curve, and a checksum of both files). It is written under another name and
-renamed, so a folder with the final name is whole; if a file in it was damaged since, the checksum tells, and the
-checkpoint before it is used. There is no random state to keep: every step seeds its generators from (seed, step).
+`state.json` (position, best loss, learning curve, and checksums of both files and of itself). It is written under
+another name and renamed, so a folder with the final name is whole; if a file in it was damaged since, the checksum
+tells, and the checkpoint before it is used. There is no random state to keep: every step seeds its generators from
+(seed, step).
 
 Of several processes the first one writes and reads, and tells the others what it read; what is written holds whole
 parameters, so nothing in a checkpoint says how many processes there were.
@@ -11,24 +12,28 @@ parameters, so nothing in a checkpoint says how many processes there were.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kamerton import processes
 from kamerton.errors import ModelError
-from kamerton.files import checksum
+from kamerton.files import checksum, refusals
+from kamerton.tasks.example import fingerprint
 from kamerton.training.distribution import placed, whole
 
+SUM = "sha256"
+"""In the head of a file of weights that stands alone: a checksum of them."""
 KEEP = 2
 """Checkpoints that are kept: the last one, and one before it in case the last one is damaged."""
 
@@ -49,14 +54,31 @@ def _written(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Write the trained parameters to one safetensors file, atomically; all processes call it, the first one writes."""
+    """Write the trained parameters to one safetensors file, atomically, with a checksum of them.
+
+    All processes call it, the first one writes.
+    """
     weights = _written(trained_weights(module))
     if not processes.first():
         return
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    save_file(weights, partial)
-    _sync(partial)
-    os.replace(partial, path)
+    try:
+        with refusals(path):
+            save_file(weights, partial, metadata={SUM: _sum_of(weights)})
+            _sync(partial)
+            os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _sum_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors on the CPU, with their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
@@ -81,6 +103,10 @@ def _told(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
     try:
         saved = load_file(path)
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(SUM)
+        if told is not None and told != _sum_of(saved):
+            raise OSError("its checksum does not match")
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"the weights cannot be read ({error})", where=path, mend="delete the cell and run again"
@@ -120,8 +146,10 @@ def weights_in_place(other: Mapping[str, Tensor], module: nn.Module) -> Iterator
 def save_checkpoint(
     folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Any],
     others: Mapping[str, Tensor] | None = None,
-) -> None:  # fmt: skip
-    """Write a checkpoint and drop all but the newest `KEEP`; all processes call it, the first one writes.
+) -> Path:  # fmt: skip
+    """Write a checkpoint and drop all of this run's but the newest `KEEP`; those of other runs are left alone.
+
+    All processes call it, the first one writes.
 
     Args:
         folder: holds the checkpoints of one run.
@@ -136,26 +164,69 @@ def save_checkpoint(
         for key, value in values.items()
     })  # fmt: skip
     more = _written(others or {})
-    if not processes.first():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state['step']:06d}"
-    partial = folder / f".partial-{os.getpid()}-{target.name}"
+    if not processes.first():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with _replacing(target) as partial:
+        save_file(weights, partial / "weights.safetensors")
+        save_file(moments, partial / "optimiser.safetensors")
+        if more:
+            save_file({k: v.clone() for k, v in more.items()}, partial / "others.safetensors")
+        sums = {path.name: checksum(path) for path in sorted(partial.iterdir())}
+        _write_state(partial, {**state, "checksums": sums})
+    every = checkpoints(folder)
+    if len(every) > KEEP:
+        # another recipe may have left later steps in the folder; by their number alone this run's would go first
+        for old in [path for path in every if _key_of(path) == state.get("key")][KEEP:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A folder that becomes the checkpoint `target` when the block has ended well, and else leaves nothing."""
+    partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(weights, partial / "weights.safetensors")
-    save_file(moments, partial / "optimiser.safetensors")
-    if more:
-        save_file({k: v.clone() for k, v in more.items()}, partial / "others.safetensors")
-    sums = {path.name: checksum(path) for path in sorted(partial.iterdir())}
-    (partial / "state.json").write_text(json.dumps({**state, "checksums": sums}))
-    for file in partial.iterdir():
-        _sync(file)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
-    for old in checkpoints(folder)[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        with refusals(target):
+            partial.mkdir()
+            yield partial
+            for file in partial.iterdir():
+                _sync(file)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """`state.json` with a checksum of itself in it."""
+    plain = {name: value for name, value in state.items() if name != "checksum"}
+    (folder / "state.json").write_text(json.dumps({**plain, "checksum": fingerprint(plain)}))
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """What `_write_state` wrote.
+
+    Raises:
+        ValueError: it is not that any more.
+    """
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    known = state.pop("checksum", None)  # of checkpoints that were made before there was one: none
+    if known is not None and known != fingerprint(state):
+        raise ValueError("the checksum of state.json does not match")
+    return state
+
+
+def _key_of(path: Path) -> str | None:
+    """The run that a checkpoint belongs to; None where it cannot be read."""
+    try:
+        found = json.loads((path / "state.json").read_text())
+        return str(found["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -171,15 +242,9 @@ def adopt_checkpoint(source: Path, folder: Path, key: str) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / source.name
-    partial = folder / f".partial-{os.getpid()}-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    state = json.loads((partial / "state.json").read_text())
-    (partial / "state.json").write_text(json.dumps({**state, "key": key}))
-    for file in partial.iterdir():
-        _sync(file)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    with _replacing(target) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        _write_state(partial, {**json.loads((partial / "state.json").read_text()), "key": key})
     return target
 
 
@@ -226,7 +291,7 @@ def _read(
     notes = []
     for path in checkpoints(folder):
         try:
-            state = json.loads((path / "state.json").read_text())
+            state = _read_state(path)
             if state["key"] != key:
                 continue
             if any(checksum(path / name) != value for name, value in state["checksums"].items()):
@@ -241,10 +306,10 @@ def _read(
             others = load_file(more) if more.name in state["checksums"] else {}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, ModelError) as error:
             reason = " ".join(f"{error}".split())
-            notes.append(f"checkpoint {path.name} is damaged ({reason}); the one before it was used")
+            notes.append(f"checkpoint {path.name} is damaged ({reason})")
             continue
-        return (state, weights, moments, others), notes
-    return None, notes
+        return (state, weights, moments, others), [f"{note}; the one before it was used" for note in notes]
+    return None, [f"{note}; there is none before it, so training began anew" for note in notes]
 
 
 def _sync(path: Path) -> None:

@@ -29,6 +29,7 @@ from kamerton.training.average import Average
 from kamerton.training.budget import Budget
 from kamerton.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, trained_weights
 from kamerton.training.distribution import Distribution
+from kamerton.training.faults import NoRoom, Room, culprits
 from kamerton.training.objective import Objective, Observant, Stateful
 from kamerton.training.schedule import Schedule, learning_rate
 from kamerton.training.step import Step, groups, optimise, validation_loss
@@ -181,7 +182,8 @@ def fit(
 
     Raises:
         BudgetError: no limit at all, or nothing to train.
-        Diverged: the loss is not a number; the last good checkpoint is kept.
+        Diverged: the loss or the gradient is not a number; the last good checkpoint is kept.
+        ResourceError: memory ran out, and no microbatch is left to halve.
     """
     if budget.unlimited:
         raise BudgetError("the budget has no limit", mend="set examples, tokens, steps, seconds or epochs")
@@ -208,6 +210,7 @@ def fit(
     best_path = folder / "best.safetensors"
     started, last_save, save_cost = time.perf_counter() - state.seconds, time.perf_counter(), 0.0
     held_out: Sequence[Any] | None = None
+    room = Room(notes)
     module.train()
 
     def share() -> float:
@@ -248,7 +251,7 @@ def fit(
                 module.train()
             if not held_out:
                 return
-            value = validation_loss(distribution, wrapped, module, held_out)
+            value = validation_loss(distribution, wrapped, module, held_out, room, state.step)
             if value < state.best_loss:
                 save_weights(best_path, module)
         if state.curve:
@@ -270,13 +273,31 @@ def fit(
         rate = learning_rate(settings, done, state.step)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["rate"]
-        loss, metrics, norm = optimise(
-            accelerator, distribution, wrapped, batches, parameters, optimiser, clip=settings.clip, seed=seed
-        )
+        while True:
+            parts = room.cut(batches)
+            try:
+                loss, metrics, norm = optimise(
+                    accelerator, distribution, wrapped, parts, parameters, optimiser, clip=settings.clip, seed=seed
+                )
+            except NoRoom as caught:
+                if distribution.count > 1:  # the others wait for this one's gradients
+                    raise KamertonError(
+                        f"memory ran out at step {state.step}{caught.asked}", mend="lower max_tokens"
+                    ) from None
+                fault = caught
+            else:
+                room.fitted(parts)
+                break
+            optimiser.zero_grad(set_to_none=True)
+            room.lower(fault, f"at step {state.step}")
+            torch.manual_seed(seed)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            kept = f"the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            who = culprits(objective, parts, lambda batch: float(wrapped(batch)[0]))
+            kept = f"; the weights of step {state.best_step} are kept in {best_path}" if state.best_step >= 0 else ""
             error = Diverged(
-                f"the loss is not a number at step {state.step} (learning rate {rate:.2g}); {kept}".rstrip("; "),
+                f"the {what} is not a number at step {state.step} (learning rate {rate:.2g}"
+                f"{f'; {who}' if who else ''}){kept}",
                 mend="lower the learning rate or compute in float32",
             )
             state.seconds = clock()

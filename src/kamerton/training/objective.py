@@ -79,6 +79,24 @@ class Stateful(Protocol):
 
 
 @runtime_checkable
+class Divisible(Protocol):
+    """A microbatch that can be made smaller where memory runs out."""
+
+    def halves(self) -> Sequence[Any]:
+        """Two microbatches whose summed losses are that of this one; () where nothing is left to divide."""
+        ...
+
+
+@runtime_checkable
+class Naming(Protocol):
+    """An objective that can tell people which examples a microbatch was made of."""
+
+    def named(self, batch: Any) -> list[str]:
+        """One name for each of its rows or pieces, in order."""
+        ...
+
+
+@runtime_checkable
 class Observant(Protocol):
     """An objective that looks at the model at every validation, also where there is nothing to validate on."""
 

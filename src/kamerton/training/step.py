@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kamerton.base.model import LanguageModel
 from kamerton.training.distribution import Distribution, whole
+from kamerton.training.faults import Room, watching
 from kamerton.training.objective import Loss, Objective
 
 
@@ -52,6 +53,9 @@ def optimise(
         clip: largest norm of the gradient.
         seed: of the step.
 
+    Raises:
+        NoRoom: memory ran out at a microbatch; gradients are then of a part of the step.
+
     Returns:
         The mean loss, mean metrics, and the gradient's norm before clipping, over all processes.
     """
@@ -60,8 +64,9 @@ def optimise(
     sums = {"": 0.0}
     for share in distribution.shares(batches):
         distribution.seed(seed, share)
-        loss, metrics = wrapped(share.batch)
-        accelerator.backward(loss * (scale * share.scale))
+        with watching(share.batch):
+            loss, metrics = wrapped(share.batch)
+            accelerator.backward(loss * (scale * share.scale))
         sums[""] += share.weight * float(loss.detach())
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + share.weight * float(value)
@@ -76,10 +81,19 @@ def optimise(
 
 
 @torch.no_grad()
-def validation_loss(distribution: Distribution, wrapped: nn.Module, module: nn.Module, batches: Sequence[Any]) -> float:
+def validation_loss(
+    distribution: Distribution, wrapped: nn.Module, module: nn.Module, batches: Sequence[Any], room: Room, step: int
+) -> float:
     """Mean loss over the validation set."""
+
+    def loss_of(batch: Any) -> float:
+        return float(wrapped(batch)[0])
+
     module.eval()
-    total = sum(s.weight * float(wrapped(s.batch)[0]) for s in distribution.shares(batches, "validation"))
+    if distribution.count == 1:
+        total = sum(loss for _, loss in room.each(batches, loss_of, f"at step {step}"))
+    else:
+        total = sum(s.weight * loss_of(s.batch) for s in distribution.shares(batches, "validation"))
     module.train()
     distribution.settle()
     return distribution.sums({"loss": total})["loss"] / sum(b.count for b in batches)

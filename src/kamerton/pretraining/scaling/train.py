@@ -20,6 +20,7 @@ import torch
 
 from kamerton.base.show import human
 from kamerton.comparison.machine import machine
+from kamerton.comparison.progress import read
 from kamerton.files import write_json
 from kamerton.pretraining.goals import Goal, goal_of
 from kamerton.pretraining.models import Started, settings, start
@@ -85,8 +86,8 @@ class Trainer:
     def _one(self, run: Run, named: str) -> Done:
         path = self._beside(run) / str(run.tokens) / "run.json"
         _, started, goal, how, key = self._prepare(run)
-        if path.is_file() and (saved := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-            return dict(saved)
+        if (saved := read(path)).get("key") == key:
+            return saved
         own = path.parent / "fit"
         if not any(_key(c) == key for c in checkpoints(own)):
             shutil.rmtree(own, ignore_errors=True)  # of another recipe
@@ -175,7 +176,7 @@ class Trainer:
 
 
 def _key(checkpoint: Path) -> str:
-    return str(json.loads((checkpoint / "state.json").read_text())["key"])
+    return str(read(checkpoint / "state.json").get("key", ""))
 
 
 def _position(checkpoint: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any
 
 from kamerton.cluster import Asked, check_executor
 from kamerton.errors import KamertonError, MissingExtra, RecipeError
-from kamerton.files import whole, write_json
+from kamerton.files import refusals, sweep, whole, write_json
+from kamerton.locks import LOCK, take
 from kamerton.outcome import Outcome
 from kamerton.text.corpus.files import Input, inputs, shares
 from kamerton.text.corpus.options import STEPS
@@ -76,10 +77,8 @@ def build_corpus(
         MissingExtra: a library is not installed.
     """
     try:
-        from kamerton.text.corpus.executor import Pool, pool, run_stage
+        from kamerton.text.corpus.executor import Pool, pool
         from kamerton.text.corpus.ray_tasks import Tasks
-        from kamerton.text.corpus.reading import Reader
-        from kamerton.text.corpus.step import Keep, Take
     except ImportError as error:
         raise MissingExtra(error.name or "datatrove", "corpus") from None
     check_executor(executor, address)
@@ -90,16 +89,37 @@ def build_corpus(
         folder = folder.resolve()  # a node need not have the current folder
     _check_folder(folder)
     files = inputs(recipe)
+
+    def pool_for(work: Path, pieces: int) -> Pool:
+        if executor == "ray":
+            asked = Asked(recipe.resources.cpus or 1, memory=recipe.resources.memory or MEMORY)
+            return Tasks(work, files, address, asked, workers, lambda text: watch(text, 0.0, ""))
+        return pool(min(workers or 1, pieces))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = take(folder, "another corpus is being made in this folder", mend="name another --output")
+    try:
+        sweep(folder)
+        with refusals(folder):
+            return _build(recipe, folder, files, pool_for, tests or {}, watch, started)
+    finally:
+        lock.release()
+
+
+def _build(
+    recipe: CorpusRecipe, folder: Path, files: list[Input], workers: Callable[[Path, int], Any],
+    tests: Mapping[str, Mapping[str, list[str]]], watch: Watch, started: float,
+) -> Corpus:  # fmt: skip
+    from kamerton.text.corpus.executor import run_stage
+    from kamerton.text.corpus.reading import Reader
+    from kamerton.text.corpus.step import Keep, Take
+
     pieces = shares(files)
-    work = folder / "work" / fingerprint(recipe, files, tests or {})
+    work = folder / "work" / fingerprint(recipe, files, tests)
     _clear(folder / "work", work)
     stages = _stages(recipe.steps)
-    made = [_make(recipe, stages, number, work, tests or {}) for number in range(len(stages))]
-    if executor == "ray":
-        asked = Asked(recipe.resources.cpus or 1, memory=recipe.resources.memory or MEMORY)
-        workers_pool: Pool = Tasks(work, files, address, asked, workers, lambda text: watch(text, 0.0, ""))
-    else:
-        workers_pool = pool(min(workers or 1, len(pieces)))
+    made = [_make(recipe, stages, number, work, tests) for number in range(len(stages))]
+    workers_pool = workers(work, len(pieces))
     try:
         for number, steps in enumerate(made):
             stage = work / f"stage-{number}"
@@ -150,7 +170,7 @@ def _check_folder(folder: Path) -> None:
         raise KamertonError("is a file", where=folder, mend="name a folder with --output")
     if (
         folder.is_dir()
-        and any(folder.iterdir())
+        and any(path.name != LOCK for path in folder.iterdir())
         and not ((folder / "report.json").exists() or (folder / "work").exists())
     ):
         raise KamertonError("holds something else", where=folder, mend="name a new or empty folder with --output")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,11 @@ def test_sizes(text: object, count: int) -> None:
 # -- lost workers ---------------------------------------------------------------------------------------------------
 
 
+def tasks() -> list[psutil.Process]:
+    """Processes of this machine that run a task."""
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0] == "ray::_on_node"]
+
+
 class Killer(Log):
     """Kills a node in the middle of the training of the cell that it runs, behind the search for a learning rate."""
 
@@ -269,9 +275,11 @@ def test_a_worker_that_dies_again_and_again_fails_its_cell(small_folder: Path, t
         def event(self, cell: Cell, event: dict[str, Any]) -> None:
             super().event(cell, event)
             if cell.label == "lora" and event["event"] == "progress":
-                for process in psutil.process_iter(["cmdline"]):
-                    if (process.info["cmdline"] or [""])[0] == "ray::_on_node":
-                        process.kill()
+                lock = str(tmp_path / "out/cells/lora/seed-0/.lock")  # the other cell is left alone
+                for process in tasks():
+                    with suppress(psutil.Error):
+                        if lock in [file.path for file in process.open_files()]:
+                            process.kill()
 
     log = Deadly()
     done = run(recipe, tmp_path / "out", cluster, log)
@@ -304,7 +312,8 @@ def test_ctrl_c_ends_tasks_and_leaves_what_can_go_on(
     assert process.returncode == 130, err
     assert err.strip().splitlines()[-1] == "stopped; what was finished is kept, run the same command to go on"
     assert "Traceback" not in err
-    assert not [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0] == "ray::_on_node"]
+    psutil.wait_procs(tasks(), timeout=10)
+    assert not tasks()
     assert live.state()["phase"] == "interrupted"
     assert not list(output.glob(".cluster-*"))
     done = run(recipe, output, cluster)

@@ -307,4 +307,3 @@ def test_one_that_ends_ends_all(small_folder: Path, tmp_path: Path, how: signal.
     # where the process that holds the meeting place is killed, nobody is left to ask who speaks
     assert len(said) <= 1
     assert said or (how, who) == (signal.SIGKILL, 0)
-    assert not list(tmp_path.rglob(".partial-*"))

@@ -24,6 +24,7 @@ from kamerton.base.quantise import Quantise
 from kamerton.base.sizes import check_shards, weights_bytes
 from kamerton.base.sources import first_line, resolve
 from kamerton.errors import KamertonError, ModelError
+from kamerton.files import expanded
 from kamerton.packaged import demo_gguf
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import fingerprint
@@ -412,7 +413,7 @@ def check_source(name: str | Path, *, device: str = "auto", chat_template: str |
     Raises:
         ModelError: nothing to load there, weights missing or not safetensors, no such device or template.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if str(name) == "demo":
         demo_gguf()
     elif path.suffix == ".gguf" and path.is_file():

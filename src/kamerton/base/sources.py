@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from kamerton.errors import ModelError
+from kamerton.files import expanded
 from kamerton.packaged import MINILM, demo_gguf, minilm_folder
 
 
@@ -30,7 +31,7 @@ def resolve(name: str) -> tuple[str, str]:
         return str(dequantise(demo_gguf())), "demo (SmolLM2-135M-Instruct)"
     if name == MINILM:
         return str(minilm_folder()), "minilm (all-MiniLM-L6-v2)"
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError("no such GGUF file", where=path, mend="check the path")

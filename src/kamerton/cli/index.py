@@ -45,6 +45,7 @@ def add(
     """
     from kamerton.cli.display import OneBar
     from kamerton.errors import RecipeError
+from kamerton.files import expanded
     from kamerton.retrieval import upkeep
     from kamerton.retrieval.documents import DocumentError, find, from_rows
     from kamerton.retrieval.index import PassageIndex
@@ -117,7 +118,7 @@ def remove(
 
     opened = PassageIndex.open(index)
     known = {e.source for e in opened.entries()}
-    sources = [d if d in known else Path(d).expanduser().resolve().as_posix() for d in documents]
+    sources = [d if d in known else expanded(d).resolve().as_posix() for d in documents]
     passages = opened.remove(sources)
     say(f"{len(set(sources))} documents with {passages} passages removed")
 

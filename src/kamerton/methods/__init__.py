@@ -213,6 +213,8 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
         method = get_method(about["method"])
         parse_options(method, about["options"])
         request, prints = dict(about["base"]), (about["renderer_fingerprint"], about["base_fingerprint"])
+        if not all(isinstance(saved, str) for saved in prints) or not all(isinstance(key, str) for key in request):
+            raise TypeError("a fingerprint or the base is not what was written")
     except FileNotFoundError:
         mend = "give the folder that tune or compare wrote"
         raise ModelError("no kamerton.json here", where=folder, mend=mend) from None
@@ -220,7 +222,7 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
         raise ModelError(error.message, where=path, mend="tune the method again with this version") from None
     except KeyError as error:
         raise ModelError(f"has no {error}", where=path, mend="tune the method again") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"cannot be read ({error})", where=path, mend="tune the method again") from None
     try:
         base = base or load_base(**request)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError, MissingExtra
+from kamerton.files import expanded
 
 
 class DocumentError(KamertonError):
@@ -89,7 +90,7 @@ def find(paths: Iterable[str | Path]) -> Found:
     """
     found = Found()
     for given in paths:
-        path = Path(given).expanduser()
+        path = expanded(given)
         if path.is_dir():
             inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
             for file in inside:

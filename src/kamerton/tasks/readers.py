@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import TaskError
+from kamerton.files import parse_json
 from kamerton.functions import import_function, is_function
 from kamerton.recipe import DataSpec, TaskSpec
 from kamerton.recipe_errors import closest
@@ -237,7 +238,7 @@ def _json_lines(text: str, file: Path) -> Iterator[Row]:
         if line.strip():
             place = f"{shown(file)}:{number}"
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except json.JSONDecodeError as error:
                 message = f"broken JSON at column {error.colno}: {error.msg}"
                 raise TaskError(message, where=place, mend="write one complete JSON object a line") from None
@@ -248,7 +249,7 @@ def _json_lines(text: str, file: Path) -> Iterator[Row]:
 
 def _json(spec: TaskSpec, text: str, file: Path) -> Iterator[Row]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         # JSON lines are often saved as .json; they fail at the second record and nowhere else
         if error.msg == "Extra data" and spec.format == "auto" and spec.field is None:

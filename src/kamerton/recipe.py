@@ -60,6 +60,11 @@ GENERAL_PROMPTS = 24
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")  # labels become folder names
 
 
+def is_label(text: object) -> bool:
+    """Whether a method's row can be called so: labels name folders."""
+    return isinstance(text, str) and _LABEL.fullmatch(text) is not None
+
+
 class BaseSpec(Part):
     """The base. `model` is `demo`, a hub id, a folder or a GGUF file; the base room finds out which."""
 

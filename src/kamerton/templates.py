@@ -184,8 +184,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise TooCostly(f"builds a list of more than {ITEMS:,} items")
 
     def call(self, context: Any, found: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        spent, owner, name = _spent.get(), getattr(found, "__self__", None), getattr(found, "__name__", "")
-        spent.step()
+        spent, name = _spent.get(), getattr(found, "__name__", "")
+        owner = getattr(getattr(found, "__wrapped__", found), "__self__", None)  # the sandbox wraps str.format
+        spent.step(20)
         if isinstance(owner, str):
             if name in _GROWING and args:
                 spent.read(_number(args[0]))

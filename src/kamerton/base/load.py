@@ -19,9 +19,10 @@ from kamerton.base import quantise as bits
 from kamerton.base.encoder import EncoderModel, Head, head_class, is_encoder, is_pooler, with_head
 from kamerton.base.encoder import probe as probe_encoder
 from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
+from kamerton.base.gguf_header import check_gguf
 from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
-from kamerton.base.sizes import check_shards, weights_bytes
+from kamerton.base.sizes import check_shape, check_shards, weights_bytes
 from kamerton.base.sources import first_line, resolve
 from kamerton.errors import KamertonError, ModelError
 from kamerton.files import expanded
@@ -155,6 +156,8 @@ def load_base(
         free = _free_bytes(target)
         packed = _packing(config, quantise, kind, target, source)
         own_format = getattr(config, "quantization_config", None) is not None
+        if known is None and not own_format:
+            check_shape(config, lambda: _kind(config, bare=True).from_config(config), source)
         needed = weights_bytes(source, kind, stored_as=own_format, four_bits=quantise is not None)
         # what is not packed for its device goes through the memory of the processor
         for place in (target,) if packed else dict.fromkeys((target, torch.device("cpu"))):
@@ -417,10 +420,7 @@ def check_source(name: str | Path, *, device: str = "auto", chat_template: str |
     if str(name) == "demo":
         demo_gguf()
     elif path.suffix == ".gguf" and path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                mend = "download it again, or use a folder of safetensors"
-                raise ModelError("not a GGUF file that can be read", where=path, mend=mend)
+        check_gguf(path)
     else:
         source, _ = resolve(str(name))
         check_shards(Path(source))

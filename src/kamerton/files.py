@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,9 +13,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from kamerton.errors import KamertonError
+
+
+MOST_UNPACKED = 1 << 30
+"""Bytes that a packed file is unpacked to where all of it is held in memory: a small one can hold any number of them."""
 
 
 def expanded(name: str | Path) -> Path:
@@ -132,6 +137,31 @@ def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
 def write_jsonl(path: Path, rows: list[Any]) -> None:
     """Write one JSON line for each row, whole or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_all(stream: IO[bytes]) -> bytes:
+    """The rest of a stream, at most `MOST_UNPACKED` bytes of it.
+
+    Raises:
+        OSError: it has more.
+    """
+    parts, size = [], 0
+    while part := stream.read(1 << 20):  # a buffered stream makes room at once for all that it is asked for
+        parts.append(part)
+        size += len(part)
+        if size > MOST_UNPACKED:
+            raise OSError(f"it holds more than {MOST_UNPACKED:,} bytes, and all of it is held in memory")
+    return b"".join(parts)
+
+
+def gunzip(data: bytes) -> bytes:
+    """What is packed by gzip, at most `MOST_UNPACKED` bytes of it.
+
+    Raises:
+        OSError, EOFError, zlib.error: it is broken, or more.
+    """
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        return read_all(stream)  # type: ignore[arg-type]
 
 
 def parse_json(text: str) -> Any:

@@ -10,7 +10,7 @@ from http.client import HTTPMessage
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.request import BaseHandler, Request, build_opener
+from urllib.request import HTTPHandler, Request, build_opener
 from urllib.response import addinfourl
 
 from fuzzing.mutations import Case
@@ -128,13 +128,12 @@ def _serve(folder: Path) -> Iterator[Any]:
                 {**chat, "logprobs": True, "top_logprobs": 2}),
         *_posts("/v1/completions", {"model": "small", "prompt": "the", "max_tokens": 2},
                 {"model": "small", "prompt": [[1, 2], [3]], "max_tokens": 1, "logprobs": 1}),
-        *_posts("/v1/embeddings", {"model": "small", "input": ["a"]}),
         *_posts("/page/prompt", {"model": "small", "messages": turns}),
         *_posts("/page/fit", {"models": ["small"], "messages": turns, "max_tokens": 3}),
         *_posts("/page/feedback", {"messages": turns, "answers": [{"text": "a", "model": "small"}], "labeller": "ann",
                                    "kind": "thumbs", "scores": [1]}),
         *_gets("/", "/healthz", "/v1/models", "/v1/models/small", "/metrics", "/openapi.json", "/static/page.css",
-               "/page/models"),
+               ),
     ]  # fmt: skip
     for read in _loop(app, True):
         yield seeds, read
@@ -173,25 +172,22 @@ def _report(folder: Path) -> Iterator[Any]:
     from kamerton.serving.report_app import report_app
 
     write_comparison(folder / "made", FIVE[:2], seeds=(0,), examples=4)
-    seeds = _gets("/", "/api/state", "/api/curves", "/api/cell?label=lora&seed=0", "/api/answers", "/results.json",
+    seeds = _gets("/", "/api/state", "/api/curves", "/api/cell?label=few-shot&seed=0", "/api/answers", "/results.json",
                   "/static/report.js", "/healthz")  # fmt: skip
     for read in _loop(Guard(report_app(folder / "made"), key="0123456789abcdef", open_paths=("/healthz",)), False):
         key = b"\nauthorization: Bearer 0123456789abcdef\n"
         keyed = [{"request.txt": case["request.txt"].replace(b"\n", key, 1)} for case in seeds]
-        yield [*keyed, *seeds[:2]], _told(read)
+        yield keyed, read
 
 
-def _told(read: Callable[[Case], Any]) -> Callable[[Case], Any]:
-    return read
-
-
-class _Answers(BaseHandler):
+class _Answers(HTTPHandler):
     """A server that answers with the parts of a case, one after the other."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.case: Case = {}
 
-    def http_open(self, request: Request) -> addinfourl:
+    def http_open(self, request: Request) -> addinfourl:  # type: ignore[override]
         name = "models.json" if request.full_url.endswith("/models") else "answer.txt"
         if request.full_url.endswith(("/prompt", "/fit")):
             name = "page.json"

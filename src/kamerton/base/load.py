@@ -153,6 +153,7 @@ def load_base(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        _no_foreign_kernels(config, trust_remote_code, source)
         free = _free_bytes(target)
         packed = _packing(config, quantise, kind, target, source)
         own_format = getattr(config, "quantization_config", None) is not None
@@ -263,6 +264,15 @@ def _kind(config: Any, *, bare: bool = False) -> Any:
     if is_encoder(config):
         return transformers.AutoModel if bare else head_class(config, None)
     return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+
+
+def _no_foreign_kernels(config: Any, trusted: bool, source: str) -> None:
+    """Refuse a configuration that names attention code on the hub, which transformers would fetch and run."""
+    named = [getattr(config, name, None) for name in ("_attn_implementation", "_experts_implementation")]
+    found = next((one for one in named if isinstance(one, str) and ("/" in one or ":" in one)), None)
+    if found and not trusted:
+        mend = "take attn_implementation out of its config.json"
+        raise ModelError(f"its configuration asks for code from elsewhere ({found[:60]})", where=source, mend=mend)
 
 
 def _whole(loaded: dict[str, Any], source: str) -> None:

@@ -22,7 +22,7 @@ import psutil
 from kamerton.base import Base, load_base
 from kamerton.comparison.executor import Pool
 from kamerton.comparison.machine import cores, kamerton_version, machine, versions
-from kamerton.comparison.progress import RunMark
+from kamerton.comparison.progress import RunMark, read
 from kamerton.comparison.race import Race, check_race
 from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
@@ -85,7 +85,7 @@ class Comparison(Outcome):
         """The folder of what a method trained; default: the seed with the best validation loss."""
         store = Store(self.folder)
         places = sorted((self.folder / "cells" / label).glob("seed-*/cell.json"))
-        found = [progress.read(p) for p in places]  # {} where it cannot be read: then it is no finished cell
+        found = [read(p) for p in places]  # {} where it cannot be read: then it is no finished cell
         records = [r for r in found if r.get("status") == "ok" and isinstance(r.get("seed"), int) and (seed is None or r["seed"] == seed)]
         # a seed whose result was copied has no folder of its own
         records = [r for r in records if (store.cell_folder(label, r["seed"]) / "adapter").is_dir()]

@@ -7,7 +7,6 @@ reads a folder collects these and goes on. It leaves out text recognition in sca
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError, MissingExtra
-from kamerton.files import expanded
+from kamerton.files import expanded, gunzip
 
 
 class DocumentError(KamertonError):
@@ -129,7 +128,7 @@ def read(path: Path) -> Document:
     try:
         data = path.read_bytes()
         if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
+            data = gunzip(data)
     except FileNotFoundError:
         raise DocumentError("no such file", where=path, mend="remove it from the index, or bring it back") from None
     except (OSError, EOFError, zlib.error) as error:

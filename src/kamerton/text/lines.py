@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kamerton.errors import KamertonError
+from kamerton.files import read_all
 
 LONGEST = 1 << 20
 """Bytes of a line that are read as one; a longer line is cut there, and counted."""
@@ -63,7 +64,7 @@ def documents(files: Sequence[Path]) -> Iterator[bytes]:
         try:
             with _opened(file) as stream:
                 yield from (
-                    t for t in (_texts(stream, file) if records else [stream.read().removeprefix(BOM)]) if t.strip()
+                    t for t in (_texts(stream, file) if records else [read_all(stream).removeprefix(BOM)]) if t.strip()
                 )
         except BROKEN as error:
             raise _unreadable(error, file) from None

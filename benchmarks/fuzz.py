@@ -3,8 +3,7 @@
 Each reader runs in a process of its own, whose address space may grow by `--memory` bytes at most once the reader is
 set up; an input may take `--seconds`. Printed are inputs, seconds, the largest resident memory, and how often each
 error came. An input that fails (a traceback, too long, too much memory, the end of the process) is saved in a folder
-and can be read again with `--replay`. With `--coverage` inputs are chosen by atheris, which keeps those that reach new
-lines. `--list` names the readers.
+and can be read again with `--replay`. `--list` names the readers.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--within", type=float, help="ends each reader's run after so many seconds")
     made.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="where failing inputs and figures go")
     made.add_argument("--replay", type=Path, help="read one saved input again and show what happens")
-    made.add_argument("--coverage", action="store_true", help="let atheris choose the inputs")
     made.add_argument("--list", action="store_true", help="name the readers")
     made.add_argument("--errors", type=int, default=0, help="show the commonest errors, so many")
     made.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -87,17 +85,13 @@ def _here(name: str, given: argparse.Namespace) -> int:
             if failed is not None or line is not None:
                 print(f"a first case of {name} is not read: {failed or line}", file=sys.stderr)
         limit_memory(given.memory)
-        if given.coverage:
-            from fuzzing.coverage import guided
-
-            return guided(read, seeds, given.inputs, given.seed, folder)
         outcome = run(
             read, seeds, given.inputs, given.seed, seconds=given.seconds, current=folder / "current.json",
             until=given.within,
         )  # fmt: skip
     refused = sum(outcome.errors.values())
     print(f"{name:22} {outcome.inputs:8,} {outcome.seconds:8.0f} {outcome.peak / 2**20:9.0f} {outcome.slowest:9.2f} "
-          f"{outcome.fine:7,} {refused:8,} {len(outcome.errors):7,} {len(outcome.failures):8,}", flush=True)  # fmt: skip
+          f"{outcome.fine:7,} {refused:8,} {len(outcome.errors):7,} {len(outcome.failures):8}", flush=True)  # fmt: skip
     for words, count in outcome.errors.most_common(given.errors):
         print(f"    {count:7,} {words}")
     for number, (words, (at, case, trace)) in enumerate(outcome.failures.items()):

@@ -161,13 +161,13 @@ def text(value: bytes) -> bytes:
     [
         (gguf(2**62), "more than the file holds"), (gguf(0, 2**62), "more than the file holds"),
         (gguf(0, 1, struct.pack("<Q", 2**60) + b"x"), "ends within"),
-        (gguf(0, 1, text(b"k") + struct.pack("<IIQ", 9, 8, 2**60)), "2?.*more than the file holds"),
+        (gguf(0, 1, text(b"k") + struct.pack("<IIQ", 9, 8, 2**60)), "items, more than the file holds"),
         (gguf(0, 1, text(b"k") + struct.pack("<IIQ", 9, 4, 2**60)), "ends within"),
         (gguf(0, 1, text(b"k") + struct.pack("<I", 99)), "unknown type"),
         (gguf(0, 1, text(b"k") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 9 + b"x" * 99), "nested"),
         (gguf(1, 0, text(b"t") + struct.pack("<IQQIQ", 2, 2**31, 2**31, 0, 0)), "more than the file holds"),
         (gguf(1, 0, text(b"t") + struct.pack("<I", 10**9)), "dimensions"),
-        (gguf(version=9), "version 9"), (b"GGUF", "cannot|ends"), (b"", "GGUF"),
+        (gguf(version=9), "version 9"), (b"GGUF", "ends within"), (b"", "GGUF"),
     ],
 )  # fmt: skip
 def test_gguf_that_lies(tmp_path: Path, data: bytes, words: str) -> None:
@@ -229,7 +229,9 @@ def test_a_template_that_reaches_out_is_refused(small_base: Base, source: str) -
 
 def test_templates_write_what_they_write_in_transformers(small_base: Base) -> None:
     tokenizer = small_base.renderer.tokenizer
-    turns = [{"role": r, "content": c} for r, c in (("system", " s "), ("user", "q\n"), ("assistant", "a"), ("user", "é"))]
+    turns = [
+        {"role": r, "content": c} for r, c in (("system", " s "), ("user", "q\n"), ("assistant", "a"), ("user", "é"))
+    ]
     sources = [
         tiny.TEMPLATE,
         "{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}"
@@ -337,14 +339,16 @@ def test_numbers_of_any_length_are_one_line(tmp_path: Path, record: str) -> None
 @pytest.mark.parametrize("name", ["x" * 300 + ".csv", "~nobody-of-that-name/a.csv", "a\\0b.csv"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     (tmp_path / "r.yaml").write_text(f'task:\n  data: "{name}"\nmethods: [majority]\n')
-    with pytest.raises(KamertonError, match="no file can have this name|no such file"):
+    with pytest.raises(KamertonError, match=r"no file can have this name|no such file"):
         load_task(load_recipe(tmp_path / "r.yaml").task)
 
 
 LOL = b"<?xml version='1.0'?><!DOCTYPE l [<!ENTITY a 'lol'>" + b"".join(
     b"<!ENTITY %c '%s'>" % (98 + n, b"&%c;" % (97 + n) * 10) for n in range(9)
 ) + b"]><TEI><text><p>&j;</p></text></TEI>"  # fmt: skip
-OUTSIDE = b"<?xml version='1.0'?><!DOCTYPE l [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><TEI><text><p>x &a;</p></text></TEI>"
+OUTSIDE = (
+    b"<?xml version='1.0'?><!DOCTYPE l [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><TEI><text><p>x &a;</p></text></TEI>"
+)
 
 
 def test_entities_of_xml_are_not_expanded() -> None:

@@ -17,9 +17,8 @@ from typing import IO, Any, BinaryIO
 
 from kamerton.errors import KamertonError
 
-
 MOST_UNPACKED = 1 << 30
-"""Bytes that a packed file is unpacked to where all of it is held in memory: a small one can hold any number of them."""
+"""Bytes that a packed file is unpacked to where all of it is held in memory: a small one can hold any number."""
 
 
 def expanded(name: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Chat templates of strangers: Jinja in the sandbox that transformers renders them in, with bounds on what they may cost.
+"""Chat templates of strangers: Jinja in the sandbox of transformers, with bounds on what they may cost.
 
 The sandbox keeps a template from Python's insides, but not from running for ever or filling memory
 (`{{ 'a' * 10**10 }}`, loops in loops, a text that is doubled forty times). Here a rendering counts what it does: steps
@@ -105,7 +105,7 @@ def _built(value: Any) -> Any:
 
 
 def weight(value: Any) -> int:
-    """How many items a value has with those inside it, characters of texts not counted; counting stops above `ITEMS`."""
+    """How many items a value has with those inside it, letters not counted; counting stops above `ITEMS`."""
     total, stack = 0, [value]
     while stack and total <= ITEMS:
         part = stack.pop()

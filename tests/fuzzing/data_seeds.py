@@ -68,7 +68,10 @@ def task(kind: str) -> list[Case]:
         plain = [{"r.yaml": _recipe("a.json"), "a.json": json.dumps(rows).encode()} for rows in ROWS[:4]]
         return [
             *plain,
-            {"r.yaml": _recipe("a.json", "  field: rows.all\n"), "a.json": json.dumps({"rows": {"all": ROWS[4]}}).encode()},
+            {
+                "r.yaml": _recipe("a.json", "  field: rows.all\n"),
+                "a.json": json.dumps({"rows": {"all": ROWS[4]}}).encode(),
+            },
             {"r.yaml": _recipe("a.json", "  reader: squad\n"), "a.json": json.dumps(squad).encode()},
             {"r.yaml": _recipe("a.json", "  reader: snips\n"), "a.json": json.dumps(snips).encode()},
         ]
@@ -86,7 +89,10 @@ def task(kind: str) -> list[Case]:
             {"r.yaml": _recipe("a.tsv"), "a.tsv": table.replace("e, ", "e ").replace(",", "\t").encode()},
             {"r.yaml": _recipe("a.txt", pattern), "a.txt": text.encode()},
             {"r.yaml": _recipe("a.csv", "  reader: bio\n"), "a.csv": bio.encode()},
-            {"r.yaml": _recipe("a.csv", "  template: '{text} and {label}'\n  labels: {a: yes, b: no}\n"), "a.csv": table.encode()},
+            {
+                "r.yaml": _recipe("a.csv", "  template: '{text} and {label}'\n  labels: {a: yes, b: no}\n"),
+                "a.csv": table.encode(),
+            },
         ]
     if kind == "conll":
         text = "".join(f"Anna{n} NNP B-PER\nruns VBZ O\n\n" for n in range(8))
@@ -96,7 +102,10 @@ def task(kind: str) -> list[Case]:
         ]
     if kind == "parquet":
         return [{"r.yaml": _recipe("a.parquet"), "a.parquet": parquet(rows)} for rows in (*ROWS[:3], *ROWS[4:8])]
-    hh = [{"chosen": f"\n\nHuman: p {n}\n\nAssistant: a", "rejected": f"\n\nHuman: p {n}\n\nAssistant: b"} for n in range(8)]
+    hh = [
+        {"chosen": f"\n\nHuman: p {n}\n\nAssistant: a", "rejected": f"\n\nHuman: p {n}\n\nAssistant: b"}
+        for n in range(8)
+    ]
     first = [{"r.yaml": _recipe("a.jsonl"), "a.jsonl": _lines(rows)} for rows in PREFERENCES[:4]]
     return [*first, {"r.yaml": _recipe("a.jsonl", "  reader: hh-rlhf\n"), "a.jsonl": _lines(hh)}]
 
@@ -191,7 +200,9 @@ def warc() -> bytes:
     out = io.BytesIO()
     writer = WARCWriter(out, gzip=False)
     headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
-    writer.write_record(writer.create_warc_record("http://a.b/", "response", payload=io.BytesIO(HTML.encode()), http_headers=headers))
+    writer.write_record(
+        writer.create_warc_record("http://a.b/", "response", payload=io.BytesIO(HTML.encode()), http_headers=headers)
+    )
     writer.write_record(writer.create_warc_record("http://a.b/", "conversion", payload=io.BytesIO(b"some text")))
     return out.getvalue()
 

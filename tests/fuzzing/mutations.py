@@ -126,7 +126,9 @@ def _bytes(data: bytes, donor: bytes, rng: random.Random) -> bytes:
 
 
 def _number(rng: random.Random) -> bytes:
-    value = rng.choice((0, 1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1))
+    value = rng.choice(
+        (0, 1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
+    )
     size = rng.choice((1, 2, 4, 8))
     return (value % 2 ** (8 * size)).to_bytes(size, rng.choice(("little", "big")))
 

@@ -384,13 +384,12 @@ def _checkpoint(folder: Path) -> Iterator[Opened]:
 
 @reader("comparison", "folders of comparisons: settings, examples, cells, answers, curves", 4)
 def _comparison(folder: Path) -> Iterator[Opened]:
-    from synthetic_comparison import FIVE, write_comparison
-
     from kamerton.comparison.report.data import load_comparison
     from kamerton.comparison.report.live import LiveComparison
     from kamerton.comparison.report.page import page
     from kamerton.comparison.report.results import results, verdict_of
     from kamerton.targets import winner
+    from synthetic_comparison import FIVE, write_comparison
 
     write_comparison(folder / "made", FIVE[:3], seeds=(0, 1), examples=6)
     whole = load_comparison(folder / "made")

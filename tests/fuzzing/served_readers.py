@@ -68,7 +68,7 @@ def checked(status: int, body: bytes, headers: Any) -> None:
     """Raise what a request must not lead to."""
     from kamerton.errors import KamertonError
 
-    if status >= 500 and status != 503 or status == 0:
+    if (status >= 500 and status != 503) or status == 0:
         raise NotRefused(f"status {status}: {body[:300]!r}")
     if b"Traceback (most recent" in body:
         raise NotRefused("a traceback")
@@ -117,7 +117,10 @@ def _serve(folder: Path) -> Iterator[Any]:
     from kamerton.serving.settings import Limits, Settings
 
     base = load_base(tiny.save(folder / "base", layers=1), dtype="float32", device="cpu")
-    models = {"small": tiny.fit(base, "zero-shot", folder / "z"), "few": tiny.fit(base, "few-shot", folder / "f", shots=2)}
+    models = {
+        "small": tiny.fit(base, "zero-shot", folder / "z"),
+        "few": tiny.fit(base, "few-shot", folder / "f", shots=2),
+    }
     store = FeedbackStore(folder / "f.sqlite")
     settings = Settings(Limits(answer=4, n=2, messages=5, prompts=3, seconds=8, grace=0.1), hosts=("localhost",))
     app = make_app(models, settings, store)
@@ -153,7 +156,9 @@ def _label(folder: Path) -> Iterator[Any]:
     app = label_app(store, "comparison")
     seeds = [
         *_posts("/api/state", {"labeller": "ann"}),
-        *_posts("/api/labels", {"labeller": "ann", "question": 1, "scores": [1, 0], "seconds": 2.5, "token": "abcdefgh1"}),
+        *_posts(
+            "/api/labels", {"labeller": "ann", "question": 1, "scores": [1, 0], "seconds": 2.5, "token": "abcdefgh1"}
+        ),
         *_posts("/api/undo", {"labeller": "ann", "label": 1}),
         *_posts("/api/skipped", {"labeller": "ann"}),
         *_gets("/", "/results", "/healthz", "/static/page.js", "/?key=abc"),
@@ -166,10 +171,9 @@ def _label(folder: Path) -> Iterator[Any]:
 
 
 def _report(folder: Path) -> Iterator[Any]:
-    from synthetic_comparison import FIVE, write_comparison
-
     from kamerton.serving.guard import Guard
     from kamerton.serving.report_app import report_app
+    from synthetic_comparison import FIVE, write_comparison
 
     write_comparison(folder / "made", FIVE[:2], seeds=(0,), examples=4)
     seeds = _gets("/", "/api/state", "/api/curves", "/api/cell?label=few-shot&seed=0", "/api/answers", "/results.json",
@@ -233,9 +237,12 @@ def _wire(folder: Path) -> Iterator[Any]:
     events = [{"choices": [{"delta": {"content": "Hi"}}]}, {"choices": [{"delta": {"reasoning_content": "hm"}}]},
               {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}]  # fmt: skip
     stream = b"text/event-stream\n\n" + b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in events)
-    whole = b"application/json\n\n" + json.dumps(
-        {"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 3}}
-    ).encode()
+    whole = (
+        b"application/json\n\n"
+        + json.dumps(
+            {"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 3}}
+        ).encode()
+    )
     theirs = json.dumps({"data": [{"id": "one", "max_model_len": 4096}, {"id": "two"}]}).encode()
     ours = json.dumps(
         {"data": [{"id": "s", "owned_by": "kamerton", "method": "lora", "base": "demo", "context": 64}]}

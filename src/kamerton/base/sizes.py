@@ -58,7 +58,10 @@ def check_shape(config: Any, make: Callable[[], Any], source: str) -> None:
     if not headers or None in headers:
         return
     found = [about for header in headers for name, about in (header or {}).items() if name != "__metadata__"]
-    numbers, mend = sum(math.prod(about["shape"]) for about in found), "check that its files are whole, and belong together"
+    numbers, mend = (
+        sum(math.prod(about["shape"]) for about in found),
+        "check that its files are whole, and belong together",
+    )
     inside = config.get_text_config()
     for name in ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers"):
         layers = max((getattr(c, name, None) or 0 for c in (config, inside)), default=0)

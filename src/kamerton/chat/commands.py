@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from kamerton.chat.history import History, load, save
 from kamerton.chat.session import Command, Session

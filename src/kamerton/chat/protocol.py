@@ -1,4 +1,4 @@
-"""What a server's answers have to be, as far as a chat reads them: what is not so is told as a server of another kind."""
+"""What a server's answers have to be, as far as a chat reads them: what is not so is of another protocol."""
 
 from __future__ import annotations
 

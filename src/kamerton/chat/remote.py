@@ -13,8 +13,8 @@ from typing import Any
 
 from kamerton.chat.events import event_data
 from kamerton.chat.model import Grown, Progress, Reply, clean
-from kamerton.chat.telling import seen
 from kamerton.chat.protocol import Answered, Fit, Listed, Prompt, known
+from kamerton.chat.telling import seen
 from kamerton.chat.wire import SLOW, ServerError, Wire, api_address, parsed, refused_in_answer
 from kamerton.errors import KamertonError
 from kamerton.recipe_errors import closest

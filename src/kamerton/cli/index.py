@@ -45,7 +45,6 @@ def add(
     """
     from kamerton.cli.display import OneBar
     from kamerton.errors import RecipeError
-from kamerton.files import expanded
     from kamerton.retrieval import upkeep
     from kamerton.retrieval.documents import DocumentError, find, from_rows
     from kamerton.retrieval.index import PassageIndex
@@ -114,6 +113,7 @@ def remove(
     documents: Annotated[list[str], typer.Argument(help="Files, or sources as list shows them.", show_default=False)],
 ) -> None:
     """Take documents out of an index."""
+    from kamerton.files import expanded
     from kamerton.retrieval.index import PassageIndex
 
     opened = PassageIndex.open(index)

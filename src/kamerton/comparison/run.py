@@ -86,12 +86,18 @@ class Comparison(Outcome):
         store = Store(self.folder)
         places = sorted((self.folder / "cells" / label).glob("seed-*/cell.json"))
         found = [read(p) for p in places]  # {} where it cannot be read: then it is no finished cell
-        records = [r for r in found if r.get("status") == "ok" and isinstance(r.get("seed"), int) and (seed is None or r["seed"] == seed)]
+        records = [
+            r
+            for r in found
+            if r.get("status") == "ok" and isinstance(r.get("seed"), int) and (seed is None or r["seed"] == seed)
+        ]
         # a seed whose result was copied has no folder of its own
         records = [r for r in records if (store.cell_folder(label, r["seed"]) / "adapter").is_dir()]
         if not records:
             raise KamertonError(f"no finished cell of '{label}'", where=self.folder, mend="name one of its methods")
-        best = min(records, key=lambda r: (r.get("validation_loss") is None, float(r.get("validation_loss") or 0.0), r["seed"]))
+        best = min(
+            records, key=lambda r: (r.get("validation_loss") is None, float(r.get("validation_loss") or 0.0), r["seed"])
+        )
         return store.cell_folder(label, best["seed"]) / "adapter"
 
     def __str__(self) -> str:  # the verdict in a sentence, then the table

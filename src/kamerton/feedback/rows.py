@@ -109,7 +109,9 @@ def _whole(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise StoreError(f"the store cannot be used: {what} is damaged", mend="take a copy of it that is whole") from None
+        raise StoreError(
+            f"the store cannot be used: {what} is damaged", mend="take a copy of it that is whole"
+        ) from None
 
 
 def last_label(db: sqlite3.Connection, name: str, kind: Kind) -> Label | None:

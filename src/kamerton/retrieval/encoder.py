@@ -13,7 +13,6 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,9 +49,7 @@ def load_encoder(name: str = MINILM, *, device: str | None = None) -> Encoder:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
         local = name == MINILM or expanded(place).is_dir()
-        model = SentenceTransformer(
-            str(expanded(place)) if local else place, device=device, local_files_only=local
-        )
+        model = SentenceTransformer(str(expanded(place)) if local else place, device=device, local_files_only=local)
     except Exception as error:  # the hub, the files and the model itself all have errors of their own
         reason = " ".join(str(error).split())[:200]
         mend = "check the name and the network, or give a folder"

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from kamerton.base.load import Base
 from kamerton.errors import KamertonError, RecipeError
-from kamerton.files import expanded
 from kamerton.evaluation.metrics import metric_names
+from kamerton.files import expanded
 from kamerton.functions import is_function
 from kamerton.recipe_errors import closest
 from kamerton.rewards import REWARDS, get_reward

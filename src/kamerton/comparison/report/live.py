@@ -14,8 +14,8 @@ from typing import Any
 
 from kamerton.comparison.progress import PROGRESS, loss_curves, read, run_of
 from kamerton.comparison.report.plots import MAX_CURVE, lines_of, panels
-from kamerton.comparison.store import Store
 from kamerton.comparison.report.records import CellRecord, RaceRecord, Settings, is_record
+from kamerton.comparison.store import Store
 from kamerton.files import read_jsonl
 
 Record = dict[str, Any]

@@ -1,8 +1,8 @@
 """The header of a GGUF file, looked through before anything is built from it.
 
-The readers of the ecosystem take a file's counts at their word: an array that says it has 2⁶⁰ items is gone through
-item by item, past the end of the file. Here every count and length is held against the bytes that are there. Nothing of the
-weights is read. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
+The readers of the ecosystem take a file's counts at their word: an array that says it has 2⁶⁰ items is gone
+through item by item, past the end of the file. Here every count and length is held against the bytes that are
+there. Nothing of the weights is read. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _here(name: str, given: argparse.Namespace) -> int:
             print(failed or line or "read without an error")
             return int(failed is not None)
         for case in seeds:
-            line, failed = attempt(read, case, 60)
+            line, failed = attempt(read, case, 600)
             if failed is not None or line is not None:
                 print(f"a first case of {name} is not read: {failed or line}", file=sys.stderr)
         limit_memory(given.memory)

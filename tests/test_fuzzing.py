@@ -17,7 +17,7 @@ SLOW = {"model-folder", "gguf", "saved-method", "comparison", "serve"}
 def test_a_reader_gives_a_value_or_one_line(name: str) -> None:
     with scratch() as place, READERS[name].open(place) as (seeds, read):
         for case in seeds[:4]:
-            assert attempt(read, case, 60) == (None, None), "a first case is read without an error"
+            assert attempt(read, case, 600) == (None, None), "a first case is read without an error"  # imports too
         outcome = run(read, seeds, READERS[name].inputs, seed=7, seconds=60)
     assert not outcome.failures, "\n".join(trace for _, _, trace in outcome.failures.values())
     assert outcome.inputs == READERS[name].inputs

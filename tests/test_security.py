@@ -338,6 +338,13 @@ def test_numbers_of_any_length_are_one_line(tmp_path: Path, record: str) -> None
         load_task(load_recipe(task_of(tmp_path, "a.jsonl", record.encode())).task)
 
 
+@pytest.mark.parametrize("count", [10**9, 10**30])
+def test_seeds_that_fill_memory(tmp_path: Path, count: int) -> None:
+    (tmp_path / "r.yaml").write_text(f"task: dates\nmethods: [majority]\nseeds: {count}\n")
+    with pytest.raises(KamertonError, match="at most 10,000"):
+        load_recipe(tmp_path / "r.yaml")
+
+
 @pytest.mark.parametrize("name", ["x" * 300 + ".csv", "~nobody-of-that-name/a.csv", "a\\0b.csv"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     (tmp_path / "r.yaml").write_text(f'task:\n  data: "{name}"\nmethods: [majority]\n')

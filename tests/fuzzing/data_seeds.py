@@ -271,9 +271,10 @@ def saved_methods(folder: Path) -> tuple[Any, list[Case]]:
 
     base = load_base(tiny.save(folder / "base", layers=1), dtype="float32", device="cpu")
     cases, options = [], {"lora": {"rank": 2}, "prompt-tuning": {"tokens": 2}, "few-shot": {"shots": 2}}
-    for name in ("zero-shot", "few-shot", "lora", "prompt-tuning", "prefix-tuning", "chain-of-thought"):
+    for name in ("zero-shot", "few-shot", "lora", "prompt-tuning"):
         made = tiny.fit(base, name, folder / f"run-{name}", budget=Budget(steps=1), **options.get(name, {}))
         made.save(folder / f"saved-{name}")
-        cases.append({p.name: p.read_bytes() for p in (folder / f"saved-{name}").iterdir() if p.is_file()})
+        place = folder / f"saved-{name}"
+        cases.append({p.relative_to(place).as_posix(): p.read_bytes() for p in place.rglob("*") if p.is_file()})
         shutil.rmtree(folder / f"run-{name}", ignore_errors=True)
     return base, cases

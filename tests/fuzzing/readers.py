@@ -126,7 +126,7 @@ def _corpus_recipe(folder: Path) -> Iterator[Opened]:
         load_corpus_recipe(laid(folder, case) / "r.yaml")  # its paths are not looked up: one may be the whole disk
 
     more = ("sources: pages\nsteps: [extract, normalise, {gopher-quality: {language: ru}}]\n",)
-    yield _recipes(("corpus/*.yaml",), more), _only(read, "r.yaml")
+    yield _recipes(("corpus/[mp]*.yaml",), more), _only(read, "r.yaml")
 
 
 @reader("recipe-pretrain", "recipes of pretrainings, the grids of scaling laws among them", 60)

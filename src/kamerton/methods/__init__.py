@@ -228,6 +228,8 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
         base = base or load_base(**request)
     except ModelError as error:
         raise ModelError(f"its base, {error}", where=path) from error
+    except TypeError as error:  # a field that no base has
+        raise ModelError(f"cannot be read ({error})", where=path, mend="tune the method again") from error
     for name, own, saved in zip(
         ("renderer", "base"), (base.renderer.fingerprint, base.info.fingerprint), prints, strict=True
     ):
@@ -237,4 +239,9 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
                 where=path,
                 mend="use the base, template and data type that it was made with, or tune it again",
             )
-    return method.load(base, folder, about)
+    try:
+        return method.load(base, folder, about)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        # each method has a state of its own in the file, and takes it as it wrote it
+        reason = f"its state cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+        raise ModelError(reason, where=path, mend="tune the method again") from error

@@ -6,14 +6,42 @@ import errno
 import glob
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+from kamerton.errors import KamertonError
+
+MOST_UNPACKED = 1 << 30
+"""Bytes that a packed file is unpacked to where all of it is held in memory: a small one can hold any number."""
+
+
+def expanded(name: str | Path) -> Path:
+    """A path that somebody wrote: `~` is the home folder, `~name` that of a user where there is one.
+
+    Raises:
+        KamertonError: no file can have this name (zero bytes, a name of more than 255 bytes), so that asking whether
+            it is there would be an error of the system's.
+    """
+    text = os.fspath(name)
+    try:
+        size = max(len(os.fsencode(part)) for part in text.split("/"))
+    except UnicodeEncodeError:
+        size = 256  # half of a surrogate pair
+    if "\0" in text or size > 255 or len(text) > 4000:
+        raise KamertonError("no file can have this name", where=ascii(text[:40]), mend="check the path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is nobody of that name
+        return Path(text)
+
 
 REFUSED = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS)
 """What a disk refuses; nothing can be written until somebody mends it."""
@@ -171,6 +199,49 @@ def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
 def write_jsonl(path: Path, rows: list[Any]) -> None:
     """Write one JSON line for each row, whole or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_all(stream: IO[bytes]) -> bytes:
+    """The rest of a stream, at most `MOST_UNPACKED` bytes of it.
+
+    Raises:
+        OSError: it has more.
+    """
+    parts, size = [], 0
+    while part := stream.read(1 << 20):  # a buffered stream makes room at once for all that it is asked for
+        parts.append(part)
+        size += len(part)
+        if size > MOST_UNPACKED:
+            raise OSError(f"it holds more than {MOST_UNPACKED:,} bytes, and all of it is held in memory")
+    return b"".join(parts)
+
+
+def gunzip(data: bytes) -> bytes:
+    """What is packed by gzip, at most `MOST_UNPACKED` bytes of it.
+
+    Raises:
+        OSError, EOFError, zlib.error: it is broken, or more.
+    """
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        return read_all(stream)  # type: ignore[arg-type]
+
+
+def parse_json(text: str) -> Any:
+    """A value from JSON. A number of more digits than Python reads is an error with its place, as any other is.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or holds such a number.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        found = re.search(rf"\d{{{most + 1},}}", text)
+        message = f"a number of more than {most:,} digits"
+        raise json.JSONDecodeError(message, text, found.start() if found else 0) from None
 
 
 def read_jsonl(path: Path) -> list[Any]:

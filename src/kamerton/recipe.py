@@ -58,7 +58,14 @@ __all__ = [
 GENERAL_PROMPTS = 24
 """How many general prompts the project has (evaluation/general_prompts.py)."""
 
+MOST_SEEDS = 10_000
+"""More are a slip of the hand, and each is a cell of every method."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")  # labels become folder names
+
+
+def is_label(text: object) -> bool:
+    """Whether a method's row can be called so: labels name folders."""
+    return isinstance(text, str) and _LABEL.fullmatch(text) is not None
 
 
 class BaseSpec(Part):
@@ -257,6 +264,9 @@ def _build(raw: dict[str, Any], source: Source, name: str) -> Recipe:
         if given["seeds"] < 1:
             where = source.where(("seeds",))
             raise RecipeError(f"must be at least 1, not {given['seeds']}", where=where, mend="write seeds: 3")
+        if given["seeds"] > MOST_SEEDS:
+            message, where = f"must be at most {MOST_SEEDS:,}, not {given['seeds']:.3g}", source.where(("seeds",))
+            raise RecipeError(message, where=where, mend="write seeds: 3")
         given["seeds"] = list(range(given["seeds"]))
     elif "seeds" in given and not isinstance(given["seeds"], list):
         message, where = f"must be a count or a list of whole numbers, not {given['seeds']!r}", source.where(("seeds",))

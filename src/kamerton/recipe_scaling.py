@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -27,7 +28,7 @@ def read_amount(value: object) -> object:
 
 def _read_tokens(value: object) -> object:
     amount = read_amount(value)
-    return round(amount) if isinstance(amount, float) else amount
+    return round(amount) if isinstance(amount, float) and math.isfinite(amount) else amount
 
 
 def _read_size(value: object) -> str:

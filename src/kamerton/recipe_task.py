@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
-from kamerton.errors import TaskError
+from kamerton.errors import KamertonError, RecipeError, TaskError
+from kamerton.files import expanded
 from kamerton.yaml_source import FieldPath, Source
 
 
@@ -289,7 +290,10 @@ class TaskSpec(Layout):
 
 def resolve(path: str, source: Source) -> Path:
     """A path of a recipe as an absolute one, by the rule that `Recipe.resolve` states."""
-    given = Path(path).expanduser()
+    try:
+        given = expanded(path)
+    except KamertonError as error:
+        raise RecipeError(f"{error.where}: {error.message}", where=source.path or "recipe", mend=error.mend) from None
     if given.is_absolute():
         return given
     beside = source.folder / given

@@ -30,6 +30,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from kamerton.errors import ModelError
 from kamerton.tasks.example import Message, fingerprint
+from kamerton.templates import TooCostly, render
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -100,7 +101,7 @@ class Renderer:
             own = own.get("default", next(iter(own.values()), None))
         self.template: str = chat_template or own or (ENCODER_TEMPLATE if encoder_decoder else PLAIN_TEMPLATE)
         self.plain = not (chat_template or own)
-        first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
+        first = self._ids("a", special=True)[:1]
         self._bos: list[int] = first if first and first[0] == tokenizer.bos_token_id else []
         self._system_allowed = True
         self._system_allowed = self._accepts_system()
@@ -122,18 +123,20 @@ class Renderer:
     def text(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """The conversation as the model sees it, special tokens written out."""
         try:
-            return self.tokenizer.apply_chat_template(
+            return render(
+                self.template,
                 [{"role": m.role, "content": m.content} for m in self._prepare(messages)],
-                chat_template=self.template,
                 add_generation_prompt=generation_prompt,
-                tokenize=False,
-                date_string=FIXED_DATE,
+                **{**self.tokenizer.special_tokens_map, "date_string": FIXED_DATE},
             )
         except TemplateSyntaxError as error:
             raise ModelError(
                 f"the chat template is not valid Jinja (line {error.lineno}: {error})",
                 mend="mend it, or give another chat_template in the recipe",
             ) from error
+        except TooCostly as error:
+            mend = "give another chat_template in the recipe"
+            raise ModelError(f"the chat template {error}", mend=mend) from error
         except TemplateError as error:
             raise ModelError(
                 f"the chat template refuses a conversation of {', '.join(m.role for m in messages)}: {error}",
@@ -142,7 +145,7 @@ class Renderer:
 
     def answer(self, answer: str, *, end: bool = True) -> list[int]:
         """Token ids of an answer, with the end token."""
-        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids = self._ids(answer)
         return [*ids, self.end_id] if end else list(ids)
 
     def example(self, messages: Sequence[Message], answer: str, *, limit: int | None = None) -> Rendered:
@@ -174,7 +177,7 @@ class Renderer:
         over = len(self.prompt(kept)) - limit
         if over <= 0:
             return kept, False
-        encoded = [self.tokenizer(m.content, add_special_tokens=False)["input_ids"] for m in kept]
+        encoded = [self._ids(m.content) for m in kept]
         keep = [len(ids) for ids in encoded]
         while over > 0:
             i = max(range(len(kept)), key=lambda j: keep[j])
@@ -195,7 +198,7 @@ class Renderer:
 
     def raw(self, text: str) -> list[int]:
         """Token ids of a text outside any conversation, with the token that the base starts texts with, if any."""
-        return [*self._bos, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return [*self._bos, *self._ids(text)]
 
     def split(self, text: str) -> tuple[list[int], list[int]]:
         """A text outside any conversation as a prompt and its continuation.
@@ -205,7 +208,7 @@ class Renderer:
         if not self.encoder_decoder:
             tokens = self.raw(text)
             return tokens[:1], tokens[1:]
-        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = self._ids(text)
         before, behind = self._around
         return [*before, *tokens[: len(tokens) // 2], *behind], list(tokens[len(tokens) // 2 :])
 
@@ -233,8 +236,25 @@ class Renderer:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text; `special`: with the tokens that the tokenizer puts around it.
+
+        Raises:
+            ModelError: the tokenizer fails. One whose regular expression needs too many steps on a text ends in a panic
+                of Rust's, which is no `Exception`.
+        """
+        try:
+            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise ModelError(
+                f"the tokenizer fails at a text ({type(error).__name__}: {' '.join(str(error).split())[:120]})",
+                mend="use another tokenizer; a regular expression in its tokenizer.json may need too many steps",
+            ) from error
+
     def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._ids(text)
         if not self.plain:
             return list(ids)
         if self.encoder_decoder:
@@ -244,7 +264,7 @@ class Renderer:
 
     def _affixes(self) -> tuple[list[int], list[int]]:
         """The tokens that the tokenizer puts before and behind a text; an end token behind it in any case."""
-        bare, whole = (self.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+        bare, whole = (self._ids("a", special=add) for add in (False, True))
         at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         behind = whole[at + len(bare) :]
         return list(whole[:at]), list(behind if self.end_id in behind else [*behind, self.end_id])
@@ -268,7 +288,7 @@ class Renderer:
         """The token that the template puts after an answer; the tokenizer's end token where it puts none."""
         turns = [Message("user", "a"), Message("assistant", _MARK)]
         after = self.text(turns, generation_prompt=False).rpartition(_MARK)[2]
-        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        ids = self._ids(after)
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         for token in ids:
             if token in special:

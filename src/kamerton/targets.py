@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from kamerton.base import Base, load_base
 from kamerton.base.load import DtypeName
 from kamerton.comparison.run import Comparison
 from kamerton.errors import KamertonError
+from kamerton.functions import is_function
 from kamerton.methods import load_adapted
 from kamerton.methods.method import Adapted, Run
 from kamerton.methods.zero_shot import ZeroShot, ZeroShotOptions
+from kamerton.recipe import is_label
 from kamerton.tasks import Task
 from kamerton.training import Budget
 
@@ -35,12 +38,53 @@ def load(target: str | Path, *, base: Base | None = None, dtype: DtypeName = "au
     folder = _saved(target)
     if folder is not None:
         _check_dtype(folder, dtype)
+        check_trust(folder)
         return load_adapted(folder, base)
     base = base or load_base(target, dtype=dtype)
     if base.model.encoder:
         mend = "train one: kamerton tune, or kamerton compare, with this base"
         raise KamertonError("an encoder answers nothing without a trained head", where=target, mend=mend)
     return ZeroShot().fit(base, NO_TASK, Budget(), ZeroShotOptions(), Run(Path()))
+
+
+TRUSTED = "KAMERTON_TRUST_CODE"
+"""The environment variable that names, one after another, the code that a saved folder may run."""
+
+
+def check_trust(folder: Path) -> None:
+    """Refuse to run code because a saved folder says so: it may come from anywhere.
+
+    A recipe names such code itself, so it is run there: `trust_remote_code` of a base, and functions (`module:function`
+    or `file.py:function`) as rewards and metrics.
+
+    Raises:
+        KamertonError: the folder names code, and the user has not.
+    """
+    for file in [folder / "kamerton.json", *sorted(folder.glob("over/**/kamerton.json"))]:
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # loading says what is wrong with it
+        asked = about.get("base") if isinstance(about, dict) else None
+        named = list(_functions(about))
+        if isinstance(asked, dict) and asked.get("trust_remote_code"):
+            named.append(str(asked.get("name")))
+        for name in named:
+            if name not in os.environ.get(TRUSTED, "").split():
+                mend = f"if you trust it, set {TRUSTED}={name}"
+                raise KamertonError(f"it would run code: {name}", where=file, mend=mend)
+
+
+def _functions(value: Any, key: str = "") -> Iterator[str]:
+    """The functions that options name, wherever they stand in them."""
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            yield from _functions(inside, str(name))
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _functions(inside, key)
+    elif isinstance(value, str) and key in ("function", "metric", "metrics", "reward") and is_function(value):
+        yield value
 
 
 def _saved(target: str | Path) -> Path | None:
@@ -80,15 +124,17 @@ def winner(folder: str | Path) -> Path:
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         verdict = results["verdict"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        best: Sequence[str] = verdict["best"] if verdict else ()
+        # methods that share the first rank: the one that scored best
+        label = next((row["label"] for row in verdict["rows"] if row["label"] in best), None) if best else None
+        if label is not None and not is_label(label):
+            raise ValueError(f"{label!r} is no label")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise KamertonError(
             f"cannot be read ({error})", where=folder / "results.json", mend="run kamerton compare again"
         ) from None
-    best: Sequence[str] = verdict["best"] if verdict else ()
-    if not best:
+    if label is None:
         raise KamertonError("the comparison has no winner yet", where=folder, mend="let it finish: kamerton compare")
-    # methods that share the first rank: the one that scored best
-    label = next(row["label"] for row in verdict["rows"] if row["label"] in best)
     return Comparison(folder, results).adapter(label)
 
 

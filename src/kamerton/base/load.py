@@ -19,11 +19,13 @@ from kamerton.base import quantise as bits
 from kamerton.base.encoder import EncoderModel, Head, head_class, is_encoder, is_pooler, with_head
 from kamerton.base.encoder import probe as probe_encoder
 from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
+from kamerton.base.gguf_header import check_gguf
 from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
-from kamerton.base.sizes import check_shards, weights_bytes
+from kamerton.base.sizes import check_shape, check_shards, weights_bytes
 from kamerton.base.sources import first_line, resolve
 from kamerton.errors import KamertonError, ModelError
+from kamerton.files import expanded
 from kamerton.packaged import demo_gguf
 from kamerton.rendering import Renderer
 from kamerton.tasks.example import fingerprint
@@ -151,9 +153,12 @@ def load_base(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        _no_foreign_kernels(config, trust_remote_code, source)
         free = _free_bytes(target)
         packed = _packing(config, quantise, kind, target, source)
         own_format = getattr(config, "quantization_config", None) is not None
+        if known is None and not own_format:
+            check_shape(config, lambda: _kind(config, bare=True).from_config(config), source)
         needed = weights_bytes(source, kind, stored_as=own_format, four_bits=quantise is not None)
         # what is not packed for its device goes through the memory of the processor
         for place in (target,) if packed else dict.fromkeys((target, torch.device("cpu"))):
@@ -259,6 +264,15 @@ def _kind(config: Any, *, bare: bool = False) -> Any:
     if is_encoder(config):
         return transformers.AutoModel if bare else head_class(config, None)
     return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+
+
+def _no_foreign_kernels(config: Any, trusted: bool, source: str) -> None:
+    """Refuse a configuration that names attention code on the hub, which transformers would fetch and run."""
+    named = [getattr(config, name, None) for name in ("_attn_implementation", "_experts_implementation")]
+    found = next((one for one in named if isinstance(one, str) and ("/" in one or ":" in one)), None)
+    if found and not trusted:
+        mend = "take attn_implementation out of its config.json"
+        raise ModelError(f"its configuration asks for code from elsewhere ({found[:60]})", where=source, mend=mend)
 
 
 def _whole(loaded: dict[str, Any], source: str) -> None:
@@ -412,14 +426,11 @@ def check_source(name: str | Path, *, device: str = "auto", chat_template: str |
     Raises:
         ModelError: nothing to load there, weights missing or not safetensors, no such device or template.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if str(name) == "demo":
         demo_gguf()
     elif path.suffix == ".gguf" and path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                mend = "download it again, or use a folder of safetensors"
-                raise ModelError("not a GGUF file that can be read", where=path, mend=mend)
+        check_gguf(path)
     else:
         source, _ = resolve(str(name))
         check_shards(Path(source))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,53 @@ def weights_bytes(source: str, dtype: torch.dtype, *, stored_as: bool = False, f
     return numbers // 2 if four_bits else numbers * dtype.itemsize
 
 
+def check_shape(config: Any, make: Callable[[], Any], source: str) -> None:
+    """Refuse a configuration that asks for far more weights than its files hold: making up the rest takes all memory.
+
+    Args:
+        config: of transformers.
+        make: builds the model; called on the meta device, where weights take no memory.
+        source: its folder or hub id; what is not there yet is not checked.
+
+    Raises:
+        ModelError: so.
+    """
+    folder = _folder(source)
+    headers = [_header(file) for file in _files(folder)] if folder is not None else []
+    if not headers or None in headers:
+        return
+    found = [about for header in headers for name, about in (header or {}).items() if name != "__metadata__"]
+    numbers, mend = (
+        sum(math.prod(about["shape"]) for about in found),
+        "check that its files are whole, and belong together",
+    )
+    inside = config.get_text_config()
+    for name in ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers"):
+        layers = max((getattr(c, name, None) or 0 for c in (config, inside)), default=0)
+        if isinstance(layers, int) and layers > len(found):
+            message = f"its configuration says {name} {layers:,}, and its files hold {len(found):,} tensors"
+            raise ModelError(message, where=source, mend=mend)
+    with torch.device("meta"):
+        made = make()
+    asked = sum(p.numel() for p in made.parameters())
+    held = sum(b.numel() for b in made.buffers())
+    if asked > 2 * numbers + 1_000_000 or held > 2 * numbers + 2**30:
+        message = f"its configuration asks for {max(asked, held):,} numbers, and its files hold {numbers:,}"
+        raise ModelError(message, where=source, mend=mend)
+
+
 def check_shards(folder: Path) -> None:
     """Refuse a folder whose index names files that are not there.
 
     Raises:
         ModelError: one is missing.
     """
-    missing = [file for file in _files(folder) if not file.is_file()]
+    files = _files(folder)
+    odd = [file for file in files if file.parent != folder or file.suffix != ".safetensors"]
+    if odd:  # transformers reads what it is, pickled files too, from wherever it is
+        message = f"the index names {str(odd[0])[-100:]!r}, which is no safetensors file in the folder"
+        raise ModelError(message, where=folder, mend="download the folder again")
+    missing = [file for file in files if not file.is_file()]
     if missing:
         message = f"the weights are not whole: {missing[0].name} is missing"
         raise ModelError(message, where=folder, mend="download the folder again")
@@ -72,7 +113,7 @@ def _files(folder: Path) -> list[Path]:
         try:
             named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             return [folder / str(name) for name in sorted(set(named))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return sorted(folder.glob("*.safetensors"))
 
@@ -87,8 +128,9 @@ def _header(file: Path) -> dict[str, Any] | None:
             header = json.loads(content.read(length))
             for name, about in header.items():
                 if name != "__metadata__":
-                    math.prod(about["shape"])
-                    about["data_offsets"][1]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+                    first, last = about["data_offsets"]
+                    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (*about["shape"], first, last)):
+                        raise ValueError(name)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None
     return dict(header)

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from kamerton.base.gguf_header import check_gguf
 from kamerton.errors import ModelError
+from kamerton.files import expanded
 from kamerton.packaged import MINILM, demo_gguf, minilm_folder
 
 
@@ -30,7 +32,7 @@ def resolve(name: str) -> tuple[str, str]:
         return str(dequantise(demo_gguf())), "demo (SmolLM2-135M-Instruct)"
     if name == MINILM:
         return str(minilm_folder()), "minilm (all-MiniLM-L6-v2)"
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError("no such GGUF file", where=path, mend="check the path")
@@ -38,6 +40,10 @@ def resolve(name: str) -> tuple[str, str]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError("the model folder has no config.json", where=path, mend="point base to a model folder")
+        if (path / "adapter_config.json").is_file():
+            # transformers would load the base that it names, from anywhere, in place of this folder's weights
+            mend = "name its base, or merge it into its base: a folder of kamerton tune is read as it is"
+            raise ModelError("the folder is that of an adapter (adapter_config.json), no model", where=path, mend=mend)
         weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
         if not weights:
             pickled = [p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
@@ -68,6 +74,7 @@ def dequantise(gguf: Path) -> Path:
     import transformers
     from safetensors.torch import save_file
 
+    check_gguf(gguf)
     stat = gguf.stat()
     key = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache_dir() / "models" / f"{gguf.stem}-{key}"

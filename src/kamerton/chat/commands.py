@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from kamerton.chat.history import History, load, save
 from kamerton.chat.session import Command, Session
 from kamerton.chat.settings import SETTINGS, changed, shown
 from kamerton.chat.telling import counts, short
 from kamerton.errors import KamertonError
+from kamerton.files import expanded
 from kamerton.recipe_errors import closest
 from kamerton.tasks.newest import turns_of
 
@@ -62,7 +62,7 @@ def retry(session: Session, _: str) -> None:
 def save_(session: Session, text: str) -> None:
     if not text:
         raise KamertonError("no file is named", mend="write /save FILE")
-    path = Path(text).expanduser()
+    path = expanded(text)
     number, again = save(session.history, path)
     there = ", in place of what was saved of it before" if again else ""
     session.screen.note(f"({_size(session.history)} saved: {path}, line {number}{there})")
@@ -74,7 +74,7 @@ def load_(session: Session, text: str) -> None:
     name = name if number is not None else text
     if not name:
         raise KamertonError("no file is named", mend="write /load FILE, or /load FILE NUMBER")
-    path = Path(name.strip()).expanduser()
+    path = expanded(name.strip())
     history, at, many = load(path, number)
     session.replace(history)
     of = f"conversation {at} of {many}" if many > 1 else "conversation"
@@ -171,7 +171,10 @@ def complete(session: Session, line: str) -> list[str]:
 
 
 def _files(beginning: str) -> list[str]:
-    path = Path(beginning).expanduser()
+    try:
+        path = expanded(beginning)
+    except KamertonError:
+        return []
     folder = path if beginning.endswith("/") else path.parent
     begun = "" if beginning.endswith("/") else path.name
     shown_folder = beginning[: len(beginning) - len(begun)]

@@ -13,8 +13,9 @@ from typing import Any
 
 from kamerton.chat.events import event_data
 from kamerton.chat.model import Grown, Progress, Reply, clean
+from kamerton.chat.protocol import Answered, Fit, Listed, Prompt, known
 from kamerton.chat.telling import seen
-from kamerton.chat.wire import SLOW, ServerError, Wire, api_address, foreign, parsed, refused_in_answer
+from kamerton.chat.wire import SLOW, ServerError, Wire, api_address, parsed, refused_in_answer
 from kamerton.errors import KamertonError
 from kamerton.recipe_errors import closest
 from kamerton.sampling import Sampling
@@ -56,7 +57,7 @@ class RemoteModels:
             if error.status in (404, 405) and name is not None:
                 return {name: {}}  # some servers have one model and list none
             raise
-        listed = found.get("data") if isinstance(found, dict) else None
+        listed = known(Listed, found, self._wire.address).get("data")
         models = {
             str(one["id"]): one for one in listed or () if isinstance(one, dict) and "id" in one
             if one.get("method") != "embeddings"
@@ -87,7 +88,7 @@ class RemoteModels:
     @property
     def about(self) -> list[str]:
         entry = self._known.get(self.name, {})
-        method = f", method {entry['method']} on {entry.get('base')}" if self.ours else ""
+        method = f", method {entry.get('method')} on {entry.get('base')}" if self.ours else ""
         more = f"; {len(self.names)} models, /model lists them" if len(self.names) > 1 else ""
         return [f"{self._wire.address}: model {self.name}{method}{more}"]
 
@@ -120,7 +121,8 @@ class RemoteModels:
         if not self.ours:
             sent = json.dumps(_turns(asked), ensure_ascii=False, indent=1)
             return f"{sent}\n(this is what is sent; the server renders it by its own template)"
-        found = self._wire.post(f"{self._wire.root}/page/prompt", {"model": self.name, "messages": _turns(asked)})
+        told = self._wire.post(f"{self._wire.root}/page/prompt", {"model": self.name, "messages": _turns(asked)})
+        found = known(Prompt, told, self._wire.address)
         return seen(
             clean(found["text"]), tokens=found["tokens"], soft_tokens=found["soft_tokens"], dropped=reply.dropped,
             several=found["passes"] == "several",
@@ -132,7 +134,8 @@ class RemoteModels:
         first, before, of = self._dropped
         if self.ours and turns > 1:
             wanted = {"models": [self.name], "messages": _turns(conversation), "max_tokens": sampling.max_tokens}
-            dropped = self._wire.post(f"{self._wire.root}/page/fit", wanted)["dropped"]
+            fits = self._wire.post(f"{self._wire.root}/page/fit", wanted)
+            dropped = min(max(known(Fit, fits, self._wire.address)["dropped"], 0), turns - 1)
         elif first == _first(conversation) and turns >= of:
             dropped = before
         kept, reply.dropped = _newest(conversation, turns - dropped) if dropped else (conversation, 0)
@@ -179,8 +182,7 @@ class RemoteModels:
         error = refused_in_answer(told, self._wire.address)
         if error is not None:
             raise error
-        if not isinstance(told, dict):
-            raise foreign(self._wire.address)
+        known(Answered, told, self._wire.address)
         usage = told.get("usage") or {}
         reply.prompt_tokens = usage.get("prompt_tokens", reply.prompt_tokens)
         reply.answer_tokens = usage.get("completion_tokens", reply.answer_tokens)

@@ -149,7 +149,7 @@ def parsed(data: str | bytes, address: str) -> Any:
     """
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise foreign(address) from None
 
 
@@ -172,7 +172,7 @@ def _told(raw: bytes) -> tuple[str, str]:
     """Message and code of an error's body, in the shapes that servers have for it."""
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", ""  # a page of a proxy, say: the status tells more
     return _words(value) if isinstance(value, dict) else ("", "")
 

@@ -113,11 +113,12 @@ def remove(
     documents: Annotated[list[str], typer.Argument(help="Files, or sources as list shows them.", show_default=False)],
 ) -> None:
     """Take documents out of an index."""
+    from kamerton.files import expanded
     from kamerton.retrieval.index import PassageIndex
 
     opened = PassageIndex.open(index)
     known = {e.source for e in opened.entries()}
-    sources = [d if d in known else Path(d).expanduser().resolve().as_posix() for d in documents]
+    sources = [d if d in known else expanded(d).resolve().as_posix() for d in documents]
     passages = opened.remove(sources)
     say(f"{len(set(sources))} documents with {passages} passages removed")
 

@@ -45,15 +45,15 @@ def read(path: Path) -> dict[str, Any]:
     """A JSON object from a file that somebody else writes; {} where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def curve_points(rows: Iterable[Mapping[str, Any]], key: str, most: int) -> list[tuple[float, float]]:
     """(tokens, value) of the lines of a curve that have a finite value; at most `most`, as means of neighbours."""
-    found = [(float(row.get("tokens", 0)), float(row[key])) for row in rows if row.get(key) is not None]
-    return neighbours([point for point in found if math.isfinite(point[1])], most)
+    found = [(float(row.get("tokens") or 0), float(row[key])) for row in rows if row.get(key) is not None]
+    return neighbours([point for point in found if all(map(math.isfinite, point))], most)
 
 
 def loss_curves(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, list[tuple[float, float]]]:

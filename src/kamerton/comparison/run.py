@@ -22,7 +22,7 @@ from kamerton.base import Base, load_base
 from kamerton.cluster import check_executor
 from kamerton.comparison.machine import kamerton_version, machine, versions
 from kamerton.comparison.places import choose_executor
-from kamerton.comparison.progress import RunMark
+from kamerton.comparison.progress import RunMark, read
 from kamerton.comparison.race import Race, check_race
 from kamerton.comparison.ray_tasks import devices
 from kamerton.comparison.reference import base_reference
@@ -85,13 +85,20 @@ class Comparison(Outcome):
     def adapter(self, label: str, seed: int | None = None) -> Path:
         """The folder of what a method trained; default: the seed with the best validation loss."""
         store = Store(self.folder)
-        records = [json.loads(p.read_text()) for p in sorted((self.folder / "cells" / label).glob("seed-*/cell.json"))]
-        records = [r for r in records if r["status"] == "ok" and (seed is None or r["seed"] == seed)]
+        places = sorted((self.folder / "cells" / label).glob("seed-*/cell.json"))
+        found = [read(p) for p in places]  # {} where it cannot be read: then it is no finished cell
+        records = [
+            r
+            for r in found
+            if r.get("status") == "ok" and isinstance(r.get("seed"), int) and (seed is None or r["seed"] == seed)
+        ]
         # a seed whose result was copied has no folder of its own
         records = [r for r in records if (store.cell_folder(label, r["seed"]) / "adapter").is_dir()]
         if not records:
             raise KamertonError(f"no finished cell of '{label}'", where=self.folder, mend="name one of its methods")
-        best = min(records, key=lambda r: (r["validation_loss"] is None, r["validation_loss"] or 0.0, r["seed"]))
+        best = min(
+            records, key=lambda r: (r.get("validation_loss") is None, float(r.get("validation_loss") or 0.0), r["seed"])
+        )
         return store.cell_folder(label, best["seed"]) / "adapter"
 
     def __str__(self) -> str:  # the verdict in a sentence, then the table

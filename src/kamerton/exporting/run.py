@@ -34,7 +34,7 @@ from kamerton.exporting.verify import (
     through_llama_cpp,
     through_transformers,
 )
-from kamerton.files import whole_folder, write_json, write_text
+from kamerton.files import expanded, whole_folder, write_json, write_text
 from kamerton.methods.merge import TOLERANCE
 from kamerton.methods.method import Adapted, Report
 
@@ -97,7 +97,7 @@ def export(
         KamertonError: the model cannot be written in this format, the place is taken, or there is no room.
         ModelError: what was written is not the model; nothing is left in `output` then.
     """
-    folder = Path(output).expanduser().absolute()
+    folder = expanded(output).absolute()
     report = report or (lambda *_: None)
     kind = _check(adapted, folder, format, type, shard_size, force)
     report("computing probes", 0.0, "")

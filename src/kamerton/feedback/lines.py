@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import TaskError
+from kamerton.files import parse_json
 from kamerton.tasks.example import Conversation, Graded
+from kamerton.tasks.halves import replace_halves
 from kamerton.tasks.preference_shape import averaged, number
 from kamerton.tasks.readers import Row, shown
 from kamerton.tasks.turns import message_of
@@ -69,7 +71,7 @@ def read_lines(path: Path) -> list[Line]:
             text = raw.decode("utf-8")
             if not text.strip():
                 continue
-            record = json.loads(text)
+            record = parse_json(text)
         except UnicodeDecodeError:
             raise TaskError("is not UTF-8", where=place, mend="save the file as UTF-8") from None
         except json.JSONDecodeError as error:
@@ -77,6 +79,8 @@ def read_lines(path: Path) -> list[Line]:
             raise TaskError(message, where=place, mend="write one complete JSON object a line") from None
         except RecursionError:
             raise TaskError("is nested too deeply", where=place, mend="write it with fewer levels") from None
+        if b"\\ud" in raw.lower() and replace_halves(record)[1]:
+            raise TaskError("has half of a surrogate pair", where=place, mend="write the whole character")
         if not isinstance(record, dict):
             mend = 'write each line as {"prompt": …, "answers": …}'
             raise TaskError("is not an object", where=place, mend=mend)

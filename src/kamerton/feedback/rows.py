@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -36,6 +37,10 @@ CREATE UNIQUE INDEX places ON assignments (labeller, kind, place);
 LABEL = "id, item, labeller, kind, shown, scores, given, seconds, undone"
 
 
+class StoreError(KamertonError):
+    """A store that cannot be read or written: it is damaged, on a full disk, or another process holds it."""
+
+
 class Outdated(KamertonError):
     """What somebody goes by is not what is stored any more: the question has a label, or a label is not the last."""
 
@@ -51,9 +56,19 @@ def item_row(db: sqlite3.Connection, number: int) -> Any:
 
 
 def item_from(row: Any) -> Item:
+    """A row of `items` as a record.
+
+    Raises:
+        StoreError: it is not what was written there.
+    """
     number, key, name, source, prompt, answers = row
-    found = tuple(Candidate(**answer) for answer in json.loads(answers))
-    return Item(key, name, prompt_from(json.loads(prompt)), found, source, number)
+    with _whole(f"item {number}"):
+        found = tuple(Candidate(**answer) for answer in json.loads(answers))
+        turns = prompt_from(json.loads(prompt))
+        texts = (key, name, source, *(turn.content for turn in turns), *(one.text for one in found))
+        if not found or not all(isinstance(text, str) for text in texts):
+            raise TypeError
+        return Item(key, name, turns, found, source, number)
 
 
 def add_item(db: sqlite3.Connection, item: Item) -> tuple[int, bool]:
@@ -74,9 +89,29 @@ def _written(value: object) -> str:
 
 
 def label_from(row: Any) -> Label:
+    """A row of `labels` as a record.
+
+    Raises:
+        StoreError: it is not what was written there.
+    """
     number, item, labeller, kind, shown, scores, given, seconds, undone = row
-    found = None if scores is None else tuple(json.loads(scores))
-    return Label(number, item, labeller, kind, tuple(json.loads(shown)), found, given, seconds, undone)
+    with _whole(f"label {number}"):
+        found = None if scores is None else tuple(map(float, json.loads(scores)))
+        places = tuple(map(int, json.loads(shown)))
+        float(given), float(seconds or 0), float(undone or 0)
+        if not places or (found is not None and len(found) != len(places)) or not isinstance(labeller, str):
+            raise TypeError
+        return Label(number, item, labeller, kind, places, found, given, seconds, undone)
+
+
+@contextmanager
+def _whole(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise StoreError(
+            f"the store cannot be used: {what} is damaged", mend="take a copy of it that is whole"
+        ) from None
 
 
 def last_label(db: sqlite3.Connection, name: str, kind: Kind) -> Label | None:

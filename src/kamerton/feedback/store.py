@@ -9,14 +9,16 @@ What is left out: accounts. A labeller is a name, and whoever can open the file 
 
 from __future__ import annotations
 
+import functools
 import re
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from kamerton.errors import KamertonError, ResourceError
 from kamerton.feedback.records import Candidate, Item, Kind, Label, Source, labeller_name, make_item
@@ -24,6 +26,7 @@ from kamerton.feedback.rows import (
     LABEL,
     SCHEMA,
     Outdated,
+    StoreError,
     add_item,
     add_label,
     answers_text,
@@ -36,7 +39,7 @@ from kamerton.feedback.rows import (
 from kamerton.tasks.example import Conversation
 from kamerton.tasks.readers import shown as shown_path
 
-__all__ = ["FeedbackStore", "Outdated", "is_store"]
+__all__ = ["FeedbackStore", "Outdated", "StoreError", "is_store"]
 
 VERSION = 1
 APPLICATION = 0x4B414D45
@@ -47,6 +50,21 @@ WAIT = 20.0
 
 _REFUSED = re.compile("disk is full|disk I/O error|readonly database|unable to open database")
 """What SQLite says of a disk that takes nothing more; who asked again later may be luckier."""
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _told(method: Callable[Concatenate[FeedbackStore, P], R]) -> Callable[Concatenate[FeedbackStore, P], R]:
+    """What SQLite cannot do is a `StoreError` that names the file."""
+
+    @functools.wraps(method)
+    def call(self: FeedbackStore, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            message, mend = f"the store cannot be used: {error}", "try again, or take a copy of it that is whole"
+            raise StoreError(message, where=shown_path(self.path), mend=mend) from error
+
+    return call
 
 
 class _Connection(sqlite3.Connection):
@@ -74,7 +92,8 @@ class FeedbackStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._prepare()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's words quote the file
+            self.close()
             mend = "name a store of kamerton, or a new file"
             raise KamertonError(f"cannot be used: {error}", where=shown_path(self.path), mend=mend) from None
 
@@ -145,11 +164,13 @@ class FeedbackStore:
 
     # items
 
+    @_told
     def add(self, items: Iterable[Item]) -> int:
         """Store items; those that are there already stay as they are. Returns how many are new."""
         with self.writing() as db:
             return sum(add_item(db, item)[1] for item in items)
 
+    @_told
     def items(self, source: Source | None = None, after: int = 0) -> list[Item]:
         """All items (of a source), in the order in which they were added, with numbers above `after`."""
         rows = self.db.execute(
@@ -159,22 +180,26 @@ class FeedbackStore:
         )
         return [item_from(row) for row in rows]
 
+    @_told
     def item(self, number: int) -> Item | None:
         """One item by its number."""
         query = "SELECT id, key, name, source, prompt, answers FROM items WHERE id = ?"
         row = self.db.execute(query, (number,)).fetchone()
         return item_from(row) if row else None
 
+    @_told
     def keys(self) -> set[str]:
         """The keys of all items."""
         return {key for (key,) in self.db.execute("SELECT key FROM items")}
 
+    @_told
     def newest_item(self, source: Source) -> int:
         """The highest number of an item of a source; 0 where there is none."""
         return int(self.db.execute("SELECT coalesce(max(id), 0) FROM items WHERE source = ?", (source,)).fetchone()[0])
 
     # labels
 
+    @_told
     def label(
         self, item: int, labeller: str, kind: Kind, shown: Sequence[int], scores: Sequence[float] | None, *,
         seconds: float | None = None, token: str | None = None, replace: bool = False,
@@ -197,6 +222,7 @@ class FeedbackStore:
         with self.writing() as db:
             return add_label(db, item, labeller, kind, shown, scores, seconds, token, replace)
 
+    @_told
     def judge(
         self, prompt: Conversation, answers: Sequence[Candidate], labeller: str, kind: Kind,
         scores: Sequence[float] | None, *, token: str | None = None,
@@ -231,6 +257,7 @@ class FeedbackStore:
                 raise KamertonError("there is no judgement to take back", mend="give one first")
             return undo_label(db, label_from(row))
 
+    @_told
     def undo(self, labeller: str, number: int) -> Label:
         """Take back a labeller's last standing label, which must be this one; done again it changes nothing.
 
@@ -251,10 +278,12 @@ class FeedbackStore:
                 raise Outdated(f"label {number} is not the last one of {name}", mend="load the page again")
             return undo_label(db, label)
 
+    @_told
     def last(self, labeller: str, kind: Kind) -> Label | None:
         """A labeller's last standing label of a kind; what was imported or judged in a chat does not count."""
         return last_label(self.db, labeller_name(labeller), kind)
 
+    @_told
     def undo_skipped(self, labeller: str, kind: Kind) -> int:
         """Take back all that a labeller skipped, so that it is asked again. Returns how many."""
         with self.writing() as db:
@@ -263,6 +292,7 @@ class FeedbackStore:
                 (time.time(), labeller_name(labeller), kind),
             ).rowcount
 
+    @_told
     def labels(
         self, *, kind: Kind | None = None, source: Source | None = None, item: int | None = None, undone: bool = False
     ) -> list[Label]:
@@ -281,6 +311,7 @@ class FeedbackStore:
         )
         return [label_from(row) for row in rows]
 
+    @_told
     def state(self) -> tuple[int, int, int]:
         """Three numbers that change whenever what is stored changes: for whoever keeps something computed from it."""
         query = (

@@ -213,6 +213,8 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
         method = get_method(about["method"])
         parse_options(method, about["options"])
         request, prints = dict(about["base"]), (about["renderer_fingerprint"], about["base_fingerprint"])
+        if not all(isinstance(saved, str) for saved in prints) or not all(isinstance(key, str) for key in request):
+            raise TypeError("a fingerprint or the base is not what was written")
     except FileNotFoundError:
         mend = "give the folder that tune or compare wrote"
         raise ModelError("no kamerton.json here", where=folder, mend=mend) from None
@@ -220,12 +222,14 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
         raise ModelError(error.message, where=path, mend="tune the method again with this version") from None
     except KeyError as error:
         raise ModelError(f"has no {error}", where=path, mend="tune the method again") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"cannot be read ({error})", where=path, mend="tune the method again") from None
     try:
         base = base or load_base(**request)
     except ModelError as error:
         raise ModelError(f"its base, {error}", where=path) from error
+    except TypeError as error:  # a field that no base has
+        raise ModelError(f"cannot be read ({error})", where=path, mend="tune the method again") from error
     for name, own, saved in zip(
         ("renderer", "base"), (base.renderer.fingerprint, base.info.fingerprint), prints, strict=True
     ):
@@ -235,4 +239,9 @@ def load_adapted(folder: str | Path, base: Base | None = None) -> Adapted:
                 where=path,
                 mend="use the base, template and data type that it was made with, or tune it again",
             )
-    return method.load(base, folder, about)
+    try:
+        return method.load(base, folder, about)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        # each method has a state of its own in the file, and takes it as it wrote it
+        reason = f"its state cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+        raise ModelError(reason, where=path, mend="tune the method again") from error

@@ -7,7 +7,6 @@ reads a folder collects these and goes on. It leaves out text recognition in sca
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import KamertonError, MissingExtra
+from kamerton.files import expanded, gunzip
 
 
 class DocumentError(KamertonError):
@@ -89,7 +89,7 @@ def find(paths: Iterable[str | Path]) -> Found:
     """
     found = Found()
     for given in paths:
-        path = Path(given).expanduser()
+        path = expanded(given)
         if path.is_dir():
             inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
             for file in inside:
@@ -128,7 +128,7 @@ def read(path: Path) -> Document:
     try:
         data = path.read_bytes()
         if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
+            data = gunzip(data)
     except FileNotFoundError:
         raise DocumentError("no such file", where=path, mend="remove it from the index, or bring it back") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -13,12 +13,12 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kamerton.errors import MissingExtra, ModelError
+from kamerton.files import expanded
 from kamerton.packaged import MINILM, minilm_folder
 from kamerton.retrieval.passages import Passage
 
@@ -48,10 +48,8 @@ def load_encoder(name: str = MINILM, *, device: str | None = None) -> Encoder:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
-        local = name == MINILM or Path(place).expanduser().is_dir()
-        model = SentenceTransformer(
-            str(Path(place).expanduser()) if local else place, device=device, local_files_only=local
-        )
+        local = name == MINILM or expanded(place).is_dir()
+        model = SentenceTransformer(str(expanded(place)) if local else place, device=device, local_files_only=local)
     except Exception as error:  # the hub, the files and the model itself all have errors of their own
         reason = " ".join(str(error).split())[:200]
         mend = "check the name and the network, or give a folder"
@@ -73,7 +71,7 @@ def find_encoder(name: str) -> str:
     place = name
     if name == MINILM:
         place = str(minilm_folder())
-    elif name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "modules.json").is_file():
+    elif name.startswith((".", "/", "~")) and not (expanded(name) / "modules.json").is_file():
         mend = "give a folder that sentence-transformers saved, or a hub id"
         raise ModelError("no modules.json here", where=name, mend=mend)
     return place

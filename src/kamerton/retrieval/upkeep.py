@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kamerton.files import expanded
 from kamerton.retrieval.documents import Document, DocumentError, find, read
 from kamerton.retrieval.index import Changes, PassageIndex
 
@@ -76,7 +77,7 @@ def update(
     Raises:
         DocumentError: a path does not exist, or a file that was named cannot be read.
     """
-    given = [Path(p).expanduser() for p in paths]
+    given = [expanded(p) for p in paths]
     known = [Path(e.source) for e in index.entries() if Path(e.source).is_absolute()]
     if given:
         # a path may be gone: then the index must know it, or something under it

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from kamerton.base.load import Base
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.evaluation.metrics import metric_names
+from kamerton.files import expanded
 from kamerton.functions import is_function
 from kamerton.recipe_errors import closest
 from kamerton.rewards import REWARDS, get_reward
@@ -110,7 +111,7 @@ def reward_files(spec: Any) -> list[Path]:
         for (name, option), kind in PLACES.items():
             value = getattr(part.options, option, None) if name == part.name else None
             if isinstance(value, str):
-                found.append(Path(value.rpartition(":")[0] if kind == "function" else value).expanduser())
+                found.append(expanded(value.rpartition(":")[0] if kind == "function" else value))
     return [path for path in found if path.exists()]
 
 

@@ -7,7 +7,6 @@ must come from the page or from a program, not from another site's page. A judge
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from kamerton.feedback.records import Candidate
-from kamerton.feedback.store import FeedbackStore
+from kamerton.feedback.store import FeedbackStore, StoreError
 from kamerton.inference.runner import Ticket
 from kamerton.methods.history import answer_room, fit_turns
 from kamerton.serving.chat import conversation_of, messages_of
@@ -164,6 +163,6 @@ async def feedback(body: Judgement, request: Request) -> Response:
         raise ApiError(400, "the two answers are the same", param="answers")
     try:
         label = await run_in_threadpool(store.judge, conversation, answers, body.labeller, body.kind, body.scores)
-    except sqlite3.Error as error:
-        raise ApiError(503, f"the store cannot be used: {error}", code="store_unavailable") from None
+    except StoreError as error:
+        raise ApiError(503, error.message, code="store_unavailable") from None
     return json_response({"label": label.id, "item": label.item, "undone": label.undone is not None})

@@ -96,8 +96,11 @@ async def read_body(request: Request, model: type[Model]) -> Model:
 
 def add_errors(app: FastAPI) -> None:
     """All errors in one shape, without a traceback; what the store cannot write is 503, so that a page tries again."""
+    from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
     from starlette.responses import Response
+
+    from kamerton.feedback.store import StoreError
 
     def told(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Response:
         # ASCII only: a message may quote half of a character
@@ -117,8 +120,15 @@ def add_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestError)
         return told(error.status, str(error), error.code)
 
+    def invalid(error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        return told(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}", "invalid_request")
+
     handle(HTTPException, http)
     handle(RequestError, request)
     handle(KamertonError, lambda error: told(400, str(error), "invalid_request"))
     handle(ResourceError, lambda error: told(503, str(error), "store_unavailable"))
+    handle(StoreError, lambda error: told(503, str(error), "store_unavailable"))
+    handle(RequestValidationError, invalid)
     handle(sqlite3.Error, lambda error: told(503, f"the store cannot be used: {error}", "store_unavailable"))

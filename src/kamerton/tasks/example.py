@@ -120,7 +120,14 @@ def record_of(example: Example) -> dict[str, Any]:
 
 
 def example_from(record: Mapping[str, Any]) -> Example:
-    """An example from what `record_of` (or `dataclasses.asdict`) and JSON made of it."""
+    """An example from what `record_of` (or `dataclasses.asdict`) and JSON made of it.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    texts = [*(turn[key] for turn in record["messages"] for key in ("role", "content")), *record["answers"]]
+    if not all(isinstance(text, str) for text in (*texts, *record["choices"])):
+        raise TypeError("a message, an answer or a choice is no text")
     return Example(**{
         **record, "messages": tuple(Message(**m) for m in record["messages"]), "answers": tuple(record["answers"]),
         "choices": tuple(record["choices"]), "graded": tuple(Graded(**g) for g in record.get("graded", ())),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kamerton.errors import TaskError
+from kamerton.files import parse_json
 from kamerton.recipe import TaskSpec
 
 
@@ -21,7 +22,7 @@ def squad(text: str) -> list[dict[str, Any]]:
     Unanswerable questions have no answers: set `empty_answer` to the text that stands for that.
     """
     records = []
-    for article in json.loads(text)["data"]:
+    for article in parse_json(text)["data"]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 starts: dict[str, int | None] = {}
@@ -80,7 +81,7 @@ def squad_answerable(text: str) -> list[dict[str, Any]]:
 def snips(text: str) -> list[dict[str, Any]]:
     """The SNIPS NLU benchmark (Coucke et al. 2018): `{intent: [{"data": [{"text", "entity"?}, …]}, …]}`."""
     records = []
-    for intent, utterances in json.loads(text).items():
+    for intent, utterances in parse_json(text).items():
         for utterance in utterances:
             parts = utterance["data"]
             sentence = " ".join("".join(part["text"] for part in parts).split())

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kamerton.errors import TaskError
+from kamerton.files import parse_json
 from kamerton.recipe import TaskSpec
 from kamerton.tasks.columns import Columns, text_of
 from kamerton.tasks.example import Graded, Message
@@ -291,8 +292,8 @@ class Judgements:
         value = self._given(row, field)
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
-                value = json.loads(value)
-            except json.JSONDecodeError:
+                value = parse_json(value)
+            except (json.JSONDecodeError, RecursionError):
                 raise TaskError(f"{field} is not JSON", where=row.place, mend=f"write {shape}") from None
         if not isinstance(value, list):
             raise TaskError(f"{field} is not a list", where=row.place, mend=f"write {shape}")

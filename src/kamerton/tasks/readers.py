@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import gzip
 import io
 import json
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton.errors import TaskError
+from kamerton.files import MOST_UNPACKED, gunzip, parse_json
 from kamerton.functions import import_function, is_function
 from kamerton.recipe import DataSpec, TaskSpec
 from kamerton.recipe_errors import closest
@@ -30,6 +30,8 @@ from kamerton.tasks.layouts import LAYOUTS, RECORDS, conll_sentences
 _SUFFIXES = {f".{kind}": kind for kind in ("jsonl", "json", "csv", "tsv", "parquet", "conll")} | {".ndjson": "jsonl"}
 
 
+MOST_ROWS = 50_000_000
+"""Of a Parquet file: rows that all are the same take no bytes in it."""
 NAMES = {";": "semicolons", "\t": "tabs"}
 """What separates columns where it is not a comma."""
 
@@ -197,7 +199,7 @@ def _text(spec: TaskSpec, file: Path) -> str:
     try:
         data = file.read_bytes()
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            data = gunzip(data)
     except (OSError, EOFError, zlib.error) as error:
         raise TaskError(f"cannot be read: {error}", where=shown(file), mend="check the file") from None
     name = spec.encoding.lower()
@@ -237,7 +239,7 @@ def _json_lines(text: str, file: Path) -> Iterator[Row]:
         if line.strip():
             place = f"{shown(file)}:{number}"
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except json.JSONDecodeError as error:
                 message = f"broken JSON at column {error.colno}: {error.msg}"
                 raise TaskError(message, where=place, mend="write one complete JSON object a line") from None
@@ -248,7 +250,7 @@ def _json_lines(text: str, file: Path) -> Iterator[Row]:
 
 def _json(spec: TaskSpec, text: str, file: Path) -> Iterator[Row]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         # JSON lines are often saved as .json; they fail at the second record and nowhere else
         if error.msg == "Extra data" and spec.format == "auto" and spec.field is None:
@@ -343,7 +345,12 @@ def _parquet(file: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        records = pq.read_table(file).to_pylist()
+        table = pq.ParquetFile(file)
+        groups = [table.metadata.row_group(n) for n in range(table.metadata.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > MOST_UNPACKED or table.metadata.num_rows > MOST_ROWS:
+            message = f"unpacks to more than {MOST_UNPACKED:,} bytes or {MOST_ROWS:,} rows"
+            raise TaskError(message, where=shown(file), mend="write it in several files")
+        records = table.read().to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TaskError(f"is not Parquet: {reason}", where=shown(file), mend="write the file again") from None

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kamerton.errors import TaskError
+from kamerton.files import parse_json
 from kamerton.recipe import TaskSpec
 from kamerton.recipe_errors import closest
 from kamerton.tasks.columns import Columns, text_of
@@ -133,8 +134,8 @@ def _texts(value: Any, row: Row, field: str) -> list[str]:
     if isinstance(value, str):
         text = value.strip()
         try:
-            value = json.loads(text) if text.startswith("[") else text.split()
-        except json.JSONDecodeError:
+            value = parse_json(text) if text.startswith("[") else text.split()
+        except (json.JSONDecodeError, RecursionError):
             raise TaskError(f"{field} is not JSON", where=row.place, mend='write ["one", "two"]') from None
     if not isinstance(value, list):
         raise TaskError(f"{field} is not a list", where=row.place, mend='write ["one", "two"]')

@@ -29,6 +29,7 @@ from pathlib import PurePath
 from typing import Any
 
 from kamerton.errors import TaskError
+from kamerton.files import parse_json
 from kamerton.recipe import TaskSpec
 from kamerton.tasks.columns import Columns, text_of
 from kamerton.tasks.example import Example, Message, SplitName
@@ -186,8 +187,8 @@ class Shaper:
         turns = self.columns.value(row, "messages")
         if isinstance(turns, str):
             try:
-                turns = json.loads(turns)
-            except json.JSONDecodeError:
+                turns = parse_json(turns)
+            except (json.JSONDecodeError, RecursionError):
                 mend = 'write [{"role": "user", "content": "…"}, …]'
                 raise TaskError("messages is not JSON", where=row.place, mend=mend) from None
         if not isinstance(turns, list) or not turns:
@@ -345,8 +346,8 @@ def _choices(value: Any, row: Row) -> tuple[tuple[str, ...], list[str]]:
         letters, value = [str(key) for key in value], list(value.values())
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
+            value = parse_json(value)
+        except (json.JSONDecodeError, RecursionError):
             raise TaskError("choices is not JSON", where=row.place, mend='write ["one", "two"]') from None
     if not isinstance(value, list) or len(value) < 2:
         mend = "name a column with a list, several columns, or one to split: {from: …, split: '|'}"

@@ -6,15 +6,19 @@ import bz2
 import gzip
 import json
 import lzma
+import zlib
 from codecs import BOM_UTF8 as BOM
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from kamerton.errors import KamertonError
+from kamerton.files import read_all
 
 LONGEST = 1 << 20
 """Bytes of a line that are read as one; a longer line is cut there, and counted."""
+BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a file raises where it is not whole or not what its name says."""
 PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -44,7 +48,7 @@ def lines(files: Sequence[Path], cut: list[int] | None = None) -> Iterator[bytes
                     line = line.rstrip(b"\r\n")
                     if line.strip():
                         yield line
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except BROKEN as error:
             raise _unreadable(error, file) from None
 
 
@@ -60,9 +64,9 @@ def documents(files: Sequence[Path]) -> Iterator[bytes]:
         try:
             with _opened(file) as stream:
                 yield from (
-                    t for t in (_texts(stream, file) if records else [stream.read().removeprefix(BOM)]) if t.strip()
+                    t for t in (_texts(stream, file) if records else [read_all(stream).removeprefix(BOM)]) if t.strip()
                 )
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except BROKEN as error:
             raise _unreadable(error, file) from None
 
 
@@ -84,7 +88,7 @@ def _texts(stream: IO[bytes], file: Path) -> Iterator[bytes]:
             continue
         try:
             yield json.loads(record)["text"].encode("utf-8", "replace")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             mend = 'write {"text": "…"} on each line, or name the file .txt'
             raise KamertonError("is no record with a text", where=f"{file}:{number}", mend=mend) from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -64,6 +66,7 @@ def load_peft(base: Base, folder: Path, *, quantise: Quantise | None = None) -> 
         # without the second peft would look for pickled weights, or ask the hub
         if not (folder / name).is_file():
             raise ModelError(f"no {name} here", where=folder, mend=mend)
+    _check_adapter(folder)
     fresh = base.reload(quantise=quantise)
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
@@ -81,6 +84,34 @@ def load_peft(base: Base, folder: Path, *, quantise: Quantise | None = None) -> 
             where=folder, mend=mend,
         )  # fmt: skip
     return fresh, peft
+
+
+_DIMENSIONS = ("r", "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size")
+_PLAIN = re.compile(r"[\w.^$\\-]*")
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuse a configuration that would take all memory or time before its weights are even looked at.
+
+    Raises:
+        ModelError: a dimension is larger than all the weights together, or layers are named by a regular expression.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        largest = (folder / "adapter_model.safetensors").stat().st_size
+        named = config.get("target_modules") or []
+        patterns = [named] if isinstance(named, str) else list(named)
+        patterns += [key for name in ("rank_pattern", "alpha_pattern") for key in config.get(name) or {}]
+        for name in _DIMENSIONS:
+            value = config.get(name)
+            if isinstance(value, int) and not 0 <= value <= largest:
+                raise ValueError(f"{name} is {value}")
+        if not all(isinstance(one, str) and _PLAIN.fullmatch(one) for one in patterns):
+            raise ValueError("layers are not named by plain names")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{error}".split())[:150]
+        raise ModelError(f"the adapter cannot be loaded ({reason})", where=path, mend="tune the method again") from None
 
 
 def injected(fresh: Base, peft: Any) -> Tuned:

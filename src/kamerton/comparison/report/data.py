@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
+from kamerton.comparison.report.records import (
+    AnswerLine,
+    CellRecord,
+    CurveLine,
+    RaceRecord,
+    Settings,
+    check_record,
+)
 from kamerton.comparison.units import Scale
 from kamerton.errors import KamertonError
 from kamerton.evaluation.metrics import Metric, get_metric
@@ -126,16 +135,13 @@ def load_comparison(folder: str | Path) -> Comparison:
     folder = Path(folder)
     if not folder.is_dir():
         raise KamertonError("there is no such comparison folder", where=folder, mend="give a folder of `compare`")
-    settings = _json(folder / "settings.json") if (folder / "settings.json").exists() else {}
+    settings = _checked(folder / "settings.json", Settings) if (folder / "settings.json").exists() else {}
     examples = _examples(folder / "test.jsonl")
     ids = [example.id for example in examples]
     cells: dict[str, dict[int, Cell]] = {str(m["label"]): {} for m in settings.get("methods", ())}
     failed = []
     for file in sorted(folder.glob("cells/*/seed-*/cell.json")):
-        record = _json(file)
-        for key in ("label", "seed", "status"):
-            if key not in record:
-                raise KamertonError(f"the cell's record has no {key!r}", where=file, mend=AGAIN)
+        record = _checked(file, CellRecord)
         if record["status"] != "ok":
             failed.append(record)
             continue
@@ -146,7 +152,7 @@ def load_comparison(folder: str | Path) -> Comparison:
         raise KamertonError(f"cells have different numbers of answers ({found})", where=folder, mend=AGAIN)
     cells = {label: dict(sorted(by_seed.items())) for label, by_seed in cells.items()}
     seeds = [int(seed) for seed in settings.get("seeds", ())]
-    race = _json(folder / "race.json") if (folder / "race.json").exists() else {}
+    race = _checked(folder / "race.json", RaceRecord) if (folder / "race.json").exists() else {}
     stopped = {str(s["label"]) for s in race.get("stopped", ())}
     planned = [
         (label, seed)
@@ -170,7 +176,7 @@ def _metric_names(settings: Mapping[str, Any], cells: Mapping[str, Mapping[int, 
 
 def _cell(folder: Path, record: Record, ids: list[str]) -> Cell:
     file = folder / "answers.jsonl"
-    lines = list(_lines(file))
+    lines = list(_lines(file, AnswerLine))
     if not lines:
         raise KamertonError("a finished cell has no answers", where=file, mend=AGAIN)
     found = [str(line.get("id")) for line in lines]
@@ -189,7 +195,7 @@ def _cell(folder: Path, record: Record, ids: list[str]) -> Cell:
         record,
         [str(line.get("answer", "")) for line in lines],
         statistics,
-        list(_lines(curve)) if curve.exists() else [],
+        list(_lines(curve, CurveLine)) if curve.exists() else [],
         [line.get("details") or {} for line in lines],
     )
 
@@ -200,14 +206,14 @@ def _examples(file: Path) -> tuple[Example, ...]:
     examples = []
     for number, line in enumerate(_lines(file), 1):
         try:
-            messages = tuple(Message(m["role"], m["content"]) for m in line["messages"])
+            messages = tuple(Message(_text(m["role"]), _text(m["content"])) for m in line["messages"])  # type: ignore[arg-type]
             examples.append(
                 Example(
                     id=str(line["id"]),
                     messages=messages,
-                    answers=tuple(line["answers"]),
-                    choices=tuple(line.get("choices") or ()),
-                    group=line.get("group") or "",
+                    answers=tuple(map(_text, line["answers"])),
+                    choices=tuple(map(_text, line.get("choices") or ())),
+                    group=_text(line.get("group") or ""),
                 )
             )
         except (KeyError, TypeError) as error:
@@ -217,17 +223,27 @@ def _examples(file: Path) -> tuple[Example, ...]:
     return tuple(examples)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
 def _json(file: Path) -> Record:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise KamertonError(f"cannot be read as JSON ({error})", where=file, mend=AGAIN) from None
     if not isinstance(found, dict):
         raise KamertonError("is not a JSON object", where=file, mend=AGAIN)
     return found
 
 
-def _lines(file: Path) -> Iterator[Record]:
+def _checked(file: Path, kind: type[BaseModel]) -> Record:
+    return check_record(kind, _json(file), file, AGAIN)
+
+
+def _lines(file: Path, kind: type[BaseModel] | None = None) -> Iterator[Record]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -237,8 +253,8 @@ def _lines(file: Path) -> Iterator[Record]:
         if line.strip():
             try:
                 found = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise KamertonError(f"broken JSON ({error})", where=f"{file}:{number}", mend=AGAIN) from None
             if not isinstance(found, dict):
                 raise KamertonError("is not a JSON object", where=f"{file}:{number}", mend=AGAIN)
-            yield found
+            yield check_record(kind, found, f"{file}:{number}", AGAIN) if kind is not None else found

@@ -14,6 +14,7 @@ from typing import Any
 
 from kamerton.comparison.progress import PROGRESS, loss_curves, read, run_of
 from kamerton.comparison.report.plots import MAX_CURVE, lines_of, panels
+from kamerton.comparison.report.records import CellRecord, RaceRecord, Settings, is_record
 from kamerton.comparison.store import Store
 from kamerton.files import read_jsonl
 
@@ -79,8 +80,7 @@ class LiveComparison:
         """The settings; without methods and seeds where they are not what a comparison writes."""
         settings = self._files.json(self.folder / "settings.json")
         methods, seeds = settings.get("methods"), settings.get("seeds")
-        good = isinstance(methods, list) and all(isinstance(m, dict) and "label" in m for m in methods)
-        good = good and isinstance(seeds, list) and all(isinstance(seed, int) for seed in seeds)
+        good = methods is not None and seeds is not None and is_record(Settings, settings)
         return {**settings, "methods": methods, "seeds": seeds} if good else {"methods": [], "seeds": []}
 
     def key(self) -> tuple[Any, ...]:
@@ -100,7 +100,8 @@ class LiveComparison:
         waiting, running, done, failed, stopped (by a race) or interrupted.
         """
         settings, (run, alive) = self._settings(), run_of(self.folder)
-        stopped = {s["label"]: s for s in self._files.json(self.folder / "race.json").get("stopped", ())}
+        race = self._files.json(self.folder / "race.json")
+        stopped = {s["label"]: s for s in race.get("stopped", ())} if is_record(RaceRecord, race) else {}
         found = {
             cell: self._cell(folder, run if alive else {}, stopped.get(cell[0]))
             for cell, folder in self.cells().items()
@@ -133,6 +134,7 @@ class LiveComparison:
     def _cell(self, folder: Path, run: Record, stopped: Record | None) -> Record:
         """`run`: what runs now, {} where nothing does."""
         record, progress = self._files.json(folder / "cell.json"), self._files.json(folder / PROGRESS)
+        record = record if is_record(CellRecord, record) else {}
         if record.get("status") == "ok":
             seconds = record.get("seconds") or {}
             return {

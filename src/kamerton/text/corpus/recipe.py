@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from kamerton.errors import RecipeError
+from kamerton.files import expanded
 from kamerton.recipe_errors import closest, explain
 from kamerton.recipe_source import Sourced, overridden, read_fields, validated
 from kamerton.recipe_task import Count, Name, Names, Part
@@ -90,7 +91,7 @@ class CorpusRecipe(Sourced):
 
     def input(self, path: str) -> Path:
         """A path of a source as an absolute one: from the folder of data where one is given, else as `resolve`."""
-        given = Path(path).expanduser()
+        given = expanded(path)
         return self._data / given if self._data is not None and not given.is_absolute() else self.resolve(path)
 
     @classmethod

@@ -20,7 +20,7 @@ import numpy as np
 
 from kamerton.errors import KamertonError
 from kamerton.files import whole, write_text
-from kamerton.text.ngrams.units import BOS, EOS, UNK, Units, open_units
+from kamerton.text.ngrams.units import BOS, EOS, SPECIAL, UNK, Units, open_units
 
 FORMAT = 1
 
@@ -240,8 +240,8 @@ class NgramModel:
                 what = f"is of format {about['format']}, this version reads {FORMAT}"
                 raise KamertonError(what, where=str(folder), mend="train it again with kamerton ngram train")
             orders = [
-                Order(*(np.load(folder / f"{n}-{name}.npy", mmap_mode="r", allow_pickle=False)
-                        for name in ("keys", "probs", "backoffs")))
+                Order(*(_array(folder / f"{n}-{name}.npy", kind)
+                        for name, kind in (("keys", np.uint64), ("probs", np.float64), ("backoffs", np.float64))))
                 for n in range(1, about["order"] + 1)
             ]  # fmt: skip
             sizes = [len(order.keys) for order in orders]
@@ -249,17 +249,45 @@ class NgramModel:
                 not len(o.keys) == len(o.probs) == len(o.backoffs) for o in orders
             ):  # fmt: skip
                 raise ValueError("arrays of the wrong length")
+            above = [1, *sizes]
+            if not sizes or any(
+                len(o.keys) and int(o.keys[-1]) >= above[n] * len(names) for n, o in enumerate(orders)
+            ):  # fmt: skip
+                raise ValueError("an n-gram of units that are not there")
+            smoothing, notes, kind = about["smoothing"], about["notes"], about["tokenizer"] or about["kind"]
+            if not isinstance(smoothing, str) or not isinstance(notes, list) or not isinstance(kind, str):
+                raise TypeError("smoothing, notes or kind")
+            if names[: len(SPECIAL)] != list(SPECIAL):
+                raise ValueError("a vocabulary without the special units")
         except FileNotFoundError as error:
             what = f"is no n-gram model: {Path(error.filename).name} is not there"
             raise KamertonError(what, where=str(folder), mend="make one with kamerton ngram train") from None
-        except (ValueError, KeyError, TypeError) as error:
-            what = f"is damaged: {str(error).splitlines()[0]}"
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            what = f"is damaged: {' '.join(str(error).split())[:150]}"
             raise KamertonError(what, where=str(folder), mend="train it again with kamerton ngram train") from None
-        units = open_units(about["tokenizer"] or about["kind"], names=names)
+        units = open_units(kind, names=names)
         if units.names != names:
             what = f"its tokenizer {about['tokenizer']} has changed since"
             raise KamertonError(what, where=str(folder), mend="train it again with kamerton ngram train")
-        return cls(units, orders, about["smoothing"], about["notes"])
+        return cls(units, orders, smoothing, notes)
+
+
+def _array(path: Path, kind: type[np.generic]) -> np.ndarray:
+    """A row of numbers on disk.
+
+    Raises:
+        ValueError: it is none.
+        OSError: there is no such file.
+    """
+    try:
+        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy reads its header as a piece of Python, and raises what that does
+        raise ValueError(f"{path.name}: {error}") from None
+    if found.ndim != 1 or found.dtype != kind:
+        raise ValueError(f"{path.name} is no row of {kind.__name__}")
+    return found
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:

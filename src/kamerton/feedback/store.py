@@ -50,7 +50,8 @@ WAIT = 20.0
 
 _REFUSED = re.compile("disk is full|disk I/O error|readonly database|unable to open database")
 """What SQLite says of a disk that takes nothing more; who asked again later may be luckier."""
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _told(method: Callable[Concatenate[FeedbackStore, P], R]) -> Callable[Concatenate[FeedbackStore, P], R]:

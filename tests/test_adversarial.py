@@ -228,6 +228,28 @@ def test_without_a_buffer_only_new_answers_are_seen(kind: type[Factored]) -> Non
     assert all(old is not None and not len(old) for old in judges._old)
 
 
+def half_chance(count: int, seed: int) -> Pairs:
+    """As `separable`, but half of the references are chance."""
+    pairs, g = separable(count, seed), torch.Generator().manual_seed(seed + 77)
+    swapped, other = torch.rand(count, generator=g) < 0.5, torch.randint(4, (count,), generator=g)
+    return replace(pairs, real=replace(pairs.real, tokens=torch.where(swapped, other, pairs.real.tokens)))
+
+
+def test_many_steps_on_a_few_references_do_not_lose_what_was_known_of_all() -> None:
+    """What the controller asks for below its band; eight steps on the same eight references lose twice as much."""
+    judges, g, found = pair_of_judges(replay=600), torch.Generator().manual_seed(0), []
+    for size, steps, rounds in ((64, 1, 200), (8, 8, 60)):
+        for step in range(rounds):
+            judges.train(half_chance(size, 1000 * steps + step), steps, g)
+        judges.control = Control()
+        for step in range(40):
+            judges.watch(half_chance(256, 50_000 + step))
+        found.append(judges.control.held_out)
+    before, after = found
+    assert before > 0.63
+    assert after > before - 0.035
+
+
 def test_memorised_noise_shows_in_the_trained_auc_and_not_in_the_held_out_one() -> None:
     """The same few references over and over: each judge knows its half by heart, and knows nothing of the other."""
     judges, g, pairs = pair_of_judges(), torch.Generator().manual_seed(0), chance(24, 3)

@@ -107,7 +107,8 @@ class CrossFitted:
         judges: two of them, or one that judges what it was trained on (where the references are too few).
         learning_rate, decay: of Adam (β₁ = 0.5) and of its weights.
         penalty: weight of R1 and R2.
-        replay: answers of earlier steps that are mixed in, in tokens for each judge.
+        replay: answers of earlier steps that are mixed in, and references of earlier steps for further steps, each in
+            tokens for each judge.
     """
 
     judges: list[Factored]
@@ -123,6 +124,7 @@ class CrossFitted:
             for j in self.judges
         ]
         self._old: list[Tokens | None] = [None for _ in self.judges]
+        self._met: list[Tokens | None] = [None for _ in self.judges]
 
     @property
     def folds(self) -> int:
@@ -175,7 +177,14 @@ class CrossFitted:
             self.control.judged(torch.stack(losses).mean(0))
 
     def train(self, pairs: Pairs, steps: int, generator: torch.Generator) -> float:
-        """Some steps on new pairs and older answers; returns the mean loss in nats a token (0 where none was made)."""
+        """Some steps on new pairs and older answers.
+
+        The first step is on the new references; further ones are on references that were met lately, the new ones
+        among them: many steps on a handful of references learn these by heart and forget all others.
+
+        Returns:
+            The mean loss in nats a token, 0 where no step was made.
+        """
         total, made = 0.0, 0
         for fold, judge in enumerate(self.judges):
             new = pairs.half(fold)
@@ -183,15 +192,22 @@ class CrossFitted:
                 continue
             if not judge.whole_rows:
                 new = new.loose()
-            old = self._old[fold]
-            for _ in range(steps):
-                fake = new.fake
-                if old is not None and len(old):
+            old, met = self._old[fold], self._met[fold]
+            known = new.real if met is None else met.and_then(new.real)
+            said = new.fake if old is None else old.and_then(new.fake)
+            for number in range(steps):
+                real, fake = new.real, new.fake
+                if number and met is not None and len(met):
+                    real = known.drawn(real.row_count(), generator)
+                    fake = said.drawn(2 * fake.row_count(), generator)
+                elif old is not None and len(old):
                     fake = fake.and_then(old.drawn(fake.row_count(), generator))
-                loss = self._step(fold, Pairs(new.real, fake), generator)
+                loss = self._step(fold, Pairs(real, fake), generator)
                 total, made = total + loss, made + 1
-            whole = new.fake if old is None else old.and_then(new.fake)
-            self._old[fold] = whole if old is None else whole.at_most(self.replay, generator)
+            self._old[fold] = said if old is None else said.at_most(self.replay, generator)
+            # from a generator of its own: what is drawn for the answers depends on the answers alone
+            chance = torch.Generator().manual_seed(int(known.tokens.sum()))
+            self._met[fold] = known.at_most(self.replay, chance)
         return total / max(made, 1)
 
     def _step(self, fold: int, pairs: Pairs, generator: torch.Generator) -> float:
@@ -221,6 +237,8 @@ class CrossFitted:
                 for key, value in optimiser.state.get(parameter, {}).items():
                     out[f"{i}/{key}/{name}"] = torch.as_tensor(value).clone()
             out |= tensors(old, f"{i}/old") if old is not None else {}
+            met = self._met[i]
+            out |= tensors(met, f"{i}/met") if met is not None else {}
         c = self.control
         out["control"] = torch.tensor([c.steps, c.held_out, c.trained, c.owed], dtype=torch.float64)
         if c.losses is not None:
@@ -239,6 +257,8 @@ class CrossFitted:
                     optimiser.state[parameter] = moments
             if f"{i}/old/tokens" in state:
                 self._old[i] = tokens_of(state, f"{i}/old")
+            if f"{i}/met/tokens" in state:  # a checkpoint of an older version has none
+                self._met[i] = tokens_of(state, f"{i}/met")
             judge.changed()
         c = self.control
         c.steps, c.held_out, c.trained, c.owed = state["control"].tolist()

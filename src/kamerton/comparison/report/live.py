@@ -17,6 +17,7 @@ from kamerton.comparison.report.plots import MAX_CURVE, lines_of, panels
 from kamerton.comparison.report.records import CellRecord, RaceRecord, Settings, is_record
 from kamerton.comparison.store import Store
 from kamerton.files import read_jsonl
+from kamerton.recipe import is_label
 
 Record = dict[str, Any]
 ENDED = ("done", "failed", "stopped")
@@ -81,6 +82,7 @@ class LiveComparison:
         settings = self._files.json(self.folder / "settings.json")
         methods, seeds = settings.get("methods"), settings.get("seeds")
         good = methods is not None and seeds is not None and is_record(Settings, settings)
+        good = good and all(is_label(m["label"]) for m in methods)  # they name the folders of cells
         return {**settings, "methods": methods, "seeds": seeds} if good else {"methods": [], "seeds": []}
 
     def key(self) -> tuple[Any, ...]:

@@ -9,19 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kamerton.errors import KamertonError
-from kamerton.recipe import is_label
 
-
-def _label(value: object) -> object:
-    if not is_label(value):
-        raise ValueError("is no label of a method")
-    return value
-
-
-Label = Annotated[str, BeforeValidator(_label)]
 Count = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)] | None
 Counts = dict[str, Count] | None
 
@@ -42,7 +33,7 @@ class _Finding(_Fields):
 class CellRecord(_Fields):
     """`cell.json`."""
 
-    label: Label
+    label: str
     seed: int
     status: str
     method: str | None = None
@@ -67,7 +58,7 @@ class CellRecord(_Fields):
 
 
 class _Method(_Fields):
-    label: Label
+    label: str
     method: str | None = None
     summary: str | None = None
 
@@ -105,7 +96,7 @@ class CurveLine(_Fields):
 
 
 class _Stop(_Fields):
-    label: Label
+    label: str
     seed: int | None = None
     share: Count = None
 
@@ -134,8 +125,9 @@ def check_record(kind: type[BaseModel], record: dict[str, Any], where: str | Pat
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"]))
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise KamertonError(f"{field}: {said[:1].lower()}{said[1:]}", where=where, mend=mend) from None
+        said = str(first["msg"])
+        message = f"has no {field!r}" if first["type"] == "missing" else f"{field}: {said[:1].lower()}{said[1:]}"
+        raise KamertonError(message, where=where, mend=mend) from None
     return record
 
 

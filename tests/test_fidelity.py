@@ -31,9 +31,8 @@ from kamerton.methods.method import Adapted, Run
 from kamerton.prompting.phrasings import PHRASINGS
 from kamerton.tasks.example import Example, Message
 from kamerton.training import Budget
-from test_cli import Cli, cli
+from tiny import Cli
 
-__all__ = ["cli"]
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -372,9 +372,11 @@ def test_mistakes_are_one_line_at_their_field(
     assert what in line
     named = int(line.removeprefix(f"{file}:").split(":")[0])
     last = [part for part in field.split(".") if not part.isdigit()][-1]
-    content = file.read_text().splitlines()[named - 1]
+    content = file.read_text().splitlines()[named - 1].casefold()
     named_there = [last, *(value if isinstance(value, dict) else [])]
-    assert any(one in content for one in named_there) or field.startswith(("corpus.steps", "tune.methods", "turns"))
+    assert any(one.casefold() in content for one in named_there) or field.startswith(
+        ("corpus.steps", "tune.methods", "turns")
+    )
 
 
 def test_mistakes_without_a_field(root: Path, tmp_path: Path) -> None:

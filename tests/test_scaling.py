@@ -31,10 +31,8 @@ from kamerton.prompting.thinking import BEFORE, BEHIND, CLOSE, Forcing, think
 from kamerton.prompting.voting import vote
 from kamerton.tasks.example import Conversation, Example, Task
 from kamerton.training import Budget
-from test_cli import Cli, cli
-from tiny import fit
+from tiny import Cli, fit
 
-__all__ = ["cli"]
 pytest_plugins = ("tiny",)
 pytestmark = pytest.mark.usefixtures("one_thread")
 

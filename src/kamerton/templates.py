@@ -15,7 +15,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -183,7 +183,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif isinstance(part, (list, tuple)) and len(part) * times > ITEMS:
             raise TooCostly(f"builds a list of more than {ITEMS:,} items")
 
-    def call(self, context: Any, found: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, found: Any, /, *args: Any, **kwargs: Any) -> Any:
         spent, name = _spent.get(), getattr(found, "__name__", "")
         owner = getattr(getattr(found, "__wrapped__", found), "__self__", None)  # the sandbox wraps str.format
         spent.step(20)
@@ -204,9 +204,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _built(made) if isinstance(made, (list, tuple, dict)) else made
 
 
-def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
-    made = nodes.Filter(node, name, [], [], None, None)
-    made.set_lineno(node.lineno).set_environment(node.environment)
+def _filter(node: nodes.Node, name: str) -> nodes.Filter:
+    made = nodes.Filter(cast("nodes.Expr", node), name, [], [], None, None)
+    made.set_lineno(node.lineno)
+    if node.environment is not None:
+        made.set_environment(node.environment)
     return made
 
 
@@ -256,7 +258,7 @@ def _compiled(source: str) -> Any:
     from transformers.utils import chat_template_utils
 
     # its filters, functions and tags, so that a template writes what it writes there
-    theirs = chat_template_utils._compile_jinja_template("").environment  # type: ignore[attr-defined, no-untyped-call]
+    theirs = chat_template_utils._compile_jinja_template("").environment
     made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=list(map(type, theirs.extensions.values())))
     made.globals = {k: v for k, v in theirs.globals.items() if k not in _LEFT_OUT}
     made.filters = {k: _bounded_filter(k, v) for k, v in theirs.filters.items() if k not in _LEFT_OUT}

@@ -440,9 +440,7 @@ def packed_attention(
         row_q, row_k, row_v = pad(q), pad(k), pad(v)
         keys, values = [], []
         front_length = front_k.shape[1] if front_k is not None else 0
-        # rows alone that see all that stands before them: in float32 the fused kernel is the quicker one
-        alone = not front_length and q.dtype == torch.float32 and layout.own_mask(sliding_window) is None
-        small = layout.cache is None and not alone and cascade.fits(b, q.shape[1], s, front_length + s)
+        small = layout.cache is None and cascade.fits(b, q.shape[1], s, front_length + s)
         if front_k is not None and front_v is not None and not fast and not small:
             keys.append(front_k[None].expand(b, -1, -1, -1))
             values.append(front_v[None].expand(b, -1, -1, -1))
@@ -466,6 +464,7 @@ def packed_attention(
         elif fast:
             attended, norms = fused.attend(row_q, all_k, all_v, layout.added("own", sliding_window, q.dtype), scaling)
         else:
+            alone = not front_length and layout.own_mask(sliding_window) is None  # plain causal attention
             added_own = None if alone else layout.row_mask(sliding_window, q.dtype)
             attended = _attend(row_q, all_k, all_v, added_own, scaling, softcap, dropout)  # (B, H, S, D)
         flat = attended.transpose(1, 2).reshape(b * s, *q.shape[1:])

@@ -82,7 +82,7 @@ class LiveComparison:
         settings = self._files.json(self.folder / "settings.json")
         methods, seeds = settings.get("methods"), settings.get("seeds")
         good = methods is not None and seeds is not None and is_record(Settings, settings)
-        good = good and all(is_label(m["label"]) for m in methods)  # they name the folders of cells
+        good = good and all(is_label(m["label"]) for m in methods or ())  # they name the folders of cells
         return {**settings, "methods": methods, "seeds": seeds} if good else {"methods": [], "seeds": []}
 
     def key(self) -> tuple[Any, ...]:

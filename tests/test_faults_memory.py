@@ -282,11 +282,11 @@ from kamerton.base import load_base
 from kamerton.objectives.supervised import Supervised
 from kamerton.training import Budget, Settings, fit
 base = load_base(sys.argv[1], dtype="float32", device="cpu")
-task = tiny.colour_task(train=256)
+task = tiny.colour_task(train=900)
 def train(folder):
-    goal = Supervised(base.renderer, task.train, (), batch_size=256, max_tokens=1_000_000, seed=3)
+    goal = Supervised(base.renderer, task.train, (), batch_size=900, max_tokens=1_000_000, seed=3)
     tuned = training_runs.attach(base, "full")
-    result = fit(tuned.model, tuned.module, goal, Settings(learning_rate=1e-2), Budget(steps=3), Path(folder))
+    result = fit(tuned.model, tuned.module, goal, Settings(learning_rate=1e-2), Budget(steps=2), Path(folder))
     return training_runs.weights(tuned), result
 tuned = training_runs.attach(base, "full")
 Supervised(base.renderer, task.train[:8], (), batch_size=8).loss(tuned.model, Supervised(base.renderer, task.train[:8], (), batch_size=8).batches(0, None)[0]).total.backward()
@@ -318,7 +318,7 @@ def test_a_process_with_little_memory_trains_the_same_model(small_folder: Path, 
 
     straight = starved()
     assert straight.returncode == 0, straight.stderr
-    ran = [starved(room) for room in (40, 24)]
+    ran = [starved(room) for room in (80, 30)]
     told = [json.loads(r.stdout.splitlines()[-1]) for r in ran if r.returncode == 0]
     assert told, ran[0].stderr[-2000:]
     assert any("memory ran out" in note for one in told for note in one["notes"]), "it was short of memory"

@@ -36,7 +36,7 @@ class AdversarialOptions(StageOptions):
     discriminator_rate: float = Field(3e-3, gt=0, description="learning rate of the discriminators")
     decay: float = Field(0.01, ge=0, description="weight decay of the discriminators")
     penalty: float = Field(0.01, ge=0, description="R1 and R2 penalty on the discriminators")
-    replay: int = Field(4096, ge=0, description="tokens of older answers that each discriminator keeps")
+    replay: int = Field(8192, ge=0, description="tokens of older references and of answers each discriminator keeps")
     substitutes: int = Field(
         8, gt=0, description="references: tokens drawn from the model beside each of theirs, for the discriminators"
     )

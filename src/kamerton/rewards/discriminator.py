@@ -194,7 +194,9 @@ class CrossFitted:
                 new = new.loose()
             old, met = self._old[fold], self._met[fold]
             known = new.real if met is None else met.and_then(new.real)
-            said = new.fake if old is None else old.and_then(new.fake)
+            # as many rows of both sides are kept, so that both are of the same contexts: else these tell them apart
+            few = new.fake.drawn(new.real.row_count(), generator) if self.replay else new.fake
+            said = few if old is None else old.and_then(few)
             for number in range(steps):
                 real, fake = new.real, new.fake
                 if number and met is not None and len(met):
@@ -204,7 +206,7 @@ class CrossFitted:
                     fake = fake.and_then(old.drawn(fake.row_count(), generator))
                 loss = self._step(fold, Pairs(real, fake), generator)
                 total, made = total + loss, made + 1
-            self._old[fold] = said if old is None else said.at_most(self.replay, generator)
+            self._old[fold] = said.at_most(self.replay, generator)
             # from a generator of its own: what is drawn for the answers depends on the answers alone
             chance = torch.Generator().manual_seed(int(known.tokens.sum()))
             self._met[fold] = known.at_most(self.replay, chance)

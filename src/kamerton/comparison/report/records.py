@@ -27,7 +27,7 @@ class _Finding(_Fields):
     columns: list[str]
     rows: list[list[str | bool | int | float | None]]
     curve: bool
-    levels: list[tuple[str, float]] = Field([], strict=False)
+    levels: list[Annotated[tuple[str, float], Field(strict=False)]] = []  # JSON has lists only
 
 
 class CellRecord(_Fields):

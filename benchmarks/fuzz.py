@@ -57,8 +57,20 @@ def main() -> int:
     worst = 0
     for name in names:
         begun = time.monotonic()
-        repeated = [argument for argument in sys.argv[1:] if argument not in ("--reader", name)]
-        made = subprocess.run([sys.executable, __file__, *repeated, "--reader", name, "--here"], check=False)
+        repeated = [
+            "--inputs",
+            given.inputs,
+            "--seed",
+            given.seed,
+            "--seconds",
+            given.seconds,
+            "--memory",
+            given.memory,
+        ]
+        repeated += ["--folder", given.folder, "--errors", given.errors]
+        repeated += ["--within", given.within] if given.within else []
+        repeated += ["--replay", given.replay] if given.replay else []
+        made = subprocess.run([sys.executable, __file__, *map(str, repeated), "--reader", name, "--here"], check=False)
         if made.returncode not in (0, 1):  # the process ended: the input that did it lies in its file
             print(f"{name:22} ended with {made.returncode} after {time.monotonic() - begun:.0f} s; the input is in "
                   f"{given.folder / name / 'current.json'}")  # fmt: skip

@@ -426,9 +426,42 @@ def test_the_store_of_feedback_is_told_to_be_damaged(tmp_path: Path) -> None:
     store.close()
 
 
+def test_an_error_can_be_printed_whatever_it_quotes() -> None:
+    assert str(KamertonError("no such file: '\ud800'", where="a\ud83d")) == "a\\ud83d: no such file: '\\ud800'"
+
+
+def test_text_in_parquet_that_is_no_utf_8(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = pa.array([b"\xff\xfe", b"b"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column, "label": ["a", "b"]}), tmp_path / "a.parquet")
+    (tmp_path / "r.yaml").write_text("task:\n  data: a.parquet\nmethods: [majority]\n")
+    with pytest.raises(KamertonError, match="is not Parquet"):
+        load_task(load_recipe(tmp_path / "r.yaml").task)
+
+
 def test_conversations_with_half_a_character_are_one_line(tmp_path: Path) -> None:
     from kamerton.chat.history import load as load_conversation
 
     (tmp_path / "c.jsonl").write_text('{"messages": [{"role": "user", "content": "\\ud83d"}]}\n')
     with pytest.raises(KamertonError, match="half of a surrogate pair"):
         load_conversation(tmp_path / "c.jsonl")
+
+
+def test_an_n_gram_model_whose_arrays_are_not_in_order(tmp_path: Path) -> None:
+    import numpy as np
+
+    from kamerton.text.ngrams import NgramModel, estimate, open_units
+
+    (tmp_path / "t.txt").write_text("the cat sat\nthe dog ran\n")
+    estimate([tmp_path / "t.txt"], open_units("words", [tmp_path / "t.txt"]), 2).save(tmp_path / "m")
+    keys = np.load(tmp_path / "m" / "2-keys.npy")
+    keys[len(keys) // 2 - 1] += np.uint64(10**6)
+    np.save(tmp_path / "m" / "2-keys.npy", keys)
+    with pytest.raises(KamertonError, match="damaged"):
+        for unit in range(len(open_units("words", [tmp_path / "t.txt"]).names)):
+            NgramModel.load(tmp_path / "m").following([unit])
+    np.save(tmp_path / "m" / "2-keys.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(KamertonError, match="damaged"):
+        NgramModel.load(tmp_path / "m")

@@ -30,7 +30,8 @@ class KamertonError(Exception):
         line = f"{self.where}: {self.message}" if self.where else self.message
         if self.mend:
             line = f"{line}; {self.mend}"
-        return " ".join(line.split())
+        # what is quoted may hold half of a surrogate pair, which no terminal takes
+        return " ".join(line.split()).encode("utf-8", "backslashreplace").decode()
 
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments do not survive pickling by default; cells cross process boundaries

@@ -351,8 +351,8 @@ def _parquet(file: Path) -> Iterator[Row]:
             message = f"unpacks to more than {MOST_UNPACKED:,} bytes or {MOST_ROWS:,} rows"
             raise TaskError(message, where=shown(file), mend="write it in several files")
         records = table.read().to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # text in it may be no UTF-8
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise TaskError(f"is not Parquet: {reason}", where=shown(file), mend="write the file again") from None
     for number, record in enumerate(records, start=1):
         yield Row(record, f"{shown(file)}, record {number}")

@@ -171,7 +171,11 @@ class NgramModel:
             order, size = self.orders[length], self.units.size
             first, last = np.searchsorted(order.keys, np.array([context * size, (context + 1) * size], np.uint64))
             out = out * math.exp(self.orders[length - 1].backoffs[context])
-            out[(order.keys[first:last] - np.uint64(context * size)).astype(np.int64)] = np.exp(order.probs[first:last])
+            units = order.keys[first:last] - np.uint64(context * size)
+            if len(units) and int(units.max()) >= size:  # loading does not read all of a large model
+                mend = "train it again with kamerton ngram train"
+                raise KamertonError(f"the model is damaged: its {length + 1}-grams are not in order", mend=mend)
+            out[units.astype(np.int64)] = np.exp(order.probs[first:last])
         return out
 
     def index(self, gram: Sequence[int]) -> int:

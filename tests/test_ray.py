@@ -63,6 +63,7 @@ def plain(folder: Path) -> Any:
     return results_without_times(json.loads((folder / "results.json").read_text()))
 
 
+@pytest.mark.slow
 def test_results_are_those_of_this_machine(small_folder: Path, tmp_path: Path, cluster: Any) -> None:
     recipe, log = tiny.write_recipe(tmp_path / "r", small_folder, f"- zero-shot\n{LORA}", seeds="[0]"), Log()
     there = run(recipe, tmp_path / "ray", cluster, log)

@@ -71,7 +71,7 @@ def fill(disk: Path, left: int) -> Path:
     return filler
 
 
-FEW = {"tune": (60_000,), "pretrain": (150_000,), "index": (50_000,), "export": (60_000,), "eval": (0,)}
+FEW = {"pretrain": (150_000,), "export": (60_000,), "eval": (0,)}
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -82,8 +82,8 @@ def test_a_full_disk_is_one_line_and_with_room_it_goes_on(
 
 
 MANY = {
-    "corpus": (0, 8_192, 40_000, 90_000), "scaling": (0, 100_000, 400_000), "tune": (0, 8_192, 20_000, 100_000),
-    "pretrain": (8_192, 40_000, 300_000), "index": (0, 16_384, 150_000), "export": (8_192, 100_000, 150_000),
+    "corpus": (0, 8_192, 40_000, 90_000), "scaling": (0, 100_000, 400_000), "tune": (0, 20_000, 60_000),
+    "pretrain": (8_192, 40_000, 300_000), "index": (0, 50_000), "export": (8_192, 100_000, 150_000),
 }  # fmt: skip
 
 

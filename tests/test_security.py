@@ -104,7 +104,7 @@ def test_an_adapter_is_no_base(folder: Path) -> None:
     ("fields", "words"),
     [
         ({"hidden_size": 10**7}, "asks for"), ({"vocab_size": 10**9}, "asks for"),
-        ({"intermediate_size": 10**9}, "asks for"), ({"num_hidden_layers": 10**6}, "tensors"),
+        ({"intermediate_size": 10**9}, "asks for"), ({"num_hidden_layers": 10**6}, "1,000,000.* tensors"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_asks_for_all_memory(folder: Path, fields: dict[str, int], words: str) -> None:
@@ -169,6 +169,7 @@ def text(value: bytes) -> bytes:
         (gguf(0, 1, text(b"k") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 9 + b"x" * 99), "nested"),
         (gguf(1, 0, text(b"t") + struct.pack("<IQQIQ", 2, 2**31, 2**31, 0, 0)), "more than the file holds"),
         (gguf(1, 0, text(b"t") + struct.pack("<I", 10**9)), "dimensions"),
+        (gguf(1, 1, text(b"llama.block_count") + struct.pack("<II", 4, 10**9)), "1,000,000,000 layers"),
         (gguf(version=9), "version 9"), (b"GGUF", "ends within"), (b"", "GGUF"),
     ],
 )  # fmt: skip
@@ -459,9 +460,9 @@ def test_an_n_gram_model_whose_arrays_are_not_in_order(tmp_path: Path) -> None:
     keys = np.load(tmp_path / "m" / "2-keys.npy")
     keys[len(keys) // 2 - 1] += np.uint64(10**6)
     np.save(tmp_path / "m" / "2-keys.npy", keys)
+    model = NgramModel.load(tmp_path / "m")
     with pytest.raises(KamertonError, match="damaged"):
-        for unit in range(len(open_units("words", [tmp_path / "t.txt"]).names)):
-            NgramModel.load(tmp_path / "m").following([unit])
+        [model.following([unit]) for unit in range(model.units.size)]
     np.save(tmp_path / "m" / "2-keys.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(KamertonError, match="damaged"):
         NgramModel.load(tmp_path / "m")

@@ -93,8 +93,14 @@ def _look_through(header: _Reading) -> None:
     if (tensors + fields) * 12 > header.size:
         raise _Broken(f"it says it has {tensors:,} tensors and {fields:,} fields, more than the file holds")
     for _ in range(fields):
+        start = header.at + 8
         header.text()
-        header.value(header.number("<I"))
+        name, kind = header.data[start : header.at], header.number("<I")
+        if name.endswith(b".block_count") and kind in (4, 5):  # a reader makes names for so many layers
+            (layers,) = struct.unpack_from("<I", header.data, header.at) if header.at + 4 <= header.size else (0,)
+            if layers > tensors:
+                raise _Broken(f"it says it has {layers:,} layers, and has {tensors:,} tensors")
+        header.value(kind)
     numbers = 0
     for _ in range(tensors):
         header.text()

@@ -62,10 +62,9 @@ def check_shape(config: Any, make: Callable[[], Any], source: str) -> None:
         sum(math.prod(about["shape"]) for about in found),
         "check that its files are whole, and belong together",
     )
-    inside = config.get_text_config()
-    for name in ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers"):
-        layers = max((getattr(c, name, None) or 0 for c in (config, inside)), default=0)
-        if isinstance(layers, int) and layers > len(found):
+    own = {**config.to_dict(), **config.get_text_config().to_dict()}
+    for name, layers in own.items():
+        if name.endswith(("layers", "n_layer")) and isinstance(layers, int) and layers > len(found):
             message = f"its configuration says {name} {layers:,}, and its files hold {len(found):,} tensors"
             raise ModelError(message, where=source, mend=mend)
     with torch.device("meta"):

@@ -92,9 +92,21 @@ def _look_through(header: _Reading) -> None:
     tensors, fields = header.number("<Q"), header.number("<Q")
     if (tensors + fields) * 12 > header.size:
         raise _Broken(f"it says it has {tensors:,} tensors and {fields:,} fields, more than the file holds")
+    names, kind_of_model = set(), b""
     for _ in range(fields):
+        start = header.at + 8
         header.text()
-        header.value(header.number("<I"))
+        name, kind = header.data[start : header.at], header.number("<I")
+        names.add(name)
+        if name == b"general.architecture" and kind == _TEXT:
+            before = header.at
+            header.text()
+            kind_of_model, header.at = header.data[before + 8 : header.at], before
+        if name.endswith(b".block_count") and kind in (4, 5):  # a reader makes names for so many layers
+            (layers,) = struct.unpack_from("<I", header.data, header.at) if header.at + 4 <= header.size else (0,)
+            if layers > tensors:
+                raise _Broken(f"it says it has {layers:,} layers, and has {tensors:,} tensors")
+        header.value(kind)
     numbers = 0
     for _ in range(tensors):
         header.text()
@@ -110,3 +122,5 @@ def _look_through(header: _Reading) -> None:
             raise _Broken("a tensor lies behind the end of the file")
     if numbers * _LEAST_BITS > header.size * 8:
         raise _Broken(f"its tensors have {numbers:,} numbers, more than the file holds")
+    if kind_of_model + b".block_count" not in names:  # a reader takes a large model's shape where none is said
+        raise _Broken("it does not say how many layers it has")

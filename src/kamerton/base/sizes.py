@@ -54,18 +54,19 @@ def check_shape(config: Any, make: Callable[[], Any], source: str) -> None:
         ModelError: so.
     """
     folder = _folder(source)
-    headers = [_header(file) for file in _files(folder)] if folder is not None else []
-    if not headers or None in headers:
+    mend = "check that its files are whole, and belong together"
+    found = []
+    for file in _files(folder) if folder is not None else []:
+        header = _header(file)
+        if header is None:
+            raise ModelError(f"cannot be loaded: {file.name} is no whole safetensors file", where=source, mend=mend)
+        found += [about for name, about in header.items() if name != "__metadata__"]
+    if not found:
         return
-    found = [about for header in headers for name, about in (header or {}).items() if name != "__metadata__"]
-    numbers, mend = (
-        sum(math.prod(about["shape"]) for about in found),
-        "check that its files are whole, and belong together",
-    )
-    inside = config.get_text_config()
-    for name in ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers"):
-        layers = max((getattr(c, name, None) or 0 for c in (config, inside)), default=0)
-        if isinstance(layers, int) and layers > len(found):
+    numbers = sum(math.prod(about["shape"]) for about in found)
+    own = {**config.to_dict(), **config.get_text_config().to_dict()}
+    for name, layers in own.items():
+        if name.endswith(("layers", "n_layer")) and isinstance(layers, int) and layers > len(found):
             message = f"its configuration says {name} {layers:,}, and its files hold {len(found):,} tensors"
             raise ModelError(message, where=source, mend=mend)
     with torch.device("meta"):

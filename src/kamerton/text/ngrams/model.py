@@ -170,7 +170,7 @@ class NgramModel:
                 continue  # nothing was seen behind it: the shorter context's word stands
             order, size = self.orders[length], self.units.size
             first, last = np.searchsorted(order.keys, np.array([context * size, (context + 1) * size], np.uint64))
-            out = out * math.exp(self.orders[length - 1].backoffs[context])
+            out = out * np.exp(self.orders[length - 1].backoffs[context])  # of a damaged model infinite, not an error
             units = order.keys[first:last] - np.uint64(context * size)
             if len(units) and int(units.max()) >= size:  # loading does not read all of a large model
                 mend = "train it again with kamerton ngram train"

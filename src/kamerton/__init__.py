@@ -13,9 +13,14 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Read when PyTorch's threads start: waiting threads sleep instead of spinning, which would stall them many times over
-# as soon as anything else runs on the machine. Set the variable yourself to have it otherwise.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when PyTorch's threads start. Threads that wait by spinning stall others many times over where cores are fewer
+# than threads; threads that sleep at once take 75 µs to wake, which doubles the time of a small model's step. So they
+# spin for about 200 µs where this machine has cores to spare now, and else not at all. Set the variables yourself to
+# have it otherwise; docs/performance.md has the figures.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    _idle = hasattr(os, "getloadavg") and os.getloadavg()[0] < 0.5 * (os.cpu_count() or 1)
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000" if _idle else "0")
 
 _NAMES = {
     "compare": "kamerton.api",

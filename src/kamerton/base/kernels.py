@@ -11,6 +11,7 @@ gradients of gradients, layers that somebody else has wrapped, and all other kin
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,13 +123,14 @@ def _quicker(module: nn.Module) -> Callable[..., Any] | None:
     name, own = type(module).__name__, type(module).__module__
     if not own.startswith("transformers."):
         return None
-    if name.endswith("RMSNorm") and _same(module, llama.LlamaRMSNorm):
+    if name.endswith("RMSNorm") and same_code(type(module), llama.LlamaRMSNorm):
         return lambda hidden_states: RmsNorm.apply(hidden_states, module.weight, module.variance_epsilon)
-    if name.endswith("Attention") and _same(module, llama.LlamaAttention) and _rotates(own, llama):
+    if name.endswith("Attention") and same_code(type(module), llama.LlamaAttention) and rotates_as_llama(own):
         return _attention(module)
     return None
 
 
+@functools.cache
 def _source(function: Any) -> str:
     try:
         return inspect.getsource(function)
@@ -136,13 +138,16 @@ def _source(function: Any) -> str:
         return ""
 
 
-def _same(module: nn.Module, known: type[nn.Module]) -> bool:
-    return type(module) is known or (bool(ours := _source(type(module).forward)) and ours == _source(known.forward))
+def same_code(kind: type[nn.Module], known: type[nn.Module]) -> bool:
+    """Whether a class computes by the very code of another one (transformers copies code from model to model)."""
+    return kind is known or (bool(ours := _source(kind.forward)) and ours == _source(known.forward))
 
 
-def _rotates(module: str, llama: Any) -> bool:
+def rotates_as_llama(module: str) -> bool:
     """Whether a file of transformers rotates as LLaMA's does."""
     import sys
+
+    from transformers.models.llama import modeling_llama as llama
 
     there = getattr(sys.modules[module], "apply_rotary_pos_emb", None)
     return there is llama.apply_rotary_pos_emb or _source(there) == _source(llama.apply_rotary_pos_emb) != ""

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
+from kamerton.base.draft import Draft
+from kamerton.base.draft import state as draft_state
 from kamerton.base.frozen import FrozenLayers
 from kamerton.base.inserts import Inserts, behind
 from kamerton.base.kernels import Kernels, TargetLogProbs
+from kamerton.base.lean import Lean, hooked, lean, own_projections
 from kamerton.base.linears import PackedLinears
 from kamerton.base.passes import Front, Hidden, Shared, Targets
 from kamerton.base.work import Work
@@ -237,6 +240,11 @@ class CausalModel(LanguageModel):
     ) -> None:
         super().__init__(hf, front, inferring=inferring)
         self.inserts = inserts
+        self._lean: Lean | None = None
+        self._hooked: Callable[[], bool] = bool
+        self._draft: tuple[tuple[object, ...], Draft | None] | None = None
+        self._draft_fits = False
+        self.decoded_alone = 0
 
     @property
     def inserted(self) -> int:
@@ -312,6 +320,7 @@ class CausalModel(LanguageModel):
         depths: Sequence[Sequence[int]] | None = None,
         record: LayerKeys | None = None,
         prompts: Sequence[Sequence[int]] | None = None,
+        draft: Draft | None = None,
     ) -> Hidden:
         """One pass over `prefix` (seen by every row) and the rows' new tokens.
 
@@ -326,6 +335,7 @@ class CausalModel(LanguageModel):
             record: receives the prefix's keys and values.
             prompts: all prompt tokens of each row, those of the prefix too, where rows begin with the rest of their
                 prompts; a model that puts something of its own into rows (`inserts`) makes it of these.
+            draft: the model's rough copy, whose layers are to be taken.
 
         Returns:
             Hidden states after the final norm; those of soft tokens inside rows are left out.
@@ -378,12 +388,12 @@ class CausalModel(LanguageModel):
         if soft is not None:
             embeds = torch.cat([soft.to(embeds.dtype), embeds])
         with self._attention(), self._prepared():
-            out = self._backbone()(
-                inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, layout=layout
-            )
+            if draft is not None:
+                hidden = draft.layers(embeds.to(torch.bfloat16), positions, layout)
+            else:
+                hidden = self._through_layers(embeds, positions, layout)
         if not layout.used:  # it would look from one row into another
             raise NotImplementedError("its attention does not go through transformers' attention interface")
-        hidden = out.last_hidden_state[0]
         before = p * past + sum(lengths) * (past + p) + sum(n * int(s) for n, s in zip(lengths, starts, strict=True))
         own = p * (p + 1) // 2 + sum(n * (n + 1) // 2 for n in lengths)
         passes, grad = 0 if self._inferring else 1, hidden.requires_grad
@@ -395,6 +405,43 @@ class CausalModel(LanguageModel):
             used = torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))
             cache.lengths[used] += torch.as_tensor(lengths)
         return Hidden(hidden[:p], hidden[p:] if placed is None else placed.take(hidden[p:]), given)
+
+    def _through_layers(self, embeds: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """(T, H) embeddings → (T, H) hidden states, past transformers' modules where that is the same and quicker."""
+        if self._lean is not None and not torch.is_grad_enabled() and not self._hooked():
+            return self._lean(embeds, positions, layout)
+        out = self._backbone()(inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, layout=layout)
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        with super().inference():
+            before = self._lean
+            if self._inferring == 1:  # layers may have been put in since the last time
+                backbone = self._backbone()
+                self._draft_fits = False
+                self._lean, self._hooked = lean(backbone, own_projections), hooked(backbone)
+            try:
+                yield
+            finally:
+                self._lean = before
+
+    def draft(self) -> Draft | None:
+        """The model's rough copy, made where there is none of these weights; None where it cannot have one.
+
+        Raises:
+            RuntimeError: outside of `inference`, where weights may change.
+        """
+        if not self._inferring:
+            raise RuntimeError("a draft is of weights that do not change: ask for it within inference()")
+        if not self._draft_fits:
+            now = draft_state(self.hf)
+            if self._draft is None or self._draft[0] != now:
+                self._draft = None  # its memory first
+                self._draft = now, Draft.of(self.hf, self._backbone()) if self._lean is not None else None
+            self._draft_fits = True
+        return None if self._draft is None else self._draft[1]
 
     def _forward_upper(self, frozen: FrozenLayers, rows: Sequence[Sequence[int]], prefix: Sequence[int]) -> Hidden:
         """`forward` where the lower layers are frozen: they see only rows that they have not seen before."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kamerton.base.attention import LayerKeys, RowCache
+from kamerton.base.draft import Draft
 from kamerton.base.model import CausalModel
 from kamerton.base.passes import Front, Hidden, Shared
 from kamerton.base.recurrent import State
@@ -60,6 +61,7 @@ class RecurrentModel(CausalModel):
         depths: Sequence[Sequence[int]] | None = None,
         record: LayerKeys | None = None,
         prompts: Sequence[Sequence[int]] | None = None,  # noqa: ARG002 - nothing is put inside rows
+        draft: Draft | None = None,  # noqa: ARG002 - it has none
     ) -> Hidden:
         front = Front() if shared is not None else self.front()
         if front.keys or self.inserts is not None:

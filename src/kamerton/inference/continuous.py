@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,10 +25,14 @@ from torch import Tensor
 from kamerton.base import CausalModel
 from kamerton.base.attention import RowCache
 from kamerton.errors import ResourceError
+from kamerton.inference.drafting import MOST_AHEAD, Drafting
 from kamerton.inference.generate import FirstToken, Prompt, Row, items_of
 from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.sampling import Sampling, next_tokens
 from kamerton.memory import asked_for, give_back, out_of_memory
+
+if TYPE_CHECKING:
+    from kamerton.base.draft import Draft
 
 PREFILL = 1024
 """Prompt tokens of newcomers in one step: the other rows wait that long for their next token."""
@@ -120,6 +124,7 @@ class Batch:
         self._entering: list[_Place] = []
         self._prefix: SharedPrefix | None = None
         self._open: ExitStack | None = None
+        self._drafting = Drafting(model)
 
     @property
     def busy(self) -> bool:
@@ -182,9 +187,13 @@ class Batch:
             if self.rows:
                 assert self.cache is not None
                 assert self._prefix is not None
-                self._fit(len(self.rows), int(self.cache.lengths[: len(self.rows)].max()) + 1)
-                step = self._prefix.forward([[place.row.tokens[-1]] for place in self.rows], cache=self.cache)
-                self._advance(self.rows, step.rows, told)
+                alone = len(self.rows) == 1 and not self.waiting
+                if alone and (draft := self._drafting.draft()) is not None:
+                    self._ahead(draft, self.rows[0], told)
+                else:
+                    self._fit(len(self.rows), int(self.cache.lengths[: len(self.rows)].max()) + 1)
+                    step = self._prefix.forward([[place.row.tokens[-1]] for place in self.rows], cache=self.cache)
+                    self._advance(self.rows, step.rows, told)
                 self._leave()
         finally:
             self.steps += 1
@@ -314,6 +323,23 @@ class Batch:
             tops = self._tops(own, [places[i].job.top for i in members])
             for i, token, logprob, top in zip(members, tokens.tolist(), logprobs.tolist(), tops, strict=True):
                 self._give(places[i], token, logprob, top, told)
+
+    def _ahead(self, draft: Draft, place: _Place, told: dict[Job, list[Token]]) -> None:
+        """The next tokens of the only row, guessed and checked."""
+        assert self.cache is not None
+        assert self._prefix is not None
+        row, job = place.row, place.job
+        before = int(self.cache.lengths[0])
+        self._fit(1, before + MOST_AHEAD + 1)
+        logits, tokens, logprobs = self._drafting.tokens(
+            draft, self._prefix, self.cache, row, job.sampling, self.end_ids
+        )
+        tops = self._tops(logits.float(), [job.top] * len(tokens))
+        for i, (token, logprob, top) in enumerate(zip(tokens, logprobs, tops, strict=True)):
+            self._give(place, token, logprob, top, told)
+            self.cache.lengths[0] = before + i + 1
+            if row.finish:
+                break
 
     def _give(
         self, place: _Place, token: int, logprob: float, top: tuple[tuple[int, float], ...],

@@ -12,14 +12,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kamerton.base import CausalModel
 from kamerton.base.attention import RowCache
+from kamerton.inference.drafting import Drafting
 from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.sampling import Sampling, next_tokens, stream_key
+
+if TYPE_CHECKING:
+    from kamerton.base.draft import Draft
 
 FirstToken = Callable[[Tensor, Sequence[int]], Tensor]
 """A correction of first tokens: (B, V) logits and the numbers of their prompts → (B, V) logits to choose from."""
@@ -116,6 +121,7 @@ class Decoder:
     ) -> None:
         self.model, self.sampling, self.end_ids, self.stopped = model, sampling, frozenset(end_ids), stopped
         self.max_tokens, self.first = max_tokens, first
+        self.drafting = Drafting(model)
         self.asked = self.computed = self.outputs = 0
 
     @torch.inference_mode()
@@ -184,10 +190,29 @@ class Decoder:
                 continue
             if not state.rows:
                 return
+            if rows == 1 and (draft := self.drafting.draft()) is not None:
+                yield from self._ahead(draft, state)
+                continue
             self.asked += len(state.rows)
             step = prefix.forward([[row.tokens[-1]] for row in state.rows], cache=state.cache)
             yield self._advance(state.rows, step.rows)
             state.release()
+
+    def _ahead(self, draft: Draft, state: _Slots) -> Iterator[list[Row]]:
+        """The next tokens of the only row, guessed and checked."""
+        (row,) = state.rows
+        before = int(state.cache.lengths[0])
+        _, tokens, logprobs = self.drafting.tokens(draft, state.prefix, state.cache, row, self.sampling, self.end_ids)
+        stopped = self.stopped if self.sampling.stop else None
+        for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            row.take(token, logprob, self.end_ids, stopped)
+            self.asked += 1
+            self.outputs += 1
+            state.cache.lengths[0] = before + i + 1
+            yield [row]
+            if row.finish:
+                break
+        state.release()
 
     def _advance(self, rows: list[Row], hidden: Tensor) -> list[Row]:
         """Sample one token for each row from (B, H) hidden states; returns the rows."""

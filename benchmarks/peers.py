@@ -22,34 +22,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from parts import OURS, Part, parts
+from peers_table import own_settings, plot, table
+
 HERE = Path(__file__).resolve().parent
-OURS = "Kamerton"
 
 
-@dataclass(frozen=True)
-class Part:
-    """One measurement.
-
-    Attributes:
-        unit: what a contestant does so many of in a second.
-        jobs: for each contestant its job (see `contestants.py`); the first one is Kamerton's, the second its peer's.
-        check: how the results of a turn are compared (a function of this file), "" for not at all.
-        fresh: a new process for every turn (training leaves much behind).
-        scout: settings of the peer; the fastest of one turn each goes into the turns.
-        needs: folder of a data set without which the part is left out.
-    """
-
-    name: str
-    unit: str
-    jobs: dict[str, dict[str, Any]]
-    check: str = ""
-    fresh: bool = False
-    scout: tuple[dict[str, Any], ...] = ()
-    turns: int = 3
-    needs: str = ""
+def environment(policy: str) -> dict[str, str]:
+    """`own`: threads wait as Kamerton has it on a machine with nothing else to do, for all contestants."""
+    waits = (
+        {"OMP_WAIT_POLICY": policy} if policy != "own" else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+    )
+    return {**os.environ, **waits, "HF_HUB_OFFLINE": "1"}
 
 
 class Contestant:
@@ -59,7 +45,7 @@ class Contestant:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "contestants.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True, env={**os.environ, "OMP_WAIT_POLICY": policy, "HF_HUB_OFFLINE": "1"},
+            stderr=self._log, text=True, env=environment(policy),
         )  # fmt: skip
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -92,53 +78,6 @@ def contestant(policy: str) -> Iterator[Contestant]:
         process.close()
 
 
-def parts(*, quick: bool, dtype: str, steps: int | None = None) -> list[Part]:
-    """All measurements.
-
-    Args:
-        quick: short ones.
-        dtype: what is trained, generated and scored in; the checks of agreement are in float32.
-        steps: training steps of a turn.
-    """
-    out = []
-    counts = {"dates": (3, 1), "gsm8k": (2, 1)} if quick else {"dates": (4, 1), "gsm8k": (3, 1)}
-    settings = ("padded", "grouped", "padding-free", "packed")
-    for data, (count, warm) in counts.items():
-        same = {"data": data, "steps": steps or count, "warm": warm, "dtype": dtype}
-        trl = {"job": "train_trl", **same}
-        out.append(Part(
-            f"train-{data}-{dtype}", "tokens",
-            {OURS: {"job": "train_kamerton", **same}, "TRL": {**trl, "setting": "padded"}},
-            fresh=True, scout=() if quick else tuple({**trl, "setting": name} for name in settings),
-            needs="" if data == "dates" else data,
-        ))  # fmt: skip
-    same = {"data": "dates", "steps": 1, "warm": 0, "dtype": "float32"}
-    out.append(Part(
-        "train-loss-check", "tokens",
-        {OURS: {"job": "train_kamerton", **same}, "TRL": {"job": "train_trl", **same, "setting": "padded"}},
-        check="losses", fresh=True, turns=1,
-    ))  # fmt: skip
-    sizes = [(dtype, batch, shared) for batch, shared in ((1, False), (16, False), (16, True), (64, False), (64, True))]
-    for kind, batch, shared in dict.fromkeys([*sizes, ("float32", 1, False), ("float32", 16, True)]):
-        same = {"batch": batch, "shared": shared, "dtype": kind, "new": 8 if quick else 64}
-        out.append(Part(
-            f"generate-{kind}-{batch}{'-shared' if shared else ''}", "tokens",
-            {OURS: {"job": "generate_kamerton", **same}, "transformers": {"job": "generate_transformers", **same}},
-            check="answers", turns=5 if batch == 1 else 3,
-        ))  # fmt: skip
-    for kind, few in dict.fromkeys([(dtype, 1), (dtype, 20), ("float32", 1)]):
-        harness = {"job": "score_lm_eval", "questions": 1, "dtype": kind, "batch": 8}
-        sizes_ = () if quick or kind != dtype or few > 1 else tuple({**harness, "batch": n} for n in (1, 8, 32))
-        jobs = {OURS: {"job": "score_kamerton", "questions": few, "dtype": kind}, "lm-eval": harness}
-        if few > 1:
-            jobs[f"{OURS}, rank"] = {"job": "rank_kamerton", "questions": few, "dtype": kind}
-        out.append(Part(
-            f"score-{kind}-{few}", "choices", jobs, check="scores", scout=sizes_,
-            turns=1 if kind != dtype else 2 if few > 1 else 3,
-        ))  # fmt: skip
-    return out
-
-
 # -- do the results agree? ------------------------------------------------------------------------------------------
 
 
@@ -161,7 +100,27 @@ def scores(ours: dict[str, Any], peer: dict[str, Any]) -> str:
     return f"scores differ by at most {far:.2g}, best choice equal in {same} of {len(pairs)}"
 
 
-CHECKS = {"losses": losses, "answers": answers, "scores": scores}
+def own_losses(ours: dict[str, Any], _: dict[str, Any]) -> str:
+    """The loss of one batch by Kamerton and by peft's forward pass, with the same trained numbers."""
+    return "loss {:.6f} and {:.6f}".format(*ours["losses"])
+
+
+def logprobs(ours: dict[str, Any], peer: dict[str, Any]) -> str:
+    """Sampled answers differ; what they are worth to the model does not."""
+    return f"mean log-probability of a sampled token {ours['logprob']:.3f} and {peer['logprob']:.3f}"
+
+
+def matches(ours: dict[str, Any], peer: dict[str, Any]) -> str:
+    """Exact matches of each method, in per cent."""
+    return ", ".join(
+        f"{n} {v if isinstance(v, str) else round(v)} and {peer['matches'][n]:.0f}" for n, v in ours["matches"].items()
+    )
+
+
+CHECKS = {
+    "losses": losses, "answers": answers, "scores": scores, "own_losses": own_losses, "logprobs": logprobs,
+    "matches": matches,
+}  # fmt: skip
 
 
 # -- turns ----------------------------------------------------------------------------------------------------------
@@ -175,6 +134,8 @@ class Turns:
     cpu_rate: list[float] = field(default_factory=list)
     peak: list[float] = field(default_factory=list)
     working: list[float] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    bytes: list[float] = field(default_factory=list)
 
     def add(self, answer: dict[str, Any]) -> None:
         self.rate.append(answer["units"] / answer["seconds"])
@@ -182,6 +143,9 @@ class Turns:
         self.cpu_rate.append(answer.get("all_units", answer["units"]) / answer["cpu_seconds"])
         self.peak.append(answer["peak_bytes"] / 2**20)
         self.working.append(answer["working_bytes"] / 2**20)
+        for name in ("flops", "bytes"):
+            if name in answer:
+                getattr(self, name).append(answer[name] / answer["seconds"])
 
 
 def measure(part: Part, turns: int, policy: str) -> dict[str, Any]:
@@ -194,7 +158,7 @@ def measure(part: Part, turns: int, policy: str) -> dict[str, Any]:
                 answer = one.run(job)
             rate = answer["units"] / answer["seconds"]
             scouted.append({**job, "rate": rate, "peak_mb": answer["peak_bytes"] / 2**20})
-            print(f"  {peer} {_own(job)}: {scouted[-1]['rate']:.4g} {part.unit}/s", flush=True)
+            print(f"  {peer} {own_settings(job)}: {scouted[-1]['rate']:.4g} {part.unit}/s", flush=True)
         best = max(range(len(scouted)), key=lambda i: scouted[i]["rate"])
         jobs[peer] = part.scout[best]
     seen = {name: Turns() for name in jobs}
@@ -217,50 +181,27 @@ def measure(part: Part, turns: int, policy: str) -> dict[str, Any]:
     return {
         "name": part.name, "unit": part.unit, "jobs": jobs, "peer": peer, "policy": policy, "turns": turns,
         "date": time.strftime("%Y-%m-%d %H:%M"), "load": os.getloadavg()[0], "scouted": scouted,
+        "target": part.target, "memory_target": part.memory, "most": most(part),
         "contestants": {name: vars(t) for name, t in seen.items()}, "check": sorted(set(notes)),
     }  # fmt: skip
 
 
-def _own(job: dict[str, Any]) -> str:
-    return " ".join(f"{k}={v}" for k, v in job.items() if k in ("setting", "batch"))
+def most(part: Part) -> dict[str, float]:
+    """This machine's matrix peak in the part's data type, in FLOPs a second, and its memory's bytes a second, now."""
+    import torch
 
-
-# -- tables ---------------------------------------------------------------------------------------------------------
-
-
-def _spread(values: list[float], digits: int = 3) -> str:
-    numbers = (median(values), min(values), max(values))
-    middle, low, high = (f"{v:,.0f}" if v >= 100 else f"{v:.{digits}g}" for v in numbers)
-    return middle if len(values) == 1 else f"{middle} ({low}–{high})"
-
-
-def ratios(result: dict[str, Any], name: str, key: str) -> list[float]:
-    """A contestant's numbers over the peer's, turn by turn."""
-    mine, theirs = (result["contestants"][who][key] for who in (name, result["peer"]))
-    return [a / b for a, b in zip(mine, theirs, strict=True)]
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: a line for each of our contestants."""
-    lines = [
-        "| measurement | unit/s, Kamerton | unit/s, peer | peer | ratio | ratio, processor time | peak MB, Kamerton | "
-        "peak MB, peer | agreement |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        theirs = r["contestants"][r["peer"]]
-        setting = _own(r["jobs"][r["peer"]]) if "generate" not in r["name"] else ""
-        for name, mine in r["contestants"].items():
-            if name == r["peer"]:
-                continue
-            label, peer = r["name"] + name.removeprefix(OURS), f"{r['peer']} {setting}".strip()
-            lines.append(
-                f"| {label} | {_spread(mine['rate'])} {r['unit']} | {_spread(theirs['rate'])} | {peer} | "
-                f"**{_spread(ratios(r, name, 'rate'))}** | {_spread(ratios(r, name, 'cpu_rate'))} | "
-                f"{median(mine['peak']):,.0f} | {median(theirs['peak']):,.0f} | "
-                f"{'; '.join(r['check']) if name == OURS else ''} |"
-            )  # fmt: skip
-    return "\n".join(lines) + "\n"
+    kind = next((job["dtype"] for job in part.jobs.values() if "dtype" in job), "float32")
+    a, b = (torch.randn(2048, 2048).to(getattr(torch, kind)) for _ in range(2))
+    much = torch.ones(64 * 2**20)
+    rates, reads = [], []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        rates.append(2 * 2048**3 / (time.perf_counter() - start))
+        start = time.perf_counter()
+        much.sum()
+        reads.append(4 * much.numel() / (time.perf_counter() - start))
+    return {"flops": max(rates), "bytes": max(reads)}
 
 
 def machine() -> dict[str, Any]:
@@ -295,7 +236,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="training steps of each turn, the first one not counted")
     parser.add_argument("--turns", type=int, help="turns of each part (default: 2 to 5 by its length)")
-    parser.add_argument("--wait-policy", default="PASSIVE", choices=["PASSIVE", "ACTIVE"], help="OMP_WAIT_POLICY")
+    parser.add_argument("--wait-policy", default="own", choices=["PASSIVE", "ACTIVE", "own"], help="OMP_WAIT_POLICY")
     parser.add_argument("--json", type=Path, default=Path("peers.json"), help="results; a .md table lies beside it")
     arguments = parser.parse_args()
     sys.path.insert(0, str(HERE))
@@ -329,6 +270,7 @@ def main() -> None:
         results = sorted(done.values(), key=lambda r: order.index(r["name"]) if r["name"] in order else len(order))
         arguments.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))
         arguments.json.with_suffix(".md").write_text(table(results))
+        arguments.json.with_suffix(".svg").write_text(plot(results))
 
 
 if __name__ == "__main__":

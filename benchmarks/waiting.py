@@ -69,7 +69,9 @@ def main() -> None:
             for count in args.counts:
                 environment = {**os.environ, "GOMP_SPINCOUNT": str(count)}
                 running = [
-                    subprocess.Popen([sys.executable, __file__, "--one"], env=environment, stdout=subprocess.PIPE, text=True)
+                    subprocess.Popen(
+                        [sys.executable, __file__, "--one"], env=environment, stdout=subprocess.PIPE, text=True
+                    )
                     for _ in range(together)
                 ]  # fmt: skip
                 for program in running:

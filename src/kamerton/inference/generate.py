@@ -4,7 +4,7 @@ Each distinct prompt goes through the model once. Its keys and values are copied
 there is only one prompt, shared by all of them. Decoding takes one token of every live row at a time; a row that is
 finished leaves, the last row moves into its slot, and waiting prompts refill what is free.
 
-What it leaves out: speculative decoding and paging (every row has columns for its longest possible answer).
+What it leaves out: paging (every row has columns for its longest possible answer).
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def parts(*, quick: bool, dtype: str, steps: int | None = None) -> list[Part]:
 def _training(*, quick: bool, dtype: str, steps: int | None) -> list[Part]:
     out = []
     counts = {"dates": (3, 1), "gsm8k": (2, 1)} if quick else {"dates": (4, 1), "gsm8k": (3, 1)}
-    tried = ("padded", "grouped", "padding-free", "packed")
+    tried = ("packed", "grouped", "padding-free", "padded")
+    every = ("grouped", "padded")  # what transformers' Trainer has too
     rows = [
         ("lora", "dates"),
         ("lora", "gsm8k"),
@@ -68,8 +69,8 @@ def _training(*, quick: bool, dtype: str, steps: int | None) -> list[Part]:
         target = {"lora": 2.0, "full": 1.5}.get(method, 2.0) if data == "gsm8k" else None
         out.append(Part(
             f"train-{name}{data}-{dtype}", "tokens",
-            {OURS: {"job": "train_kamerton", **same}, "Trainer" if soft else "TRL": {**peer, "setting": "padded"}},
-            fresh=True, scout=() if quick else tuple({**peer, "setting": s} for s in (tried[:2] if soft else tried)),
+            {OURS: {"job": "train_kamerton", **same}, "Trainer" if soft else "TRL": {**peer, "setting": tried[soft]}},
+            fresh=True, scout=() if quick else tuple({**peer, "setting": s} for s in tried if s in every or not soft),
             needs="" if data == "dates" else data, target=target,
             memory=0.6 if (method, data) == ("lora", "gsm8k") else None,
         ))  # fmt: skip

@@ -34,7 +34,7 @@ def _grpo(questions: int, group: int, new: int, dtype: str, steps: int) -> tuple
     assert examples is not None
     task = Task("grpo", tuple(examples), (), (), ("exact-match",), max_answer_tokens=new)
     return task, argparse.Namespace(
-        questions=questions, group=group, new=new, kl=0.04, dtype=dtype, max_tokens=4096, trl_rows=0, turns=steps - 1,
+        questions=questions, group=group, new=new, kl=0.04, dtype=dtype, max_tokens=4096, trl_rows=16, turns=steps - 1,
         steps=1,
     )  # fmt: skip
 

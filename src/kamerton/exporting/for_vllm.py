@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 import torch
 
-from kamerton import processes
+from kamerton.backends import check_backend
 from kamerton.base import CausalModel
 from kamerton.base.load import DTYPES, Base
 from kamerton.base.recurrent_model import RecurrentModel
 from kamerton.errors import KamertonError, ModelError
 from kamerton.exporting import weights as plain
 from kamerton.inference import Engine
-from kamerton.inference.vllm.library import Needs, check_vllm, start
+from kamerton.inference.vllm.library import Needs, start
 from kamerton.methods.merge import TOLERANCE
 from kamerton.methods.method import Adapted, Wrapped, decode_through
 from kamerton.retrieval.joint import QueryingModel
@@ -52,20 +52,6 @@ _UNFIT = {
 
 def _refused(method: str, why: str) -> KamertonError:
     return KamertonError(f"vLLM does not run {method}: {why}", where=WHERE, mend=MEND)
-
-
-def check_backend(name: str) -> None:
-    """Refuse a backend that is not there.
-
-    Raises:
-        KamertonError: there is none of this name, it is not installed, or several processes share the work.
-    """
-    if name not in ("torch", "vllm"):
-        raise KamertonError(f"no backend '{name}'", where="backend", mend="use torch or vllm")
-    if name == "vllm":
-        check_vllm()
-        if processes.count() > 1:
-            raise KamertonError("several processes share the work, and vLLM runs in one", where=WHERE, mend=MEND)
 
 
 def check_runs(base: Base, method: Any, options: Any) -> None:
@@ -215,6 +201,15 @@ class Pool:
             found = self._open.pop(f"own {id(innermost(adapted))}", None)
             if found is not None:
                 found.close()
+
+    @contextmanager
+    def answering(self, *models: Adapted) -> Iterator[None]:
+        """While it is open, models answer through vLLM; what they share with others stays there."""
+        self.attach(*models)
+        try:
+            yield
+        finally:
+            self.detach(*models)
 
     def close(self) -> None:
         """Let all models answer as before, and give the memory back."""

@@ -312,4 +312,3 @@ def _correction(job: Job, number: int) -> Callable[[Any], Any]:
             return logits
 
     return first
-

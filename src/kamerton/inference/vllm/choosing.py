@@ -73,7 +73,7 @@ _Row = tuple[Wish, list[int]]
 """A wish, and the tokens that its request has so far (vLLM's own list, which grows)."""
 
 
-class Choosing(LogitsProcessor):  # type: ignore[misc]
+class Choosing(LogitsProcessor):
     """vLLM's hook between logits and token."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002

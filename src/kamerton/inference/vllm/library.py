@@ -6,7 +6,6 @@ and runs in this process, so that what chooses tokens (`choosing.py`) and adapte
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 import torch
 
-from kamerton.errors import KamertonError, MissingExtra, ResourceError
+from kamerton.backends import check_vllm
+from kamerton.errors import KamertonError, ResourceError
 from kamerton.memory import out_of_memory
 
 _QUIET = {
@@ -29,16 +29,6 @@ BLOCK = 32
 """Tokens of a block of keys and values on a CPU: what prompts begin with is shared in whole blocks."""
 MOST_TOP = 64
 """Likeliest tokens that can be told of at each place."""
-
-
-def check_vllm() -> None:
-    """Refuse where vLLM is not installed.
-
-    Raises:
-        MissingExtra: it is not.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise MissingExtra("vllm", "vllm")
 
 
 @dataclass(frozen=True)

@@ -84,18 +84,6 @@ class Weights:
         number = next(_adapters)
         return LoRARequest(f"adapter-{number}", number, str(folder))
 
-    def load(self, adapter: Any) -> None:
-        """Read an adapter now, again where its file has changed; what was computed with it is forgotten."""
-        adapter.load_inplace = True
-        self._engine.add_lora(adapter)
-        adapter.load_inplace = False
-        self._engine.reset_prefix_cache()
-
-    def load_weights(self, named: Iterable[tuple[str, Any]]) -> None:
-        """Put other numbers into the weights, named as in transformers; what was computed with them is forgotten."""
-        self._engine.apply_model(lambda model: model.load_weights(named))
-        self._engine.reset_prefix_cache()
-
     def add(
         self, prompt: Mapping[str, Any], length: int, room: int, wish: Wish, end_ids: Sequence[int],
         hear: Callable[[int, float, tuple[tuple[int, float], ...]], bool], work: Callable[[Work, int], None], *,

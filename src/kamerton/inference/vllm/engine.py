@@ -60,10 +60,6 @@ class VllmEngine(Engine):
             self.weights, self.asked, self.model.soft_tokens, self.renderer.end_ids, self.adapter, self._worked
         )
 
-    def refresh(self) -> None:
-        """Take soft tokens in front anew: they have changed."""
-        self._soft = None
-
     def asked(self, prompt: Sequence[int]) -> Mapping[str, Any]:
         """vLLM's input: token ids, and where there are soft tokens their embeddings among them."""
         from vllm.inputs.engine import embeds_input, tokens_input

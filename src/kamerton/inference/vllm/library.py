@@ -1,7 +1,7 @@
 """Start vLLM in this process, quietly, on a folder of weights.
 
 It is never given a tokenizer: Kamerton's renderer makes the tokens and reads them. It sends no statistics of its use,
-and runs in this process, so that what chooses tokens (`choosing.py`) and adapters whose weights change are at hand.
+and runs in this process, so that what chooses tokens (`choosing.py`) is at hand.
 """
 
 from __future__ import annotations

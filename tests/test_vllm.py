@@ -32,8 +32,8 @@ QUESTIONS: list[Conversation] = [
     (Message("system", "Answer in one word."), Message("user", "What is the capital of France?")),
     (Message("user", "Write two lines about rain, and then count from one to five."),),
 ]
-GREEDY = Sampling(max_tokens=16)
-SAMPLED = Sampling(max_tokens=12, temperature=0.9, top_p=0.95, top_k=40, min_p=0.01, n=2, seed=7)
+GREEDY = Sampling(max_tokens=12)
+SAMPLED = Sampling(max_tokens=8, temperature=0.9, top_p=0.95, top_k=40, min_p=0.01, n=2, seed=7)
 CHOICES = [["red, green", "blue", "red"], ["Paris", "London"], ["one two", "rain", "snow falls"]]
 
 
@@ -138,10 +138,10 @@ def models(demo: Base) -> dict[str, Adapted]:
 def everything(adapted: Adapted) -> dict[str, Any]:
     """What a model says and scores."""
     engine = adapted.engine
-    text = engine.renderer.split("A tuning fork gives one true note. " * 8)
+    text = engine.renderer.split("A tuning fork gives one true note. " * 5)
     return {
         "greedy": adapted.generate(QUESTIONS, GREEDY), "sampled": adapted.generate(QUESTIONS, SAMPLED),
-        "stopped": adapted.generate(QUESTIONS, Sampling(max_tokens=24, stop=("a", "e"))),
+        "stopped": adapted.generate(QUESTIONS, Sampling(max_tokens=12, stop=("a", "e"))),
         "scores": adapted.score(QUESTIONS, CHOICES), "choices": adapted.choose(QUESTIONS, CHOICES, GREEDY),
         "text": engine.token_log_probs([text[0]], [text[1]])[0],
         "next": engine.next_log_probs([engine.renderer.prompt(q) for q in QUESTIONS]),

@@ -7,6 +7,7 @@ and runs in this process, so that what chooses tokens (`choosing.py`) is at hand
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def start(folder: str | Path, needs: Needs, *, dtype: str, device: str, cache_by
             mend=f"set base.device to {kind}, install the vLLM for {device}, or use the backend torch"
             if kind else "use the backend torch",
         )  # fmt: skip
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # of its own calls of torch
     on_cpu = kind == "cpu"
     lora: dict[str, Any] = {}
     if needs.rank:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -76,7 +76,8 @@ def test_the_command_serves_and_stops(small_folder: Path, models: dict[str, Adap
     [
         (["demo", "--host", "0.0.0.0"], "there is no key; give --api-key or set KAMERTON_API_KEY"),
         pytest.param(
-            ["demo", "--backend", "vllm"], "vllm is not installed",
+            ["demo", "--backend", "vllm"],
+            "vllm is not installed",
             marks=pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed"),
         ),
         (["demo", "--backend", "gpu"], "no backend 'gpu'"),

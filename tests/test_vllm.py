@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from kamerton.base import Base
 from kamerton.errors import KamertonError, MissingExtra
 from kamerton.exporting.for_vllm import Pool, check_runs, form_of
 from kamerton.inference import Answer, Engine, Sampling
+from kamerton.inference.continuous import Cancelled
+from kamerton.inference.runner import BatchedEngine, Runner, Ticket
 from kamerton.methods import get_method, parse_options
-from kamerton.methods.method import Adapted, Run
+from kamerton.methods.method import Adapted, Run, decode_through
 from kamerton.recipe import EvaluationSpec
 from kamerton.tasks.example import Conversation, Message
 from kamerton.training import Budget
@@ -129,8 +132,8 @@ def models(demo: Base) -> dict[str, Adapted]:
     return {
         "base": fitted(demo, "zero-shot"), "few-shot": fitted(demo, "few-shot", shots=4),
         "lora": tuned(demo, "lora", 0.03, rank=4, rslora=True), "prompt": tuned(demo, "prompt-tuning", 0.3, tokens=9),
-        "generator": tuned(demo, "prompt-generator", 0.2, tokens=5, generated=3),
-        "front": tuned(demo, "prompt-generator", 0.2, tokens=5, generated=3, place="front"),
+        "generator": tuned(demo, "prompt-generator", 1.0, tokens=5, generated=3),
+        "front": tuned(demo, "prompt-generator", 1.0, tokens=5, generated=3, place="front"),
         "full": tuned(demo, "full", 0.003), "dora": tuned(demo, "lora", 0.03, rank=4, dora=True),
     }  # fmt: skip
 
@@ -226,3 +229,41 @@ def test_a_corrected_first_token_and_begun_answers(demo: Base) -> None:
         assert [x.tokens for x in b] == [x.tokens for x in a]
     assert [x.tokens[0] for x in one[0]] == prefer
     assert type(adapted.engine) is Engine
+
+
+@with_vllm
+@pytest.mark.slow
+def test_requests_of_several_threads_share_a_batch_and_may_be_cancelled(demo: Base) -> None:
+    adapted = fitted(demo, "zero-shot")
+    kinds = [GREEDY, SAMPLED, Sampling(max_tokens=5, temperature=1.0, seed=1)]
+    one = [adapted.generate(QUESTIONS, kind) for kind in kinds]
+    scores = adapted.score(QUESTIONS, CHOICES)
+    runner = Runner()
+    heard: list[Any] = []
+    with Pool(2048, 32) as pool:
+        pool.attach(adapted)
+        decode_through(adapted, BatchedEngine(adapted.engine, runner))
+        runner.start()
+        try:
+            ticket = Ticket()
+            prompt = adapted.renderer.prompt(QUESTIONS[0])
+            long = Sampling(max_tokens=1500, temperature=1.0)
+            batched: Any = adapted.engine
+            runner.call(lambda: batched.ask([prompt], long, heard.append, top=3, ticket=ticket)).result()
+            with ThreadPoolExecutor(4) as threads:
+                said = [threads.submit(adapted.generate, QUESTIONS, kind) for kind in kinds]
+                scored = threads.submit(adapted.score, QUESTIONS, CHOICES)
+                two = [future.result() for future in said]
+                for a, b in zip(scored.result(), scores, strict=True):
+                    assert a == pytest.approx(b, abs=5e-3)
+            ticket.cancel()
+            adapted.generate(QUESTIONS[:1], Sampling(max_tokens=2))
+            assert not batched.batch.busy
+        finally:
+            runner.close()
+    assert isinstance(heard[-1], Cancelled)
+    (token,) = heard[0]
+    assert len(token.top) == 3
+    assert token.top[0][1] >= token.top[1][1] >= token.top[2][1]
+    for a, b in zip(one, two, strict=True):
+        assert [x.tokens for x in b] == [x.tokens for x in a]

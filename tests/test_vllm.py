@@ -220,7 +220,7 @@ def test_a_corrected_first_token_and_begun_answers(demo: Base) -> None:
         before = adapted.engine.usage.computed_tokens
         adapted.generate(QUESTIONS, GREEDY)
         assert adapted.engine.usage.computed_tokens > before
-        with pytest.raises(KamertonError, match="raise evaluation.max_batch_tokens"):
+        with pytest.raises(KamertonError, match=r"raise evaluation\.max_batch_tokens"):
             adapted.generate([(Message("user", "word " * 2100),)], GREEDY)
         with pytest.raises(ZeroDivisionError):
             adapted.engine.generate(QUESTIONS, GREEDY, first=lambda *_: 1 / 0)

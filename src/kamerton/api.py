@@ -14,12 +14,14 @@ from kamerton.assessment.scaling_page import Scaling
 from kamerton.assessment.scaling_settings import ScalingSettings
 from kamerton.assessment.settings import FidelitySettings
 from kamerton.assessment.write import Fidelity
+from kamerton.backends import check_backend
 from kamerton.base import Base
 from kamerton.comparison.run import Comparison, Watcher, check_task, recipe_base
 from kamerton.comparison.run import compare as run_comparison
 from kamerton.comparison.store import Store
 from kamerton.errors import KamertonError
 from kamerton.evaluation.answering import answer, judge, values
+from kamerton.exporting.for_vllm import decoding
 from kamerton.exporting.run import SHARD, Exported
 from kamerton.exporting.run import export as run_export
 from kamerton.inference import Sampling
@@ -234,6 +236,7 @@ def evaluate(
         split: test, validation or train.
     """
     recipe = as_recipe(recipe, data)
+    check_backend(recipe.evaluation.backend)  # before the model is loaded
     task = _split_of(recipe, task, split)
     adapted = target if isinstance(target, Adapted) else load(target)
     examples: tuple[Example, ...] = getattr(task, split)
@@ -243,7 +246,8 @@ def evaluate(
         if report is not None:
             report("answering", done / total, f"{done} of {total}")
 
-    said = answer(adapted, examples, sampling, progress=progress)
+    with decoding(recipe.evaluation.backend, [adapted], tokens=recipe.evaluation.max_batch_tokens):
+        said = answer(adapted, examples, sampling, progress=progress)
     statistics = judge(said.texts, examples, task.metrics)
     first = statistics[task.metrics[0]]
     return Evaluation(
@@ -283,6 +287,7 @@ def fidelity(
     """
     recipe, settings = as_recipe(recipe, data), settings or FidelitySettings()
     settings = replace(settings, max_batch_tokens=recipe.evaluation.max_batch_tokens)
+    check_backend(recipe.evaluation.backend)
     task = _split_of(recipe, task, split)
     folder = Path(output)
     lock = Store(folder).lock()
@@ -293,7 +298,8 @@ def fidelity(
             second = against if isinstance(against, Adapted) else load_beside(against, first.base)
             name = _label(against, second)
             models[name if name not in models else f"{name} (2)"] = second
-        return run_assessment(models, recipe, task, split, settings, folder, report or (lambda *_: None), command)
+        with decoding(recipe.evaluation.backend, models, tokens=recipe.evaluation.max_batch_tokens):
+            return run_assessment(models, recipe, task, split, settings, folder, report or (lambda *_: None), command)
     finally:
         lock.release()
 
@@ -324,13 +330,15 @@ def scaling(
         What was measured, and where the page is.
     """
     recipe, settings = as_recipe(recipe, data), settings or ScalingSettings()
+    check_backend(recipe.evaluation.backend)
     task = _split_of(recipe, task, split)
     folder = Path(output)
     lock = Store(folder).lock()
     try:
         model = target if isinstance(target, Adapted) else load(target)
         told = {"label": _label(target, model), "command": command}
-        return run_scaling(model, recipe, task, split, settings, folder, report or (lambda *_: None), told)
+        with decoding(recipe.evaluation.backend, [model], tokens=recipe.evaluation.max_batch_tokens):
+            return run_scaling(model, recipe, task, split, settings, folder, report or (lambda *_: None), told)
     finally:
         lock.release()
 

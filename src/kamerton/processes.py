@@ -81,7 +81,8 @@ def _group() -> Any:
     torch = sys.modules.get("torch")  # whoever has not imported it is alone
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
-    return torch.distributed
+    # a group of one is a library's own (vLLM's) and no launch of several
+    return torch.distributed if torch.distributed.get_world_size() > 1 else None
 
 
 def join() -> None:

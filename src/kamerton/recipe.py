@@ -148,10 +148,15 @@ class SamplingSpec(Part):
 
 
 class EvaluationSpec(Part):
-    """How the test set is run: tokens in one batch, and decoding."""
+    """How the test set is run: tokens in one batch, who decodes, and decoding."""
 
     max_batch_tokens: Count = 8192
+    backend: Literal["torch", "vllm"] = "torch"
     sampling: SamplingSpec = SamplingSpec()
+
+    def decides(self) -> dict[str, Any]:
+        """What of it decides a result; torch is not named, so that results from before there was another stand."""
+        return self.model_dump(exclude={"backend"} if self.backend == "torch" else None)
 
 
 class RaceSpec(Part):

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from kamerton.cli.options import AddressOption, CpusOption, ExecutorOption, MemoryOption, resource_fields, terminal
+from kamerton.cli.options import (
+    AddressOption,
+    BackendOption,
+    CpusOption,
+    ExecutorOption,
+    MemoryOption,
+    backend_field,
+    resource_fields,
+    terminal,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +27,7 @@ def register(app: typer.Typer) -> None:
         "kamerton compare examples/dates.yaml\n\n"
         "kamerton compare examples/banking77.yaml --data ~/data/banking77 --output runs/banking\n\n"
         "kamerton compare examples/dates.yaml --race\n\n"
+        "kamerton compare examples/dates.yaml --backend vllm\n\n"
         "kamerton compare examples/dates.yaml --executor ray --address auto --cpus 4 --output /shared/dates\n\n"
         "kamerton compare examples/dates.yaml --set seeds=5 --set budget.epochs=2"
     )
@@ -29,6 +39,7 @@ def register(app: typer.Typer) -> None:
         race: Annotated[
             bool | None, typer.Option("--race/--no-race", help="Stop early what is clearly behind on validation.")
         ] = None,
+        backend: BackendOption = None,
         executor: ExecutorOption = "local",
         address: AddressOption = None,
         cpus: CpusOption = None,
@@ -51,7 +62,7 @@ def register(app: typer.Typer) -> None:
             raise KamertonError("is of Ray alone", where="--gpus", mend="add --executor ray, or set base.device")
         asked = resource_fields(cpus=cpus, gpus=gpus, memory=memory)
         # before slow imports: most mistakes are here
-        loaded = load_recipe(recipe, data=data, overrides=[*(set_ or []), *asked])
+        loaded = load_recipe(recipe, data=data, overrides=[*(set_ or []), *asked, *backend_field(backend)])
 
         from kamerton.cli.display import Bars
         from kamerton.comparison.run import compare as run

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kamerton.cli.options import picked, say_measured, terminal
+from kamerton.cli.options import BackendOption, backend_field, picked, say_measured, terminal
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
         "kamerton eval runs/dates-lora examples/dates.yaml\n\n"
         "kamerton eval demo examples/dates.yaml --show 5\n\n"
         "kamerton eval runs/dates examples/dates.yaml --answers answers.jsonl\n\n"
+        "kamerton eval runs/dates-lora examples/dates.yaml --backend vllm\n\n"
         "kamerton eval runs/dates-lora examples/dates.yaml --fidelity --judge\n\n"
         "kamerton eval runs/dates-lora examples/dates.yaml --fidelity --against runs/dates-prompt-tuning\n\n"
         "kamerton eval runs/dates-lora examples/dates.yaml --scaling --samples 16",
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
         show: Annotated[int, typer.Option(min=0, help="Print so many answers.")] = 3,
         answers: Annotated[Path | None, typer.Option(help="Write all answers to this JSON-lines file.")] = None,
         set_: Annotated[list[str] | None, typer.Option("--set", help="Set a field: task.limit.test=50.")] = None,
+        backend: BackendOption = None,
         fidelity: Annotated[
             bool, typer.Option("--fidelity", help="Compare sampled answers with references, and write a page.")
         ] = False,
@@ -61,18 +63,19 @@ def register(app: typer.Typer) -> None:
             "--reward": reward or None, "--budgets": budgets, "--continuations": continuations,
         }  # fmt: skip
         _refuse_strangers({"--fidelity": (fidelity, given), "--scaling": (scaling, scaled)})
+        fields = [*(set_ or []), *backend_field(backend)]
         if fidelity:
-            _fidelity(target, recipe, data, split, set_ or [], given)
+            _fidelity(target, recipe, data, split, fields, given)
             return
         if scaling:
             from kamerton.cli.test_time_scaling import run_scaling
 
-            run_scaling(target, recipe, data, split, set_ or [], scaled)
+            run_scaling(target, recipe, data, split, fields, scaled)
             return
 
         from kamerton.recipe import load_recipe
 
-        loaded = load_recipe(recipe, data=data, overrides=set_ or [])  # before slow imports: most mistakes are here
+        loaded = load_recipe(recipe, data=data, overrides=fields)  # before slow imports: most mistakes are here
 
         from kamerton.api import evaluate as run
         from kamerton.cli.display import OneBar

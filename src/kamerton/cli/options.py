@@ -18,6 +18,9 @@ DtypeOption = Annotated[
 ]
 """`--dtype` of commands that load targets."""
 
+BackendOption = Annotated[str | None, typer.Option(help="What decodes: torch or vllm; default: the recipe's.")]
+"""`--backend` of commands that take a recipe."""
+
 ExecutorOption = Annotated[str, typer.Option(help="Where the work is done: local or ray.")]
 """`--executor` of commands that split their work."""
 AddressOption = Annotated[
@@ -35,6 +38,20 @@ def resource_fields(*, cpus: int | None = None, gpus: float | None = None, memor
     """Options that say what a task gets, as fields of the recipe for its overrides."""
     given = {"cpus": cpus, "gpus": gpus, "memory": memory}
     return [f"resources.{name}={value}" for name, value in given.items() if value is not None]
+
+
+def backend_field(backend: str | None) -> list[str]:
+    """`--backend` as a field of the recipe for its overrides.
+
+    Raises:
+        KamertonError: there is none of this name, or it is not installed.
+    """
+    if backend is None:
+        return []
+    from kamerton.backends import check_backend
+
+    check_backend(backend)
+    return [f"evaluation.backend={backend}"]
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:

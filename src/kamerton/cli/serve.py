@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     @app.command(
         epilog="Examples:\n\nkamerton serve demo\n\nkamerton serve demo dates=runs/dates-lora --port 8080\n\n"
         "kamerton serve demo runs/dates --feedback judged.sqlite\n\nkamerton serve demo --dtype float32\n\n"
+        "kamerton serve demo dates=runs/dates-lora --backend vllm\n\n"
         "KAMERTON_API_KEY=… kamerton serve runs/dates --host 0.0.0.0\n\n"
         "Then: OpenAI(base_url='http://127.0.0.1:8000/v1', api_key='none')"
     )
@@ -44,7 +46,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(dir_okay=False, help="SQLite file for judgements on the page; default: none are asked for."),
         ] = None,
         dtype: DtypeOption = "auto",
-        backend: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
+        backend: Annotated[str, typer.Option(help="What decodes: torch or vllm.")] = "torch",
         rows: Annotated[int, typer.Option(min=1, help="Answers that are decoded at once, for each model.")] = 64,
         batch_tokens: Annotated[
             int, typer.Option(min=128, help="Tokens whose keys and values are kept at once, for each model.")
@@ -72,11 +74,17 @@ def register(app: typer.Typer) -> None:
         from kamerton.together import load_together
 
         sock = listen(host, port)  # before the models: a taken port is known at once
-        store = None
+        store, closing = None, ExitStack()
         try:
             store = FeedbackStore(feedback) if feedback else None
             with terminal().status("loading") as status:
                 models = load_together(targets, report=lambda text: status.update(text), dtype=kind)
+                if backend == "vllm":
+                    status.update("starting vLLM")
+                    from kamerton.exporting.for_vllm import Pool
+
+                    pool = closing.enter_context(Pool(batch_tokens, rows))
+                    pool.attach(*models.values())
             limits = Limits(
                 body=max_body, messages=max_messages, prompts=max_prompts, answer=max_tokens, n=max_n,
                 requests=max_requests, rows=rows, tokens=batch_tokens, seconds=timeout, grace=grace,
@@ -98,6 +106,7 @@ def register(app: typer.Typer) -> None:
         except KeyboardInterrupt:
             pass
         finally:
+            closing.close()
             sock.close()
             if store is not None:
                 store.close()
@@ -106,17 +115,11 @@ def register(app: typer.Typer) -> None:
 
 def _check(host: str, key: str | None, backend: str) -> None:
     """Refuse what would be unsafe, or is not there."""
+    from kamerton.backends import check_backend
     from kamerton.errors import KamertonError
     from kamerton.serving.guard import is_loopback
 
-    if backend not in ("torch", "vllm"):
-        raise KamertonError(f"no backend '{backend}'", mend="use torch or vllm")
-    if backend == "vllm":
-        import importlib.util
-
-        there = importlib.util.find_spec("vllm") is not None
-        lacks = "which is not tied in yet" if there else "and vllm is not installed"
-        raise KamertonError(f"the backend vllm wants vLLM and a GPU, {lacks}", mend="use --backend torch")
+    check_backend(backend)
     if key is not None and (not key.strip() or not key.isprintable()):
         raise KamertonError("the API key is empty or holds what a header cannot", mend="choose another key")
     if key is None and not is_loopback(host):

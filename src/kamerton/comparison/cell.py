@@ -6,6 +6,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kamerton.comparison.store import Cell, Store
 from kamerton.evaluation.answering import answer, judge, latency, values
 from kamerton.evaluation.forgetting import Reference, bits_per_byte, kl
 from kamerton.evaluation.memory import peak_bytes, reset_peak
+from kamerton.exporting.for_vllm import Pool
 from kamerton.inference import Sampling
 from kamerton.methods import get_method, load_adapted, parse_options
 from kamerton.methods.method import Adapted, Run
@@ -32,9 +34,12 @@ Watch = Callable[[str, Progress], None]
 
 def run_cell(
     store: Store, cell: Cell, base: Base, task: Task, budget: Budget, reference: Reference | None,
-    sampling: dict[str, Any], max_batch_tokens: int, report: Report, watch: Watch,
+    sampling: dict[str, Any], max_batch_tokens: int, report: Report, watch: Watch, pool: Pool | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run one cell and write its files.
+
+    Args:
+        pool: where the test set is answered, and latency is measured; None: by torch. Forgetting is measured by torch.
 
     Returns:
         The record that was written.
@@ -51,17 +56,18 @@ def run_cell(
     fitted = time.perf_counter()
 
     model = adapted.engine.model
-    work_before = model.work.copy()
     plan = Sampling(**sampling, max_tokens=task.max_answer_tokens, seed=cell.seed)
-    answers = answer(
-        adapted, task.test, plan,
-        progress=lambda done, total: report(ANSWERING, done / total, f"{done} of {total} questions"),
-    )  # fmt: skip
-    evaluated = time.perf_counter()
-    evaluate_flops = flops((model.work - work_before).of_all(), model.hf)
-    statistics = judge(answers.texts, task.test, task.metrics)
-    report(MEASURING, 0.3, "latency and forgetting")
-    delay = latency(adapted, task.test, plan)
+    with pool.answering(adapted) if pool is not None else nullcontext():
+        work_before, asked = model.work.copy(), time.perf_counter()
+        answers = answer(
+            adapted, task.test, plan,
+            progress=lambda done, total: report(ANSWERING, done / total, f"{done} of {total} questions"),
+        )  # fmt: skip
+        evaluated = time.perf_counter()
+        evaluate_flops = flops((model.work - work_before).of_all(), model.hf)
+        statistics = judge(answers.texts, task.test, task.metrics)
+        report(MEASURING, 0.3, "latency and forgetting")
+        delay = latency(adapted, task.test, plan)
     forgot = _forgetting(adapted, base, reference)
 
     adapter = folder / "adapter"
@@ -79,7 +85,7 @@ def run_cell(
         "label": cell.label, "method": cell.method, "seed": cell.seed, "status": "ok",
         "fingerprint": cell.fingerprint, "options": adapted.options.model_dump(), "chosen": fit.chosen,
         "search": fit.search, "metrics": values(statistics, task.test),
-        "seconds": {"fit": fit.seconds or fitted - started, "evaluate": evaluated - fitted},
+        "seconds": {"fit": fit.seconds or fitted - started, "evaluate": evaluated - asked},
         "tokens": {
             "trained": fit.tokens, "prompt": sum(answers.prompt_tokens),
             "generated": sum(answers.generated_tokens),
@@ -113,7 +119,7 @@ def run_cell(
 
 def scout_cell(
     store: Store, cell: Cell, base: Base, task: Task, budget: Budget, share: float, sampling: dict[str, Any],
-    max_batch_tokens: int, report: Report, watch: Watch,
+    max_batch_tokens: int, report: Report, watch: Watch, pool: Pool | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a cell to a share of its schedule, answer the validation questions, and write what a look needs.
 
@@ -140,13 +146,15 @@ def scout_cell(
         )
         method = get_method(cell.method)
         adapted = method.fit(base, task, budget, parse_options(method, cell.options), run)
-    model, started = adapted.engine.model, time.perf_counter()
-    work_before = model.work.copy()
+    model = adapted.engine.model
     plan = Sampling(**sampling, max_tokens=task.max_answer_tokens, seed=cell.seed)
-    answers = answer(
-        adapted, task.validation, plan,
-        progress=lambda done, total: report(VALIDATING, done / total, f"{done} of {total} questions"),
-    )  # fmt: skip
+    with pool.answering(adapted) if pool is not None else nullcontext():
+        started, work_before = time.perf_counter(), model.work.copy()
+        answers = answer(
+            adapted, task.validation, plan,
+            progress=lambda done, total: report(VALIDATING, done / total, f"{done} of {total} questions"),
+        )  # fmt: skip
+        answered = time.perf_counter()
     statistics = judge(answers.texts, task.validation, task.metrics[:1])
     fit = adapted.record
     scouted = {
@@ -157,7 +165,7 @@ def scout_cell(
             "fit": fit.flops, "whole_fit": max(fit.flops, fit.expected_flops),
             "answer": flops((model.work - work_before).of_all(), model.hf),
         },
-        "seconds": {"fit": fit.seconds, "answer": time.perf_counter() - started},
+        "seconds": {"fit": fit.seconds, "answer": answered - started},
     }  # fmt: skip
     store.write_scouted(cell, share, scouted)
     return scouted

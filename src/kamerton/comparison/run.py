@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kamerton import processes
+from kamerton.backends import check_backend
 from kamerton.base import Base, load_base
 from kamerton.cluster import check_executor
 from kamerton.comparison.machine import kamerton_version, machine, versions
@@ -30,6 +31,7 @@ from kamerton.comparison.report import write_report
 from kamerton.comparison.store import Cell, Store
 from kamerton.errors import KamertonError, MissingExtra, ModelError
 from kamerton.evaluation.metrics import metric_files, task_metrics
+from kamerton.exporting.for_vllm import check_runs
 from kamerton.files import write_json, write_text
 from kamerton.inference import Sampling
 from kamerton.methods import at_its_line, digest, option_files, resolve
@@ -124,6 +126,7 @@ def compare(
     watcher = watcher or Watcher()
     check_executor(executor, address)
     recipe, several = as_recipe(recipe, data), processes.count() > 1
+    check_backend(recipe.evaluation.backend)
     if several and executor != "local":
         raise KamertonError("several processes share each cell", where="executor", mend="leave it out, or start one")
     racing = recipe.race if race is None else (recipe.race or RaceSpec()) if race else None
@@ -166,6 +169,8 @@ def compare(
             try:
                 check_defined(base, method, options)
                 check_fits(base, within(task, budget), method, options)
+                if recipe.evaluation.backend == "vllm":
+                    check_runs(base, method, options)
             except KamertonError as error:
                 raise at_its_line(recipe, recipe.methods[place], error) from None
         if base.model.encoder and recipe.forgetting is not None:
@@ -178,7 +183,7 @@ def compare(
         }
         common = {
             "version": RESULT_VERSION, "base": base.info.fingerprint, "renderer": base.renderer.fingerprint,
-            "task": task.fingerprint, "budget": asdict(budget), "evaluation": recipe.evaluation.model_dump(),
+            "task": task.fingerprint, "budget": asdict(budget), "evaluation": recipe.evaluation.decides(),
             "forgetting": recipe.forgetting.model_dump() if recipe.forgetting else None, "device": device,
         }  # fmt: skip
         files = _files(recipe, task)
@@ -228,7 +233,7 @@ def compare(
                 "asked": _plain(base_request),
                 "budget": asdict(budget), "reference": ref.to_dict() if ref else None,
                 "sampling": recipe.evaluation.sampling.model_dump(),
-                "max_batch_tokens": recipe.evaluation.max_batch_tokens, **ran,
+                "max_batch_tokens": recipe.evaluation.max_batch_tokens, "backend": recipe.evaluation.backend, **ran,
             })  # fmt: skip
             base.release()  # the workers have their own; its memory is theirs
             with pool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kamerton.base import Base
     from kamerton.comparison.store import Store
     from kamerton.evaluation.forgetting import Reference
+    from kamerton.exporting.for_vllm import Pool
     from kamerton.tasks import Task
 
 Report = Callable[[str, float, str], None]
@@ -59,6 +60,7 @@ class Cells:
         store: of the comparison; plan: what its `plan.json` says.
         base, task, reference: what cells are given.
         run_id: in `run.json`.
+        pool: where questions are answered, None: by torch.
     """
 
     store: Store
@@ -67,6 +69,7 @@ class Cells:
     task: Task
     reference: Reference | None
     run_id: str
+    pool: Pool | None = None
 
     @classmethod
     def load(cls, folder: Path, threads: int) -> Cells:
@@ -83,7 +86,13 @@ class Cells:
         plan = json.loads((store.folder / "plan.json").read_text())
         measured = Reference(**plan["reference"]) if plan["reference"] else None
         run_id = str(read(folder / RUN).get("id", ""))
-        return cls(store, plan, load_base(**plan["base"], verify=False), store.read_task(), measured, run_id)
+        base = load_base(**plan["base"], verify=False)
+        pool = None
+        if plan.get("backend") == "vllm":
+            from kamerton.exporting.for_vllm import Pool
+
+            pool = Pool(plan["max_batch_tokens"])
+        return cls(store, plan, base, store.read_task(), measured, run_id, pool)
 
     def run(self, fields: dict[str, Any], share: float | None, report: Report) -> dict[str, Any]:
         """Finish a cell, given by its fields, or train it to a share and ask it validation questions.
@@ -113,14 +122,16 @@ class Cells:
                 budget, sampling, most = Budget(**plan["budget"]), plan["sampling"], plan["max_batch_tokens"]
                 if share is not None:
                     scouted = scout_cell(
-                        store, cell, self.base, self.task, budget, share, sampling, most, told, progress.watch
-                    )
+                        store, cell, self.base, self.task, budget, share, sampling, most, told, progress.watch,
+                        self.pool,
+                    )  # fmt: skip
                     return {"event": "scouted", "share": share, "metrics": scouted["metrics"]}
                 # its worker was lost after it had ended
                 record = store.record(cell) if store.finished(cell) else None
                 record = record or run_cell(
-                    store, cell, self.base, self.task, budget, self.reference, sampling, most, told, progress.watch
-                )
+                    store, cell, self.base, self.task, budget, self.reference, sampling, most, told, progress.watch,
+                    self.pool,
+                )  # fmt: skip
             return {"event": "done", "metrics": record["metrics"]}
         except processes.Parted:
             raise

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -93,6 +93,48 @@ class Job:
     def __post_init__(self) -> None:
         # rows that are filtered alike are sampled together
         self.key = replace(self.sampling, max_tokens=1, stop=(), n=1, seed=0)
+
+
+def grown(rows: Sequence[Row], tokens: Sequence[Token]) -> Iterator[list[Row]]:
+    """Put the tokens that a job was told of into its rows.
+
+    Yields:
+        The rows that got one, each once at a time: a newcomer's first two tokens may come together.
+    """
+    step: list[Row] = []
+    for token in tokens:
+        row = rows[token.index]
+        if row in step:
+            yield step
+            step = []
+        row.tokens.append(token.token)
+        row.logprobs.append(token.logprob)
+        row.finish = token.finish
+        step.append(row)
+    yield step
+
+
+class RunningBatch(Protocol):
+    """A batch that requests join while it runs, whoever decodes it: `Batch` here, or vLLM's.
+
+    Attributes:
+        rows, waiting: answers that are being decoded, and those that are not yet.
+        steps, decoded: steps so far, and tokens that they gave.
+    """
+
+    steps: int
+    decoded: int
+
+    @property
+    def busy(self) -> bool: ...
+    @property
+    def rows(self) -> Sized: ...
+    @property
+    def waiting(self) -> Sized: ...
+    def join(self, job: Job) -> None: ...
+    def step(self) -> None: ...
+    def fail(self, error: Exception) -> None: ...
+    def rest(self) -> None: ...
 
 
 @dataclass(eq=False, slots=True)

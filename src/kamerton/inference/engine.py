@@ -14,6 +14,7 @@ from torch import Tensor
 from kamerton.base import CausalModel, EncoderDecoderModel, LanguageModel
 from kamerton.base.encoder_decoder import causal
 from kamerton.errors import KamertonError, ResourceError
+from kamerton.inference.continuous import Batch, RunningBatch
 from kamerton.inference.encoded import EncodedDecoder, EncodedScorer
 from kamerton.inference.generate import PREFILL_TOKENS, Decoder, FirstToken, Row
 from kamerton.inference.prefix import SharedPrefix, fill
@@ -159,6 +160,17 @@ class Engine:
             if safe > len(given):
                 yield text[len(given) : safe]
                 given = text[:safe]
+
+    def running_batch(self, max_tokens: int, max_rows: int) -> RunningBatch | None:
+        """A batch that requests join while it runs; None where one is answered after another (encoder–decoders).
+
+        Args:
+            max_tokens: bound on rows × columns of its cache.
+            max_rows: rows at once.
+        """
+        if not isinstance(self.model, CausalModel):
+            return None
+        return Batch(self.model, self.renderer.end_ids, max_tokens, max_rows)
 
     # -- log-probabilities ------------------------------------------------------------------------------------------
 

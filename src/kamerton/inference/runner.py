@@ -17,11 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from kamerton.base import CausalModel
-from kamerton.inference.continuous import Batch, Cancelled, Job, Token, Told
-from kamerton.inference.engine import Engine
+from torch import Tensor
+
+from kamerton.inference.continuous import Cancelled, Job, RunningBatch, Token, Told, grown
+from kamerton.inference.engine import Engine, Progress
 from kamerton.inference.generate import FirstToken, Row, items_of
 from kamerton.inference.sampling import Sampling
+from kamerton.inference.score import Tree
 from kamerton.inference.turn import Turn
 
 T = TypeVar("T")
@@ -64,7 +66,7 @@ class Runner:
 
     def __init__(self) -> None:
         self.turn = Turn()
-        self.batches: list[Batch] = []
+        self.batches: list[RunningBatch] = []
         self._inbox: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -167,10 +169,10 @@ class BatchedEngine(Engine):
 
     def __init__(self, engine: Engine, runner: Runner, *, max_rows: int = 64, max_tokens: int = 65536) -> None:
         super().__init__(engine.model, engine.renderer, max_batch_tokens=engine.max_batch_tokens)
-        self.runner = runner
-        self.batch: Batch | None = None  # encoder–decoder models answer one request after another
-        if isinstance(engine.model, CausalModel):
-            self.batch = Batch(engine.model, engine.renderer.end_ids, max_tokens, max_rows)
+        self.runner, self._inner = runner, engine
+        self.usage, self.notes = engine.usage, engine.notes
+        self.batch = engine.running_batch(max_tokens, max_rows)
+        if self.batch is not None:
             runner.batches.append(self.batch)
 
     def ask(
@@ -215,19 +217,9 @@ class BatchedEngine(Engine):
                     tokens = heard.get()
                 if isinstance(tokens, Exception):
                     raise tokens
-                step: list[Row] = []
-                for token in tokens:
-                    row = rows[token.index]
-                    if row in step:  # a newcomer's first two tokens come together
-                        yield step
-                        step = []
-                    row.tokens.append(token.token)
-                    row.logprobs.append(token.logprob)
-                    row.finish = token.finish
-                    left -= bool(token.finish)
-                    step.append(row)
+                left -= sum(bool(token.finish) for token in tokens)
                 self.usage.generated_tokens += len(tokens)
-                yield step
+                yield from grown(rows, tokens)
         finally:
             job.cancelled = True
 
@@ -235,3 +227,22 @@ class BatchedEngine(Engine):
     def _working(self) -> Iterator[None]:
         with self.runner.turn, super()._working():
             yield
+
+    # what is not decoded is computed by the engine that this one stands in for, in its turn
+
+    def _edges(
+        self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None
+    ) -> list[Tensor]:
+        with self.runner.turn:
+            return self._inner._edges(prompts, trees, progress)
+
+    def _best(self, prompts: Sequence[Sequence[int]], trees: Sequence[Tree], progress: Progress | None) -> list[int]:
+        with self.runner.turn:
+            return self._inner._best(prompts, trees, progress)
+
+    def _next(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        with self.runner.turn:
+            return self._inner._next(prompts)
+
+    def _room(self, number: int, prompt: Sequence[int], need: int = 1) -> int:
+        return self._inner._room(number, prompt, need)

@@ -302,6 +302,14 @@ class Wrapped(Adapted):
         self.inner.save(folder / "over")
 
 
+def decode_through(adapted: Adapted, engine: Engine) -> None:
+    """Let a model, and whatever is inside it, decode through an engine."""
+    inside: Adapted | None = adapted
+    while inside is not None:
+        inside.engine = engine
+        inside = inside.inner if isinstance(inside, Wrapped) else None
+
+
 def is_plain(adapted: Adapted) -> bool:
     """Whether a model's answers are what is decoded behind one prompt, nothing more: they can be shown as they grow."""
     if isinstance(adapted, Wrapped) and type(adapted).generate is Wrapped.generate:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kamerton.inference.runner import BatchedEngine, Runner
-from kamerton.methods.method import Adapted, Wrapped, is_plain
+from kamerton.methods.method import Adapted, Wrapped, decode_through, is_plain
 from kamerton.serving.errors import ApiError
 from kamerton.serving.measures import Measures
 from kamerton.serving.settings import Settings
@@ -44,14 +44,6 @@ class Served:
         return isinstance(self.adapted, Wrapped) or self.engine.batch is None or not self.plain
 
 
-def attach(adapted: Adapted, engine: BatchedEngine) -> None:
-    """Let a model, and whatever is inside it, decode through an engine."""
-    inside: Adapted | None = adapted
-    while inside is not None:
-        inside.engine = engine
-        inside = inside.inner if isinstance(inside, Wrapped) else None
-
-
 class Hub:
     """Models and places.
 
@@ -68,7 +60,7 @@ class Hub:
             engine = BatchedEngine(
                 adapted.engine, self.runner, max_rows=self.limits.rows, max_tokens=self.limits.tokens
             )
-            attach(adapted, engine)
+            decode_through(adapted, engine)
             plain = is_plain(adapted) and engine.batch is not None
             self.models[name] = Served(name, adapted, engine, plain, int(time.time()))
         self.threads = ThreadPoolExecutor(THREADS, "kamerton-method")

@@ -23,8 +23,7 @@ from kamerton.inference.engine import safe_length
 from kamerton.inference.growing import GrowingText
 from kamerton.inference.runner import BatchedEngine, Runner, Ticket
 from kamerton.inference.turn import Turn
-from kamerton.methods.method import Adapted, is_plain
-from kamerton.serving.hub import attach
+from kamerton.methods.method import Adapted, decode_through, is_plain
 from kamerton.tasks.example import Conversation, conversation
 from tiny import fit, save, save_encoder_decoder
 
@@ -297,8 +296,8 @@ def test_every_method_gives_the_same_answers_from_a_shared_batch(
     plain_engine = adapted.engine
     other = Adapted(small_base, small_base.model, method="zero-shot", options=adapted.options)
     engine, beside = BatchedEngine(plain_engine, runner), BatchedEngine(other.engine, runner)
-    attach(adapted, engine)
-    attach(other, beside)
+    decode_through(adapted, engine)
+    decode_through(other, beside)
 
     def one(request: tuple[Adapted, Conversation, Sampling]) -> list[Answer]:
         with runner.turn:

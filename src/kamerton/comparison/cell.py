@@ -49,6 +49,7 @@ def run_cell(
     started = time.perf_counter()
     adapted = method.fit(base, task, budget, options, run)
     fitted = time.perf_counter()
+    report(ANSWERING, 0.0, f"0 of {len(task.test)} questions")
 
     model = adapted.engine.model
     work_before = model.work.copy()

@@ -11,6 +11,7 @@ Left out: encoders, encoder–decoders and recurrent models.
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from kamerton.recipe_errors import closest
 
 HEAD = 6
 """Size of a stand-in's heads: rotation by position needs an even one."""
-KEY_HEADS, INNER = 7, 158
+KEY_HEADS, INNER = 3, 94
 """A stand-in's heads of keys and values (of queries three times as many), and the inner width of its feed-forward
 layers: widths that options and numbers of rows rarely have."""
 
@@ -80,7 +81,7 @@ def widths(config: Any) -> tuple[dict[str, int], dict[str, Any]]:
     key, own_key, query, own_query = kv_heads * head, own_kv * HEAD, heads * head, 3 * few * HEAD
     sizes = {
         HEAD: head, own["hidden"]: hidden, narrow: inner, own_query: query, own_key: key,
-        query_key(own_query, own_key): query_key(query, key), 2 * narrow: 2 * inner, 2 * own_key * layers: 2 * key * layers,
+        own_query + 2 * own_key: query + 2 * key, 2 * narrow: 2 * inner, 2 * own_key * layers: 2 * key * layers,
         3 * own["hidden"]: 3 * hidden,
     }  # fmt: skip
     stands = {
@@ -88,11 +89,6 @@ def widths(config: Any) -> tuple[dict[str, int], dict[str, Any]]:
         "vocabulary": vocabulary,
     }  # fmt: skip
     return own, stands
-
-
-def query_key(query: int, key: int) -> int:
-    """The width of queries, keys and values side by side."""
-    return query + 2 * key
 
 
 def write_stand_in(config: Any, source: Path | str, folder: Path) -> Path:
@@ -128,10 +124,8 @@ def write_stand_in(config: Any, source: Path | str, folder: Path) -> Path:
         torch.manual_seed(0)
         hf = build(small, "causal")
     with_end = transformers.GenerationConfig.from_model_config(given)
-    try:
+    with suppress(OSError):  # none there: the configuration says how answers end
         with_end = transformers.GenerationConfig.from_pretrained(source)
-    except OSError:
-        pass  # none there: the configuration says how answers end
     hf.generation_config = with_end
     hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """The memory that a wide model's tensors would take, found by watching those of its stand-in come and go.
 
-Every operation that allocates is seen (PyTorch's dispatch mode, as in its own `mem_tracker`), its result is counted with
+Every operation that allocates is seen (PyTorch's dispatch mode, as in its own `mem_tracker`), its result counts with
 the shape that it stands for (`base/growth.py`) for as long as its storage lives, and the peak is kept. Weights,
 gradients, the optimiser's moments, what the backward pass needs, caches of keys and values and logits are all tensors,
 so nothing has to be listed. What a kernel allocates for itself within one operation is not seen.
@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kamerton.base.growth import Growth
 from kamerton.base.quantise import shape
@@ -33,28 +32,32 @@ class Allocations(TorchDispatchMode):
         vocabulary: of the stand-in.
 
     Attributes:
-        live, peak: bytes of the wide model's tensors.
+        live, peak: bytes of the wide model's tensors; `own`, `own_peak`: of the stand-in's.
         parts: what the peak is made of, by `PARTS`.
     """
 
     def __init__(self, growth: Growth, vocabulary: int) -> None:
         super().__init__()
         self.growth, self.vocabulary = growth, vocabulary
-        self.live = self.peak = 0
+        self.live = self.peak = self.own = self.own_peak = 0
         self.parts: dict[str, int] = dict.fromkeys(PARTS, 0)
         self._now = dict(self.parts)
-        self._held: dict[int, tuple[Any, int, str]] = {}
+        self._held: dict[int, tuple[Any, int, int, str]] = {}
         self._weights: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for given in tree_leaves((args, kwargs)):
-            if isinstance(given, Tensor):
-                self._see(given)
+        for given in args:
+            self._see_all(given)
         out = func(*args, **(kwargs or {}))
-        for made in tree_leaves(out):
-            if isinstance(made, Tensor):
-                self._see(made)
+        self._see_all(out)
         return out
+
+    def _see_all(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self._see(value)
+        elif isinstance(value, list | tuple):
+            for one in value:
+                self._see_all(one)
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
         """Count the weights of models that are there already."""
@@ -73,15 +76,18 @@ class Allocations(TorchDispatchMode):
         if key in self._held:
             return
         part, bytes_ = self._counted(tensor)
-        self._held[key] = (weakref.ref(storage, lambda _, key=key: self._gone(key)), bytes_, part)  # type: ignore[misc]
-        self.live += bytes_
+        own = storage.nbytes()
+        gone = weakref.ref(storage, lambda _: self._gone(key))
+        self._held[key] = gone, bytes_, own, part
+        self.live, self.own = self.live + bytes_, self.own + own
+        self.own_peak = max(self.own_peak, self.own)
         self._now[part] += bytes_
         if self.live > self.peak:
             self.peak, self.parts = self.live, dict(self._now)
 
     def _gone(self, key: int) -> None:
-        _, bytes_, part = self._held.pop(key, (None, 0, PARTS[0]))
-        self.live -= bytes_
+        _, bytes_, own, part = self._held.pop(key, (None, 0, 0, PARTS[0]))
+        self.live, self.own = self.live - bytes_, self.own - own
         self._now[part] -= bytes_
 
     def _counted(self, tensor: Tensor) -> tuple[str, int]:

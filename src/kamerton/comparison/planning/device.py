@@ -42,9 +42,7 @@ class Device:
         bandwidth: bytes a second from its memory.
         memory: bytes of its memory.
         disk: bytes a second to the disk; 0: not counted.
-        fixed: bytes that a process takes beside its tensors.
         rates: measured (tokens in a pass, FLOPs a second), by whether there is a gradient; none: the roofline.
-        overlaps: whether the host works while the device does.
     """
 
     name: str
@@ -53,9 +51,7 @@ class Device:
     bandwidth: float
     memory: float
     disk: float = 0.0
-    fixed: int = 0
     rates: dict[bool, list[tuple[int, float]]] = field(default_factory=dict)
-    overlaps: bool = True
 
     def rate(self, tokens: int, grad: bool) -> float:
         """FLOPs a second in a pass of so many tokens, interpolated between the measured ones in logarithms."""
@@ -81,11 +77,10 @@ class Device:
         return 4 * trained / self.disk if self.disk else 0.0
 
 
-def this_machine(base: Base, stand_in: Base, fixed: int, memory: int, tell: Callable[[float], None]) -> Device:
+def this_machine(base: Base, stand_in: Base, memory: int, tell: Callable[[float], None]) -> Device:
     """Measure this machine on a base, beside its stand-in.
 
     Args:
-        fixed: bytes that a process takes beside its tensors.
         memory: of this machine.
         tell: told the share that is done.
     """
@@ -107,8 +102,8 @@ def this_machine(base: Base, stand_in: Base, fixed: int, memory: int, tell: Call
             tell(done / total)
     peak, best = _matrix_peak(base.model.dtype), max(rate for _, rate in rates[False])
     return Device(
-        f"this machine ({torch.get_num_threads()} threads)", peak, best / peak, _bandwidth(), memory, _disk(), fixed,
-        rates, overlaps=base.info.device != "cpu",
+        f"this machine ({torch.get_num_threads()} threads)", peak, best / peak, _bandwidth(), memory, _disk(),
+        rates,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
 from kamerton.base.load import Base, load_base
 from kamerton.base.sources import resolve as resolve_source
@@ -29,12 +30,14 @@ from kamerton.comparison.store import Cell
 from kamerton.errors import KamertonError
 from kamerton.evaluation.forgetting import Reference, reference
 from kamerton.inference import Engine, Sampling
+from kamerton.memory import give_back
 from kamerton.methods import at_its_line, resolve
 from kamerton.methods.defined import check_defined, check_fits
 from kamerton.methods.method import Method
 from kamerton.methods.prompted import within
 from kamerton.methods.trained import DEFAULT_BUDGET
 from kamerton.recipe import Recipe
+from kamerton.resources import cores
 from kamerton.tasks import Task, load_task
 from kamerton.training import Budget
 
@@ -56,8 +59,8 @@ class Cost:
         label, method: its name in the recipe, and what it is.
         cells: that are run: one for each seed, or one where the seed changes nothing.
         flops, seconds: by phase, of one cell.
-        host_seconds: by phase, of the processor beside the device; part of `seconds` where the device is the processor.
-        memory: bytes at the peak; `parts`: what they are, the process itself apart.
+        host_seconds: by phase, those of the stand-in here; on this machine part of `seconds`.
+        memory: bytes at the peak; `parts`: what they are.
         devices: that one cell needs, its memory divided evenly.
         trained: numbers that are trained.
         tokens: trained on, read and written in answers to test questions.
@@ -139,7 +142,6 @@ def plan(
     Raises:
         KamertonError: mistakes in the recipe, or a base that stand-ins are not made of.
     """
-    import peft  # noqa: F401  # belongs to what a process takes by itself
     import transformers
 
     methods = resolve(recipe)
@@ -155,6 +157,8 @@ def plan(
     elif getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise KamertonError("plans are made for causal bases with attention", where="base", mend="name another base")
     parameters = _parameters(config)
+    if device is None:
+        torch.set_num_threads(cores())  # as one worker computes
     with tempfile.TemporaryDirectory(prefix="kamerton-plan-") as place:
         folder = Path(place)
         write_stand_in(config, source, folder / "base")
@@ -163,11 +167,9 @@ def plan(
             real = load_base(**{**asked, "dtype": kind})
             kind = real.info.dtype
         stand_in = load_base(**{**asked, "name": folder / "base", "dtype": kind})
-        fixed = psutil.Process().memory_info().rss - _bytes(stand_in)
         if device is None:
-            fixed -= _bytes(real)
             device = this_machine(
-                real, _stand_in_of(asked, source, folder, stand_in, model, kind), fixed,
+                real, _stand_in_of(asked, source, folder, stand_in, model, kind),
                 psutil.virtual_memory().total, lambda share: tell("measuring this machine", share, name),
             )  # fmt: skip
             del real
@@ -190,6 +192,19 @@ def _stand_in_of(
         return stand_in
     write_stand_in(transformers.AutoConfig.from_pretrained(source), source, folder / "own")
     return load_base(**{**asked, "name": folder / "own", "dtype": dtype})
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A cell on the stand-in, watched, and on this machine once more for its seconds and its memory."""
+
+    watched: Trial
+    timed: Trial | None
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that the process takes beside its tensors."""
+        return 0 if self.timed is None else max(self.timed.record["peak_memory_bytes"] - self.watched.own_memory, 0)
 
 
 class _Trials:
@@ -235,54 +250,62 @@ class _Trials:
             if "patience" in given:
                 given["patience"] = 10**6  # when training stops early is not known beforehand
             cell = Cell(label, method.name, given, self.recipe.seeds[0], "")
-            shares, tests = self.shares, self.tests
-            count = max(len(shares), len(tests)) if method.trains != "nothing" else len(tests)
-            trials = [
-                self._trial(cell, shares[min(i, len(shares) - 1)], tests[min(i, len(tests) - 1)], False, told)
+            count = max(len(self.shares), len(self.tests))
+            points = [
+                (self.shares[min(i, len(self.shares) - 1)], self.tests[min(i, len(self.tests) - 1)])
                 for i in range(count)
             ]
-            watched = self._trial(cell, shares[-1], tests[-1], True, told)
+            trials = [self._trial(cell, *point, told) for point in points]
         except KamertonError as error:
             return replace(cost, error=str(error))
-        points = {"fit": shares, "evaluate": tuple(n / len(self.task.test) for n in tests)}
-        drawn = {p: self._drawn(trials, p, points[p]) for p in PHASES}
-        memory = self.device.fixed + watched.memory
-        record, share = trials[-1].record, {p: points[p][-1] for p in PHASES}
-        tokens = {k: v / share["fit" if k == "trained" else "evaluate"] for k, v in record["tokens"].items()}
+        places = {"fit": self.shares, "evaluate": tuple(n / len(self.task.test) for n in self.tests)}
+        drawn = {p: self._drawn([self._spent(t, p) for t in trials], places[p]) for p in PHASES}
+        last = trials[-1]
+        record, watched = last.watched.record, last.watched
+        memory = last.fixed + watched.memory
+        tokens = {k: v / places["fit" if k == "trained" else "evaluate"][-1] for k, v in record["tokens"].items()}
         return replace(
             cost, flops={p: drawn[p]["flops"] for p in PHASES}, seconds={p: drawn[p]["seconds"] for p in PHASES},
-            host_seconds={p: drawn[p]["host"] for p in PHASES}, memory=memory, parts=watched.parts,
-            devices=math.ceil(memory / (ROOM * self.device.memory)), trained=record["trainable_parameters"], tokens=tokens,
+            host_seconds={p: drawn[p]["host"] for p in PHASES}, memory=memory,
+            parts={**watched.parts, **({"process": last.fixed} if last.fixed else {})},
+            devices=math.ceil(memory / (ROOM * self.device.memory)), trained=record["trainable_parameters"],
+            tokens=tokens,
         )  # fmt: skip
 
-    def _drawn(self, trials: list[Trial], phase: str, shares: tuple[float, ...]) -> dict[str, float]:
+    def _drawn(self, found: list[dict[str, float]], shares: tuple[float, ...]) -> dict[str, float]:
         """What a phase takes at the full size."""
-        found = [self._spent(t, phase) for t in trials][-len(shares) :]
-        if len(found) < 2 or shares[0] == shares[-1]:
-            return {k: v / shares[-1] if shares[-1] < 1 else v for k, v in found[-1].items()}
+        found = found[-len(shares) :]
+        if len(found) < 2:
+            return found[-1]
         line = {k: np.polyfit(shares, [one[k] for one in found], 1) for k in found[0]}
         return {k: float(max(np.polyval(fitted, 1.0), 0.0)) for k, fitted in line.items()}
 
-    def _spent(self, trial: Trial, phase: str) -> dict[str, float]:
-        host = float(trial.record["seconds"][phase])
-        arithmetic = self.device.seconds(trial.passes[phase])
+    def _spent(self, trial: _Trial, phase: str) -> dict[str, float]:
+        watched = trial.watched
+        arithmetic = self.device.seconds(watched.passes[phase])
         if phase == "fit":
-            trained = trial.record["trainable_parameters"]
-            arithmetic += trial.steps * self.device.step_seconds(trained)
-            arithmetic += trial.validations * self.device.write_seconds(trained)
-        seconds = max(host, arithmetic) if self.device.overlaps else max(host + arithmetic, 0.0)
-        return {"flops": float(trial.record["flops"][phase]), "seconds": seconds, "host": host}
+            trained = watched.record["trainable_parameters"]
+            arithmetic += watched.steps * self.device.step_seconds(trained)
+            arithmetic += watched.validations * self.device.write_seconds(trained)
+        host = 0.0 if trial.timed is None else float(trial.timed.record["seconds"][phase])
+        return {"flops": float(watched.record["flops"][phase]), "seconds": max(host + arithmetic, 0.0), "host": host}
 
-    def _trial(self, cell: Cell, share: float, questions: int, memory: bool, told: str) -> Trial:
+    def _trial(self, cell: Cell, share: float, questions: int, told: str) -> _Trial:
         task = replace(
             self.task, test=self.task.test[:questions], max_answer_tokens=self.known.get(cell.label, self.room)
         )
-        stage = "memory" if memory else "time"
-        return run_trial(
-            self.folder / "cell", cell, self.base, task, self.budget.scaled(share) if share < 1 else self.budget,
-            self.reference, self.sampling, self.recipe.evaluation.max_batch_tokens, memory=memory,
-            tell=lambda done: self.tell(told, done, stage),
-        )  # fmt: skip
+        budget = self.budget.scaled(share) if share < 1 else self.budget
+
+        def run(watched: bool) -> Trial:
+            give_back()
+            return run_trial(
+                self.folder / "cell", cell, self.base, task, budget, self.reference, self.sampling,
+                self.recipe.evaluation.max_batch_tokens, watched=watched,
+                tell=lambda done: self.tell(told, done, "passes and tensors" if watched else "seconds"),
+            )  # fmt: skip
+
+        # of another device the processor's own seconds and memory say nothing
+        return _Trial(run(watched=True), run(watched=False) if self.device.rates else None)
 
     def _tokens(self) -> float:
         """Tokens of training that the budget allows, about."""
@@ -316,19 +339,13 @@ def _written(folder: Path) -> dict[str, int]:
     for path in sorted(folder.glob("cells/*/seed-*/cell.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            n = record["tokens"]["generated"] / record["tokens_per_answer"]["generated"]
-            own = record["tokens_per_answer"]["generated"]
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue
-        if n:
-            found.setdefault(record["label"], []).append(own)
+            samples = record["options"].get("samples", 1)  # all of an answer's samples are counted
+            found.setdefault(record["label"], []).append(record["tokens_per_answer"]["generated"] / samples)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not finished, or failed
     if not found:
         raise KamertonError("no finished cell to take answers' lengths from", where=folder, mend="name a comparison")
     return {label: max(1, round(float(np.mean(values)))) for label, values in found.items()}
-
-
-def _bytes(base: Base) -> int:
-    return base.info.bytes
 
 
 def _parameters(config: Any) -> int:

@@ -40,8 +40,7 @@ def sentences(plan: Plan) -> list[str]:
     ]
     if most is not None:
         parts = ", ".join(f"{name} {gigabytes(n)}" for name, n in most.parts.items() if n > 0.005 * most.memory)
-        process = f", the process itself {gigabytes(d.fixed)}" if d.fixed else ""
-        lines.append(f"most memory: {most.label}, {gigabytes(most.memory)}: {parts}{process}")
+        lines.append(f"most memory: {most.label}, {gigabytes(most.memory)}: {parts}")
     if any(c.devices > 1 for c in plan.costs):
         lines.append(
             "where one device is too small its memory is divided evenly; exchange between devices is not counted"

@@ -57,7 +57,8 @@ class Trial:
         passes: by phase (`fit`, `evaluate`).
         steps: of the optimiser; `validations`: the validation losses among them.
         trained: numbers that are trained, of the wide model.
-        memory: bytes of tensors at the peak, of the wide model; 0 where it was not watched; `parts`: what it is made of.
+        memory: bytes of tensors at the peak, of the wide model; `parts`: what they are; `own_memory`: the peak of the
+            stand-in's own. All 0 where they were not watched.
     """
 
     record: dict[str, Any]
@@ -66,6 +67,7 @@ class Trial:
     validations: int = 0
     trained: int = 0
     memory: int = 0
+    own_memory: int = 0
     parts: dict[str, int] = field(default_factory=dict)
 
 
@@ -113,14 +115,14 @@ class _Shapes:
 
 def run_trial(
     folder: Path, cell: Cell, base: Base, task: Task, budget: Budget, reference: Reference | None,
-    sampling: dict[str, Any], max_batch_tokens: int, *, memory: bool, tell: Callable[[float], None],
+    sampling: dict[str, Any], max_batch_tokens: int, *, watched: bool, tell: Callable[[float], None],
 ) -> Trial:  # fmt: skip
     """Run a cell on a stand-in.
 
     Args:
         folder: for its files; removed afterwards.
         base: the stand-in.
-        memory: watch its tensors, which takes longer: seconds are then of no use.
+        watched: note its passes and its tensors, which takes longer: seconds are then of no use.
         tell: told the share that is done.
     """
     shapes: weakref.WeakKeyDictionary[Any, _Shapes] = weakref.WeakKeyDictionary()
@@ -146,19 +148,18 @@ def run_trial(
         trial.validations += progress.validation_loss is not None
 
     store = Store(folder)
-    watched = Allocations(growth_of(base.model.hf.config), base.model.config.vocab_size) if memory else None
+    tensors = Allocations(growth_of(base.model.hf.config), base.model.config.vocab_size)
     try:
-        with listening(heard):
-            run = lambda: run_cell(  # noqa: E731
-                store, cell, base, task, budget, reference, sampling, max_batch_tokens, report, watch
-            )
-            if watched is None:
+        run = lambda: run_cell(  # noqa: E731
+            store, cell, base, task, budget, reference, sampling, max_batch_tokens, report, watch
+        )
+        if watched:
+            tensors.hold([base.model.hf])
+            with listening(heard), tensors:
                 trial.record = run()
-            else:
-                watched.hold([base.model.hf])
-                with watched:
-                    trial.record = run()
-                trial.memory, trial.parts = watched.peak, watched.parts
+            trial.memory, trial.own_memory, trial.parts = tensors.peak, tensors.own_peak, tensors.parts
+        else:
+            trial.record = run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return trial

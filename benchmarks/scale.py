@@ -3,7 +3,7 @@
 For each size a comparison of several families of methods is run and planned: `demo` (135 million parameters) and a
 LLaMA of about 20 million with random weights and the same tokenizer. The answers of the plan are as long as those of
 the comparison, because how long a model talks is no cost that shapes can tell. Everything is computed in float32, by
-one worker.
+one worker with one thread.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ methods:
 seeds: 1
 budget: {{tokens: 2_000}}
 forgetting: {{bytes: 2048, prompts: 4}}
+resources: {{cpus: 1}}
 """
 
 

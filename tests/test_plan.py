@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,21 @@ from kamerton.base.work import Work, flops, listening
 from kamerton.comparison.planning.allocations import Allocations
 from kamerton.comparison.planning.device import Device
 from kamerton.comparison.planning.plan import plan
-from kamerton.comparison.planning.trial import Pass
-from kamerton.comparison.run import compare
+from kamerton.comparison.planning.trial import Pass, run_trial
+from kamerton.comparison.store import Cell
 from kamerton.errors import KamertonError
+from kamerton.methods import resolve
 from kamerton.recipe import as_recipe
+from kamerton.tasks import load_task
+from kamerton.training import Budget
 from tiny import Cli, save
 
 pytest_plugins = ("tiny",)
 
 METHODS: list[Any] = [
-    "zero-shot", {"few-shot": {"shots": 2}}, {"prompt-tuning": {"tokens": 5, "learning_rate": 0.01}},
+    {"few-shot": {"shots": 2}}, {"prompt-tuning": {"tokens": 5, "learning_rate": 0.01}},
     {"prefix-tuning": {"tokens": 5, "learning_rate": 0.01}}, {"lora": {"learning_rate": 0.001}},
-    {"lora": {"learning_rate": 0.001, "dora": True, "label": "dora"}}, {"ia3": {"learning_rate": 0.001}},
-    {"adapter": {"learning_rate": 0.001}}, {"full": {"learning_rate": 0.0001, "patience": 100}},
+    {"full": {"learning_rate": 0.0001, "patience": 100}},
 ]  # fmt: skip
 
 
@@ -40,39 +43,63 @@ def _recipe(folder: Path, base: Path) -> dict[str, Any]:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "task": {"data": str(data), "split": {"validation": 0.1, "test": 0.2}}, "base": {"model": str(base), "dtype": "float32"},
-        "methods": METHODS, "seeds": 1, "budget": {"steps": 4}, "forgetting": False, "output": str(folder / "run"),
+        "methods": METHODS, "seeds": 1, "budget": {"steps": 3}, "forgetting": False, "output": str(folder / "run"),
     }  # fmt: skip
 
 
 DESCRIBED = Device("a device", 1e12, 0.5, 1e11, 1e9)
 
 
+Both = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _both(folder: Path, methods: list[Any]) -> Both:
+    """What a plan says of every method, and what cells with the model itself record."""
+    recipe = as_recipe({**_recipe(folder, save(folder / "base", layers=3)), "methods": methods})
+    said = plan(recipe, device=DESCRIBED, answer_tokens=4)
+    base, task = load_base(folder / "base", dtype="float32"), replace(load_task(recipe.task), max_answer_tokens=4)
+    sampling, records = recipe.evaluation.sampling.model_dump(), {}
+    for label, method, options, _ in resolve(recipe):
+        cell = Cell(label, method.name, options.model_dump(), 0, "")
+        budget = Budget(**recipe.budget.model_dump())
+        records[label] = run_trial(
+            folder / "cell", cell, base, task, budget, None, sampling, 8192, watched=False, tell=lambda _: None
+        ).record
+    return {c.label: c for c in said.costs}, records
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a plan says of every method, and what the comparison then recorded."""
-    folder = tmp_path_factory.mktemp("plan")
-    recipe = as_recipe(_recipe(folder, save(folder / "base", layers=3)))
-    done = compare(recipe)
-    assert not done.failed
-    said = plan(recipe, device=DESCRIBED, answers=folder / "run")
-    records = [json.loads(p.read_text()) for p in (folder / "run").glob("cells/*/seed-0/cell.json")]
-    return {c.label: c for c in said.costs}, {r["label"]: r for r in records}
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return _both(tmp_path_factory.mktemp("plan"), METHODS)
 
 
-@pytest.mark.parametrize(
-    "label", [m if isinstance(m, str) else m[next(iter(m))].get("label", next(iter(m))) for m in METHODS]
-)
-def test_flops_of_training_are_those_of_the_record(both: Any, label: str) -> None:
-    said, was = both[0][label], both[1][label]
+@pytest.mark.parametrize("label", ["few-shot", "prompt-tuning", "prefix-tuning", "lora", "full"])
+def test_flops_are_those_of_the_record(both: Both, label: str) -> None:
+    _check_flops(both[0][label], both[1][label])
+
+
+@pytest.mark.slow
+def test_flops_of_further_methods_are_those_of_the_record(tmp_path: Path) -> None:
+    further: list[Any] = [
+        {"lora": {"learning_rate": 0.001, "dora": True}}, {"ia3": {"learning_rate": 0.001}},
+        {"adapter": {"learning_rate": 0.001}}, {"p-tuning": {"learning_rate": 0.001}},
+        {"p-tuning-v2": {"learning_rate": 0.001}}, {"prompt-generator": {"learning_rate": 0.001}}, "calibration",
+        {"full": {"learning_rate": 0.0001, "patience": 100, "freeze_layers": 2}},
+    ]  # fmt: skip
+    said, was = _both(tmp_path, further)
+    for label in said:
+        _check_flops(said[label], was[label])
+
+
+def _check_flops(said: Any, was: Any) -> None:
     assert not said.error
     assert said.flops["fit"] == pytest.approx(was["flops"]["fit"], rel=1e-6)
     assert said.trained == was["trainable_parameters"]
     assert said.tokens["trained"] == was["tokens"]["trained"]
-    # answers end sooner or later than their mean
-    assert said.flops["evaluate"] == pytest.approx(was["flops"]["evaluate"], rel=0.3)
+    assert said.flops["evaluate"] == pytest.approx(was["flops"]["evaluate"], rel=0.2)  # some answers end sooner
 
 
-@pytest.mark.parametrize("name", ["llama-7b", "llama3-70b", "gpt2-xl", "mixtral-8x7b"])
+@pytest.mark.parametrize("name", ["llama3-70b", "gpt2-xl", "mixtral-8x7b"])
 def test_a_stand_in_counts_as_the_published_model(tmp_path: Path, name: str) -> None:
     config = target_config(name, None, 400)
     stand_in = load_base(write_stand_in(config, save(tmp_path / "source"), tmp_path / "stand-in"))
@@ -113,12 +140,14 @@ def test_memory_of_tensors_is_counted_at_the_size_they_stand_for() -> None:
     assert watched.peak == max(10 * 1000 * 4, 2 * 30 * 5 * 60 * 4)
 
 
-def test_memory_of_full_tuning_is_weights_gradients_and_moments(both: Any) -> None:
-    said, trained = both[0]["full"].parts, both[0]["full"].trained
-    # gradients and two moments of all of them, and no more than one copy of gradients beside
-    assert 3 * 4 * trained <= said["gradients and optimiser"] <= 4.2 * 4 * trained
-    assert said["weights"] >= 2 * 4 * trained  # the base, and the copy that is trained
-    assert both[0]["lora"].memory < both[0]["full"].memory
+def test_memory_of_full_tuning_is_weights_gradients_and_moments(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, save(tmp_path / "base"))
+    recipe["methods"], recipe["budget"] = ["full"], {"steps": 9}  # a search over three learning rates
+    said = plan(as_recipe(recipe), model="llama", size="30m", device=DESCRIBED, answer_tokens=2).costs[0]
+    # gradients and two moments of all of them, and at most one copy of gradients beside
+    assert 3 * 4 * said.trained <= said.parts["gradients and optimiser"] <= 4.2 * 4 * said.trained
+    # the base, and the one copy that is trained: no earlier candidate's
+    assert 2 * 4 * said.trained <= said.parts["weights"] < 2.1 * 4 * said.trained
 
 
 def test_decoding_is_bound_by_bandwidth_and_training_by_arithmetic() -> None:
@@ -133,7 +162,8 @@ def test_a_listener_hears_every_pass_and_changes_nothing() -> None:
     with listening(lambda _, told, __: heard.append(told)):
         work.add(tokens=3, pairs=6, keys=3)
     work.add(tokens=1)
-    assert work.tokens == 4 and work.pairs == 6
+    assert work.tokens == 4
+    assert work.pairs == 6
     assert [h["keys"] for h in heard] == [3]
 
 
@@ -150,18 +180,22 @@ def test_plan_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     device = ("--peak", "100", "--bandwidth", "1000", "--memory", "80")
-    status, out, _ = cli("plan", str(path), "--as", "llama-7b", *device, "--json")
+    status, out, _ = cli("plan", str(path), "--as", "llama-7b", *device, "--dtype", "bfloat16", "--json")
     found = json.loads(out)
-    assert status == 0 and found["parameters"] == 6_738_415_616
-    assert 13.4e9 < found["methods"][0]["memory"] < 16e9 and found["methods"][0]["devices"] == 1  # weights in bfloat16
+    assert status == 0
+    assert found["parameters"] == 6_738_415_616
+    assert 13.4e9 < found["methods"][0]["memory"] < 16e9
+    assert found["methods"][0]["devices"] == 1
     for given, told in (
         (("--as", "lama-7b"), "llama-7b"), (("--peak", "100"), "--bandwidth"), (("--as", "bert-base", *device), "causal"),
         ((*device, "--efficiency", "40"), "share"), (("--answers", str(tmp_path), *device), "no finished cell"),
     ):  # fmt: skip
         status, _, err = cli("plan", str(path), *given)
-        assert status == 2 and told in err, err
+        assert status == 2, err
+        assert told in err
 
 
+@pytest.mark.slow
 def test_a_large_budget_is_drawn_on_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _recipe(tmp_path, save(tmp_path / "base"))
     recipe["methods"], recipe["budget"] = [{"lora": {"learning_rate": 0.001}}], {"examples": 1280}
@@ -182,4 +216,5 @@ def test_budgets_of_seconds_alone_are_refused(tmp_path: Path) -> None:
 def test_transformers_is_not_told_of_more_than_the_configuration(tmp_path: Path) -> None:
     folder = write_stand_in(target_config("llama-7b", None, 400), save(tmp_path / "source"), tmp_path / "stand-in")
     config = transformers.AutoConfig.from_pretrained(folder)
-    assert config.num_hidden_layers == 32 and config.vocab_size == 400
+    assert config.num_hidden_layers == 32
+    assert config.vocab_size == 400

@@ -27,7 +27,7 @@ from kamerton.recipe_errors import closest
 
 HEAD = 6
 """Size of a stand-in's heads: rotation by position needs an even one."""
-KEY_HEADS, INNER = 3, 94
+KEY_HEADS, INNER = 3, 104
 """A stand-in's heads of keys and values (of queries three times as many), and the inner width of its feed-forward
 layers: widths that options and numbers of rows rarely have."""
 
@@ -73,7 +73,8 @@ def widths(config: Any) -> tuple[dict[str, int], dict[str, Any]]:
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head = getattr(text, "head_dim", None) or hidden // heads
     inner = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
-    few, narrow = KEY_HEADS, INNER
+    # experts are multiplied in groups, for which widths have to be multiples of eight
+    few, narrow = 4 if getattr(text, "num_local_experts", None) else KEY_HEADS, INNER
     own_kv = few if kv_heads != heads else 3 * few
     own = {"heads": 3 * few, "kv_heads": own_kv, "hidden": 3 * few * HEAD, "inner": narrow}
     if heads * head != hidden:  # then the model has a head size of its own

@@ -158,7 +158,7 @@ def plan(
         raise KamertonError("plans are made for causal bases with attention", where="base", mend="name another base")
     parameters = _parameters(config)
     if device is None:
-        torch.set_num_threads(cores())  # as one worker computes
+        torch.set_num_threads(recipe.resources.cpus or min(2, cores()))  # as a worker does by default
     with tempfile.TemporaryDirectory(prefix="kamerton-plan-") as place:
         folder = Path(place)
         write_stand_in(config, source, folder / "base")
@@ -287,7 +287,7 @@ class _Trials:
             trained = watched.record["trainable_parameters"]
             arithmetic += watched.steps * self.device.step_seconds(trained)
             arithmetic += watched.validations * self.device.write_seconds(trained)
-        host = 0.0 if trial.timed is None else float(trial.timed.record["seconds"][phase])
+        host = 0.0 if trial.timed is None else trial.timed.busy * float(trial.timed.record["seconds"][phase])
         return {"flops": float(watched.record["flops"][phase]), "seconds": max(host + arithmetic, 0.0), "host": host}
 
     def _trial(self, cell: Cell, share: float, questions: int, told: str) -> _Trial:

@@ -8,6 +8,7 @@ tokens and with the bytes that it has to read, because a short pass is bound by 
 from __future__ import annotations
 
 import shutil
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Trial:
         trained: numbers that are trained, of the wide model.
         memory: bytes of tensors at the peak, of the wide model; `parts`: what they are; `own_memory`: the peak of the
             stand-in's own. All 0 where they were not watched.
+        busy: the share of its seconds that it had a processor; the rest others took.
     """
 
     record: dict[str, Any]
@@ -69,6 +71,7 @@ class Trial:
     memory: int = 0
     own_memory: int = 0
     parts: dict[str, int] = field(default_factory=dict)
+    busy: float = 1.0
 
 
 def _each(hf: Any, *, itself: bool) -> tuple[dict[str, float], dict[str, float]]:
@@ -159,7 +162,9 @@ def run_trial(
                 trial.record = run()
             trial.memory, trial.own_memory, trial.parts = tensors.peak, tensors.own_peak, tensors.parts
         else:
+            wall, own = time.perf_counter(), time.thread_time()
             trial.record = run()
+            trial.busy = min(1.0, (time.thread_time() - own) / (time.perf_counter() - wall))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return trial

@@ -1,9 +1,9 @@
-"""What `kamerton plan` says against what comparisons then take: FLOPs, peak memory and seconds, at two sizes.
+"""What `kamerton plan` says against what cells then take: FLOPs, peak memory and seconds, at two sizes.
 
-For each size a comparison of several families of methods is run and planned: `demo` (135 million parameters) and a
+For each size cells of several families of methods are run and planned: `demo` (135 million parameters) and a
 LLaMA of about 20 million with random weights and the same tokenizer. The answers of the plan are as long as those of
-the comparison, because how long a model talks is no cost that shapes can tell. Everything is computed in float32, by
-one worker with one thread.
+the cells, because how long a model talks is no cost that shapes can tell. Everything is computed in float32, by
+one process with one thread.
 """
 
 from __future__ import annotations
@@ -55,11 +55,48 @@ def small(folder: Path) -> Path:
 
 
 def measured(recipe: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a comparison that is run now, by label."""
-    command = [sys.executable, "-m", "kamerton", "compare", str(recipe), "--output", str(folder), "--workers", "1"]
+    """The records of the recipe's cells, run now in a process of their own, by label.
+
+    Seconds are those in which the process had a processor: what others on the machine took is left out.
+    """
+    command = [sys.executable, __file__, "--cells", str(recipe), "--output", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(path.read_text()) for path in folder.glob("cells/*/seed-0/cell.json")]
     return {r["label"]: r for r in records}
+
+
+def cells(path: Path, folder: Path) -> None:
+    """Run the cells of a recipe as a comparison's worker does, and write their records."""
+    import torch
+
+    from kamerton.comparison.planning.trial import run_trial
+    from kamerton.comparison.reference import general_text
+    from kamerton.comparison.run import recipe_base
+    from kamerton.comparison.store import Cell
+    from kamerton.evaluation.forgetting import reference
+    from kamerton.files import write_json
+    from kamerton.inference import Engine
+    from kamerton.methods import resolve
+    from kamerton.recipe import load_recipe
+    from kamerton.tasks import load_task
+    from kamerton.training import Budget
+
+    recipe = load_recipe(path)
+    torch.set_num_threads(recipe.resources.cpus or 1)
+    task, base = load_task(recipe.task), recipe_base(recipe)
+    assert recipe.forgetting is not None
+    text = general_text(recipe, recipe.forgetting.text, recipe.forgetting.bytes)
+    known = reference(Engine(base.model, base.renderer), text, recipe.forgetting.prompts)
+    budget, sampling = Budget(**recipe.budget.model_dump()), recipe.evaluation.sampling.model_dump()
+    for label, method, options, _ in resolve(recipe):
+        trial = run_trial(
+            folder / "cell", Cell(label, method.name, options.model_dump(), 0, ""), base, task, budget, known, sampling,
+            recipe.evaluation.max_batch_tokens, watched=False, tell=lambda _: None,
+        )  # fmt: skip
+        seconds = {phase: value * trial.busy for phase, value in trial.record["seconds"].items()}
+        place = folder / "cells" / label / "seed-0"
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "cell.json", {**trial.record, "seconds": seconds, "busy": trial.busy})
 
 
 def planned(recipe: Path, folder: Path) -> dict[str, Any]:
@@ -109,8 +146,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/scale"))
     parser.add_argument("--only", nargs="*", default=["20m", "demo"], help="sizes: 20m, demo")
-    parser.add_argument("--keep", action="store_true", help="take comparisons that are in the folder already")
+    parser.add_argument("--keep", action="store_true", help="take cells that were measured into the folder before")
+    parser.add_argument("--cells", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.cells:
+        cells(args.cells, args.output)
+        return
     args.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:

@@ -278,7 +278,7 @@ class _Trials:
         if len(found) < 2:
             return found[-1]
         line = {k: np.polyfit(shares, [one[k] for one in found], 1) for k in found[0]}
-        return {k: float(max(np.polyval(fitted, 1.0), 0.0)) for k, fitted in line.items()}
+        return {k: max(float(np.polyval(fitted, 1.0)), 0.0) for k, fitted in line.items()}
 
     def _spent(self, trial: _Trial, phase: str) -> dict[str, float]:
         watched = trial.watched

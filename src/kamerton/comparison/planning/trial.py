@@ -7,6 +7,7 @@ tokens and with the bytes that it has to read, because a short pass is bound by 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 import weakref
@@ -83,6 +84,11 @@ def _each(hf: Any, *, itself: bool) -> tuple[dict[str, float], dict[str, float]]
     return one, {"tokens": down, **more}
 
 
+def _total(each: tuple[dict[str, float], dict[str, float]], told: dict[str, int], grad: bool) -> float:
+    """FLOPs of what is told."""
+    return math.fsum(value * told[n] for part in each[: 1 + grad] for n, value in part.items())
+
+
 class _Shapes:
     """Linear in the counters, FLOPs of a model are known once those of one of each are."""
 
@@ -104,16 +110,13 @@ class _Shapes:
         self.key = config.num_hidden_layers * pair * head.weight.element_size()
 
     def count(self, told: dict[str, int], grad: bool) -> Pass:
-        totals = []
-        for one, more in (self.wide, self.own):
-            totals.append(sum(each * told[n] for n, each in one.items()))
-            totals[-1] += sum(each * told[n] for n, each in more.items()) if grad else 0.0
+        wide, own = (_total(each, told, grad) for each in (self.wide, self.own))
         bytes_ = 0.0
         if told["tokens"] > 0:  # forward, and backward twice: for activations, and for the weights' own gradients
             bytes_ += self.layers * (3 if grad else 1) + self.key * told["keys"]
         if told["outputs"]:
             bytes_ += self.output * (2 if grad else 1)
-        return Pass(*totals, bytes_, max(told["tokens"], told["outputs"]), grad)
+        return Pass(wide, own, bytes_, max(told["tokens"], told["outputs"]), grad)
 
 
 def run_trial(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import random
 import statistics
 import tempfile
@@ -25,8 +26,11 @@ import numpy as np
 import torch
 
 from kamerton.base import Base, load_base
+from kamerton.base.growth import Growth
 from kamerton.base.work import flops
-from kamerton.evaluation.memory import peak_bytes, reset_peak
+from kamerton.comparison.planning.allocations import Allocations
+from kamerton.comparison.report import svg
+from kamerton.files import write_text
 from kamerton.inference import Engine, Sampling
 from kamerton.methods import get_method, parse_options
 from kamerton.methods.method import Run
@@ -110,6 +114,8 @@ def several(base: Base, count: int) -> Measured:
     start, total = time.thread_time(), 0.0
     given = task(train=16, test=8)
     for _ in range(count):
+        adapted = None
+        gc.collect()  # as a comparison does before each cell
         adapted = fit(base, given, learning_rate=1e-4, validations=1, batch_size=8)
         total += adapted.record.flops + answered(base, given, adapted)["flops"]
     return {"seconds": time.thread_time() - start, "flops": total}
@@ -142,12 +148,25 @@ def measure(base: Base, axes: dict[str, tuple[int, ...]], rounds: int, say: Call
         random.Random(turn).shuffle(points)
         for axis, size in points:
             gc.collect()
-            reset_peak()
-            before = peak_bytes()
             found = point(base, axis, size)
-            rows.append({"round": turn, "axis": axis, "size": size, **found, "memory": peak_bytes() - before})
+            rows.append({"round": turn, "axis": axis, "size": size, **found})
             say(f"round {turn + 1}, {axis} {size}: {found['seconds']:.2f} s")
     return rows
+
+
+def memory(base: Base, rows: list[Any], say: Callable[[str], None]) -> None:
+    """Peak of all tensors but the base's weights for every point, watched once: it is the same each time."""
+    weights = sum(p.numel() * p.element_size() for p in base.model.hf.parameters())
+    for axis, size in dict.fromkeys((row["axis"], row["size"]) for row in rows):
+        gc.collect()
+        tensors = Allocations(Growth(), base.model.config.vocab_size)
+        tensors.hold([base.model.hf])
+        with tensors:
+            point(base, axis, size)
+        for row in rows:
+            if (row["axis"], row["size"]) == (axis, size):
+                row["memory"] = tensors.peak - weights
+        say(f"{axis} {size}: {(tensors.peak - weights) / 2**20:.0f} MiB")
 
 
 def slope(sizes: list[int], values: list[float]) -> float:
@@ -159,8 +178,8 @@ def slope(sizes: list[int], values: list[float]) -> float:
 
 def table(rows: list[Any]) -> str:
     """Slopes by axis: of seconds (median and range over rounds), FLOPs and memory."""
-    lines = ["| what grows | sizes | seconds, least to most | slope of seconds | slope of FLOPs | slope of memory |",
-             "| --- | --- | --- | ---: | ---: | ---: |"]  # fmt: skip
+    head = "sizes | seconds, least to most | slope of seconds | slope of FLOPs | MiB, least to most | slope of memory"
+    lines = [f"| what grows | {head} |", "| --- | --- | --- | ---: | ---: | --- | ---: |"]
     for axis in dict.fromkeys(row["axis"] for row in rows):
         mine = [row for row in rows if row["axis"] == axis]
         sizes = sorted({row["size"] for row in mine})
@@ -170,10 +189,12 @@ def table(rows: list[Any]) -> str:
             for key in ("seconds", "flops", "memory")
         }
         middle = [statistics.median(r["seconds"] for r in mine if r["size"] == s) for s in sizes]
-        told = {k: f"{statistics.median(v):.2f} ({min(v):.2f}–{max(v):.2f})" for k, v in found.items()}
+        middle_slope, least, most = statistics.median(found["seconds"]), min(found["seconds"]), max(found["seconds"])
+        bytes_ = _values(mine, "memory", sizes, turns[0])
         lines.append(
-            f"| {axis} | {sizes[0]} to {sizes[-1]} | {middle[0]:.2f} to {middle[-1]:.2f} | {told['seconds']} | "
-            f"{statistics.median(found['flops']):.2f} | {told['memory']} |"
+            f"| {axis} | {sizes[0]} to {sizes[-1]} | {middle[0]:.2f} to {middle[-1]:.2f} | "
+            f"{middle_slope:.2f} ({least:.2f}–{most:.2f}) | {statistics.median(found['flops']):.2f} | "
+            f"{bytes_[0] / 2**20:.0f} to {bytes_[-1] / 2**20:.0f} | {statistics.median(found['memory']):.2f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -183,29 +204,42 @@ def _values(rows: list[Any], key: str, sizes: list[int], turn: int) -> list[floa
     return [next(r[key] for r in rows if r["size"] == s and r["round"] == turn) for s in sizes]
 
 
+STYLE = (
+    "text{font:11px sans-serif;fill:#555}.name{font-weight:600;fill:#222}.grid{stroke:#ddd}.ideal{stroke:#999;"
+    "stroke-dasharray:3 3}.curve{stroke:#1f5fa8;stroke-width:2;fill:none}.dot{fill:#1f5fa8;fill-opacity:.45}"
+)
+
+
 def plot(rows: list[Any], path: Path) -> None:
     """Seconds over size in logarithms, an axis each, every round's point, with the line of slope 1 through the last."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
     axes = list(dict.fromkeys(row["axis"] for row in rows))
-    figure, places = plt.subplots(2, 4, figsize=(12, 5.6), layout="constrained")
-    for place, axis in zip(places.flat, axes, strict=False):
-        mine = [row for row in rows if row["axis"] == axis]
-        sizes = sorted({row["size"] for row in mine})
-        middle = [statistics.median(r["seconds"] for r in mine if r["size"] == s) for s in sizes]
-        place.loglog([r["size"] for r in mine], [r["seconds"] for r in mine], ".", color="#999999")
-        place.loglog(sizes, middle, color="#1f5fa8")
-        place.loglog(sizes, [middle[-1] * s / sizes[-1] for s in sizes], ":", color="#888888")
-        place.set_xticks(sizes, [f"{s}" for s in sizes])
-        place.minorticks_off()
-        place.set_title(axis, fontsize=10)
-        place.set_ylabel("seconds", fontsize=8)
-    for place in list(places.flat)[len(axes) :]:
-        place.axis("off")
-    figure.savefig(path, metadata={"Date": None})
+    parts, wide, high = [svg.tag("style", STYLE)], 230, 210
+    for number, axis in enumerate(axes):
+        left, top = (number % 4) * wide, (number // 4) * high
+        parts.append(svg.tag("g", "".join(_panel(rows, axis)), transform=f"translate({left},{top})"))
+    count = -(-len(axes) // 4)
+    body = svg.tag("rect", width=4 * wide, height=count * high, fill="white") + "".join(parts)
+    drawn = svg.tag("svg", body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {4 * wide} {count * high}")
+    write_text(path, drawn + "\n")
+
+
+def _panel(rows: list[Any], axis: str) -> list[str]:
+    mine = [row for row in rows if row["axis"] == axis]
+    sizes = sorted({row["size"] for row in mine})
+    middle = [statistics.median(r["seconds"] for r in mine if r["size"] == s) for s in sizes]
+    span = math.log(sizes[-1] / sizes[0])
+    x = lambda size: 42 + 170 * math.log(size / sizes[0]) / span  # noqa: E731
+    low, top = min(r["seconds"] for r in mine) / 1.3, max(r["seconds"] for r in mine) * 1.2
+    y = lambda value: 180 - 150 * math.log(max(value, low) / low) / math.log(top / low)  # noqa: E731
+    parts = [svg.text(4, 16, axis, cls="name")]
+    for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10):
+        if low <= tick <= top:
+            parts += [svg.line(42, y(tick), 212, y(tick), "grid"), svg.text(4, y(tick) + 4, f"{tick:g} s")]
+    parts += [svg.text(x(s), 197, f"{s}", text_anchor="middle") for s in sizes]
+    parts.append(svg.line(x(sizes[0]), y(middle[-1] * sizes[0] / sizes[-1]), x(sizes[-1]), y(middle[-1]), "ideal"))
+    ways = " ".join(f"{x(s):.1f},{y(m):.1f}" for s, m in zip(sizes, middle, strict=True))
+    parts.append(svg.tag("polyline", points=ways, cls="curve"))
+    return parts + [svg.tag("circle", cx=float(x(r["size"])), cy=float(y(r["seconds"])), r=3, cls="dot") for r in mine]
 
 
 def main() -> None:
@@ -214,15 +248,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="axes whose names begin so")
     parser.add_argument("--output", type=Path, default=Path("runs/growth"))
+    parser.add_argument("--keep", action="store_true", help="take the seconds that are in the folder already")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     axes = {a: s for a, s in AXES.items() if not args.only or a.startswith(tuple(args.only))}
     with tempfile.TemporaryDirectory() as folder:
         base = load_base(small(Path(folder, "20m")), dtype="float32")
-        for axis, sizes in axes.items():
-            point(base, axis, sizes[0])  # warms up
-        rows = measure(base, axes, args.rounds, lambda line: print(line, flush=True))
+        say = lambda line: print(line, flush=True)  # noqa: E731
+        if args.keep:
+            rows = json.loads((args.output / "growth.json").read_text())
+        else:
+            for axis, sizes in axes.items():
+                point(base, axis, sizes[0])  # warms up
+            rows = measure(base, axes, args.rounds, say)
+        memory(base, rows, say)
     (args.output / "growth.json").write_text(json.dumps(rows, indent=1))
     (args.output / "growth.md").write_text(table(rows))
     plot(rows, args.output / "growth.svg")

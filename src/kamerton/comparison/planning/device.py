@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
+from kamerton.base.frozen import decoder_layers
 from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.comparison.planning.trial import Pass
@@ -78,38 +80,38 @@ class Device:
         return 4 * trained / self.disk if self.disk else 0.0
 
 
-def this_machine(base: Base, stand_in: Base, memory: int, tell: Callable[[float], None]) -> Device:
+def this_machine(base: Base, stand_in: Base, tell: Callable[[float], None]) -> Device:
     """Measure this machine on a base, beside its stand-in.
 
     Args:
-        memory: of this machine.
         tell: told the share that is done.
     """
+    device = base.model.device
     rates: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
     done, total = 0, sum(map(len, _LENGTHS.values()))
     for grad, lengths in _LENGTHS.items():
         models = [base.reload().model, stand_in.reload().model] if grad else [base.model, stand_in.model]
         for model in models if grad else ():
-            for name, weight in model.hf.named_parameters():
-                weight.requires_grad_(".layers." in f".{name}" and weight.is_floating_point())
+            for layer in decoder_layers(model.hf) or ():
+                for weight in layer.parameters():
+                    weight.requires_grad_(weight.is_floating_point())  # codes of 4 bits have no gradient
         for tokens in lengths:
             work = Work(tokens=tokens, pairs=tokens * (tokens + 1) // 2, outputs=1, passes=1)
             if grad:
                 work.grad_tokens, work.grad_pairs, work.grad_outputs = tokens, work.pairs, 1
-            took = fastest([partial(_pass, m, tokens, grad) for m in models])
+            took = fastest([partial(_pass, m, tokens, grad) for m in models], device)
             own = [flops(work, m.hf, itself=True) for m in models]
             rates[grad].append((tokens, max(own[0] - own[1], 1.0) / max(took[0] - took[1], took[0] / 20)))
             done += 1
             tell(done / total)
-    peak, best = _matrix_peak(base.model.dtype), max(rate for _, rate in rates[False])
-    return Device(
-        f"this machine ({torch.get_num_threads()} threads)", peak, best / peak, _bandwidth(), memory, _disk(),
-        rates,
-    )  # fmt: skip
+    peak, best = _matrix_peak(base.model.dtype, device), max(rate for _, rate in rates[False])
+    name = f"this machine ({torch.get_num_threads()} threads)" if device.type == "cpu" else f"this machine's {device}"
+    whole = psutil.virtual_memory().total if device.type == "cpu" else torch.cuda.mem_get_info(device)[1]
+    return Device(name, peak, best / peak, _bandwidth(device), whole, _disk(), rates)
 
 
 def _pass(model: Any, tokens: int, grad: bool) -> None:
-    row = [list(range(10, 10 + tokens))]
+    row = [[i % model.config.vocab_size for i in range(tokens)]]
     if grad:
         out = model.output(model.forward(row).last())
         out.float().logsumexp(-1).sum().backward()
@@ -120,29 +122,32 @@ def _pass(model: Any, tokens: int, grad: bool) -> None:
         model.output(model.forward(row).last())
 
 
-def fastest(jobs: Sequence[Callable[[], Any]], turns: int = 6) -> list[float]:
+def fastest(jobs: Sequence[Callable[[], Any]], device: torch.device, turns: int = 6) -> list[float]:
     """Seconds of the fastest of several turns of each job, in turns; the first one warms up."""
     best = [math.inf] * len(jobs)
     for turn in range(turns + 1):
         for i, job in enumerate(jobs):
             start = time.perf_counter()
             job()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if turn:
                 best[i] = min(best[i], time.perf_counter() - start)
     return best
 
 
-def _matrix_peak(dtype: torch.dtype, size: int = 1024) -> float:
-    a = torch.ones(size, size, dtype=dtype)
-    return 2 * size**3 / fastest([lambda: a @ a])[0]
+def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / fastest([lambda: a @ a], device)[0]
 
 
-def _bandwidth(numbers: int = 2**24) -> float:
-    a, b = torch.ones(numbers), torch.ones(numbers)
-    return 12 * numbers / fastest([lambda: a.add_(b)])[0]
+def _bandwidth(device: torch.device, numbers: int = 2**24) -> float:
+    a, b = torch.ones(numbers, device=device), torch.ones(numbers, device=device)
+    return 12 * numbers / fastest([lambda: a.add_(b)], device)[0]
 
 
 def _disk(size: int = 2**25) -> float:
     data = os.urandom(size)
     with tempfile.TemporaryDirectory() as folder:
-        return size / fastest([lambda: Path(folder, "written").write_bytes(data)], 3)[0]
+        return size / fastest([lambda: Path(folder, "written").write_bytes(data)], torch.device("cpu"), 3)[0]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
+from kamerton.base.encoder import is_encoder
 from kamerton.base.load import Base, load_base
 from kamerton.base.sources import resolve as resolve_source
 from kamerton.base.stand_in import target_config, write_stand_in
@@ -154,7 +154,7 @@ def plan(
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=asked["trust_remote_code"])
     if model is not None:
         config, name = target_config(model, size, config.get_text_config().vocab_size), f"{model} {size or ''}".strip()
-    elif getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
+    elif config.is_encoder_decoder or is_encoder(config) or "recurrent" in config.model_type:
         raise KamertonError("plans are made for causal bases with attention", where="base", mend="name another base")
     parameters = _parameters(config)
     if device is None:
@@ -170,7 +170,7 @@ def plan(
         if device is None:
             device = this_machine(
                 real, _stand_in_of(asked, source, folder, stand_in, model, kind),
-                psutil.virtual_memory().total, lambda share: tell("measuring this machine", share, name),
+                lambda share: tell("measuring this machine", share, name),
             )  # fmt: skip
             del real
         longest = _longest(stand_in, task)

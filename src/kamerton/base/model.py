@@ -61,7 +61,7 @@ class LanguageModel:
         self.config = hf.config.get_text_config()
         self._front, self._enter = front, inferring
         self.frozen: FrozenLayers | None = None
-        self.work = Work()
+        self.work = Work().belongs(self)
         self._linears: PackedLinears | None = None
         self._kernels: Kernels | None = None
         self._inferring = 0
@@ -400,7 +400,8 @@ class CausalModel(LanguageModel):
         if self.frozen is not None and self.frozen.recording:  # only the lower layers did anything
             self.work.add(replayed=-len(positions), replayed_pairs=-(before + own))
         else:
-            self.work.add(tokens=len(positions), pairs=before + own, passes=passes, grad=grad)
+            read = past + p + sum(lengths) + int(starts.sum())
+            self.work.add(tokens=len(positions), pairs=before + own, passes=passes, keys=read, grad=grad)
         if cache is not None:
             used = torch.as_tensor(list(slots) if slots is not None else list(range(len(rows))))
             cache.lengths[used] += torch.as_tensor(lengths)

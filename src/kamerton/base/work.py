@@ -12,7 +12,9 @@ said once for each of its states. Padding goes through all of them and is counte
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,12 +22,27 @@ from torch import nn
 
 from kamerton import processes
 from kamerton.base.frozen import decoder_layers
-from kamerton.base.quantise import shape
+from kamerton.base.growth import Growth, growth_of
 
 _CROSS = re.compile(r"(EncDecAttention|encoder_attn|cross_attn|crossattention)\.")
 _KEYS = re.compile(r"\.(k|v|k_proj|v_proj|key|value|key_proj|value_proj)(\.|$)")
 _QUERY = re.compile(r"\.(q|q_proj|query|query_proj)$")
 """Names of a decoder's attention over the encoder's states, of its keys and values, and of queries."""
+
+
+Heard = Callable[["Work", dict[str, int], bool], None]
+_listener: Heard | None = None
+
+
+@contextmanager
+def listening(listener: Heard) -> Iterator[None]:
+    """Inside the block a listener is told of every pass as it is counted: the counter, what is added, with gradient."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
 
 
 @dataclass
@@ -62,9 +79,17 @@ class Work:
 
     def add(
         self, *, tokens: int = 0, pairs: int = 0, outputs: int = 0, passes: int = 0, replayed: int = 0,
-        replayed_pairs: int = 0, grad: bool = False,
+        replayed_pairs: int = 0, keys: int = 0, grad: bool = False,
     ) -> None:  # fmt: skip
-        """Count some work."""
+        """Count some work.
+
+        Args:
+            keys: positions whose keys and values a pass reads in each layer; only a listener is told of them.
+        """
+        if _listener is not None:
+            told = {"tokens": tokens, "pairs": pairs, "outputs": outputs, "passes": passes, "replayed": replayed,
+                    "replayed_pairs": replayed_pairs, "keys": keys}  # fmt: skip
+            _listener(self, told, grad)
         self.passes += passes
         self.replayed += replayed
         self.replayed_pairs += replayed_pairs
@@ -86,6 +111,11 @@ class Work:
             self.grad_encoder_pairs += pairs
             self.grad_memory += memory
 
+    def belongs(self, model: Any) -> Work:
+        """Say whose work it is: `owner()` is then the model, as long as it lives."""
+        self.owner = weakref.ref(model)
+        return self
+
     def copy(self) -> Work:
         return Work(**asdict(self))
 
@@ -101,11 +131,16 @@ class Work:
         return Work(**{k: v - getattr(other, k) for k, v in asdict(self).items()})
 
 
-def flops(work: Work, hf: Any) -> float:
-    """Floating-point operations that some work took on a model (a transformers model, adapters inside)."""
+def flops(work: Work, hf: Any, *, itself: bool = False) -> float:
+    """Floating-point operations that some work took on a model (a transformers model, adapters inside).
+
+    Of a stand-in (`stand_in.py`) they are those that the model which it stands for would take, or, asked for `itself`,
+    its own.
+    """
     if hf.config.is_encoder_decoder:
         return _encoder_decoder_flops(work, hf)
     config = hf.config.get_text_config()
+    grown = Growth() if itself else growth_of(hf.config)
     head = hf.get_output_embeddings()  # none: a classifier, whose head is a matrix like any other
     weights = trained = prepared = below = 0
     seen = set() if head is None else {id(head.weight)}
@@ -115,27 +150,28 @@ def flops(work: Work, hf: Any) -> float:
         if module is head or isinstance(module, nn.Embedding):
             continue
         if len(getattr(module, "lora_magnitude_vector", ())):  # B A is written out, through the unit matrix
-            n, m = module.in_features, module.out_features
+            n, m = (grown.sizes.get(size, size) for size in (module.in_features, module.out_features))
             prepared += sum(n * rank * (n + m) for rank in module.r.values())
         for matrix, share in _others(module, config):
-            weights += round(share * matrix.numel())
-            trained += round(share * matrix.numel()) if matrix.requires_grad else 0
-            below += round(share * matrix.numel()) if id(module) in inside else 0
+            count = round(share * grown.numel(matrix))
+            weights += count
+            trained += count if matrix.requires_grad else 0
+            below += count if id(module) in inside else 0
         weight = getattr(module, "weight", None)
         if id(weight) in seen:  # a LoRA layer shows its base layer's weight as its own
             continue
         # every matrix is a product with the hidden state: Linear, GPT-2's Conv1D, a LoRA matrix
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
             seen.add(id(weight))
-            count = shape(weight).numel()  # of the matrix, not of its packed codes
+            count = grown.numel(weight)  # of the matrix, not of its packed codes
             weights += count
             trained += count if weight.requires_grad else 0
             below += count if id(module) in inside else 0
     heads = config.num_attention_heads  # a recurrent model has none, and no pairs
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    pair = 4 * heads * head_dim  # scores and their weighted sum, for one pair in one layer
+    pair = 4 * (grown.width or heads * head_dim)  # scores and their weighted sum, for one pair in one layer
     attention, attention_below = pair * config.num_hidden_layers, pair * len(frozen)
-    output = 0 if head is None else 2 * shape(head.weight).numel()
+    output = 0 if head is None else 2 * grown.numel(head.weight)
     forward = 2 * prepared * work.passes + 2 * weights * work.tokens + attention * work.pairs + output * work.outputs
     forward -= 2 * below * work.replayed + attention_below * work.replayed_pairs
     if not work.grad_tokens:

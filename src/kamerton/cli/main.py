@@ -30,6 +30,7 @@ from kamerton.cli import (
     merge,
     methods,
     ngram,
+    plan,
     pretrain,
     recipe,
     report,
@@ -55,6 +56,7 @@ app = typer.Typer(
     epilog="Start with: **kamerton compare examples/dates.yaml**",
 )  # fmt: skip
 compare.register(app)
+plan.register(app)
 tune.register(app)
 report.register(app)
 pretrain.register(app)

@@ -54,6 +54,7 @@ def run_cell(
     started = time.perf_counter()
     adapted = method.fit(base, task, budget, options, run)
     fitted = time.perf_counter()
+    report(ANSWERING, 0.0, f"0 of {len(task.test)} questions")
 
     model = adapted.engine.model
     plan = Sampling(**sampling, max_tokens=task.max_answer_tokens, seed=cell.seed)

@@ -24,6 +24,7 @@ from kamerton.base.load import Base
 from kamerton.base.work import Work, flops
 from kamerton.errors import KamertonError, RecipeError
 from kamerton.files import write_json
+from kamerton.memory import give_back
 from kamerton.methods.defined import check_defined
 from kamerton.methods.encoder import HeadAnswers, head_state, headed
 from kamerton.methods.keys import fit_key
@@ -375,6 +376,7 @@ class _Trial:
     ) -> tuple[Tuned, Result]:  # fmt: skip
         """Train with some values up to a share of their budget, from where an earlier call left it."""
         o = self.settle(values)
+        give_back()  # an earlier candidate's model hangs in cycles, and would be there beside this one
         tuned = self.method.parameterisation.attach(self.base, o, self.task, self.run.seed)
         settings = Settings(
             learning_rate=o.learning_rate, warmup=o.warmup, weight_decay=o.weight_decay, clip=o.clip,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from kamerton.base.encoder_decoder import model_for
+from kamerton.base.growth import growth_of
 from kamerton.base.load import Base
 from kamerton.base.model import LanguageModel
 from kamerton.base.quantise import Quantise
@@ -43,7 +44,9 @@ class Tuned:
 
     @property
     def trainable_parameters(self) -> int:
-        return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        """Numbers that are trained; of a stand-in those of the model that it stands for."""
+        growth = growth_of(self.model.hf.config)
+        return sum(growth.numel(p) for p in self.module.parameters() if p.requires_grad)
 
     def save(self, folder: Path) -> None:
         """Write what was trained, in the format that peft (or transformers, for full fine-tuning) loads."""

@@ -160,7 +160,7 @@ def memory(base: Base, rows: list[Any], say: Callable[[str], None]) -> None:
     for axis, size in dict.fromkeys((row["axis"], row["size"]) for row in rows):
         gc.collect()
         tensors = Allocations(Growth(), base.model.config.vocab_size)
-        tensors.hold([base.model.hf])
+        tensors.hold(base.model.hf)
         with tensors:
             point(base, axis, size)
         for row in rows:

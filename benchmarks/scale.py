@@ -54,13 +54,15 @@ def small(folder: Path) -> Path:
     return folder
 
 
-def measured(recipe: Path, folder: Path) -> dict[str, dict[str, Any]]:
+def measured(recipe: Path, folder: Path, *, keep: bool) -> dict[str, dict[str, Any]]:
     """The records of the recipe's cells, run now in a process of their own, by label.
 
     Seconds are those in which the process had a processor: what others on the machine took is left out.
     """
     command = [sys.executable, __file__, "--cells", str(recipe), "--output", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if not (keep and folder.is_dir()):
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(path.read_text()) for path in folder.glob("cells/*/seed-0/cell.json")]
     return {r["label"]: r for r in records}
 
@@ -159,9 +161,7 @@ def main() -> None:
             model = "demo" if name == "demo" else str(small(Path(place, "20m")))
             recipe, folder = args.output / f"{name}.yaml", args.output / name
             recipe.write_text(RECIPE.format(model=model))
-            if not args.keep:
-                shutil.rmtree(folder, ignore_errors=True)
-            records = measured(recipe, folder)
+            records = measured(recipe, folder, keep=args.keep)
             plan = planned(recipe, folder)
             (args.output / f"{name}.json").write_text(json.dumps(plan, indent=1))
             rows += compared(name, plan, records)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,11 +58,15 @@ class Allocations(TorchDispatchMode):
             for one in value:
                 self._see_all(one)
 
-    def hold(self, modules: Iterable[nn.Module]) -> None:
-        """Count the weights of models that are there already."""
-        for module in modules:
-            for weight in module.parameters():
-                self._see(weight)
+    def hold(self, module: nn.Module) -> None:
+        """Count the weights of a model, also those that operations were given in other shapes before (in 4 bits)."""
+        for weight in module.parameters():
+            if weight.device.type == "meta":
+                continue
+            key = weight.untyped_storage()._cdata
+            if key in self._held and self._held[key][3] != PARTS[0]:
+                self._gone(key)
+            self._see(weight)
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.device.type == "meta" or not tensor.numel():

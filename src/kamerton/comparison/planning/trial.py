@@ -140,6 +140,7 @@ def run_trial(
             return  # a model of its own size beside the base: its seconds are the stand-in's own
         if model not in shapes:
             shapes[model] = _Shapes(model.hf)
+            tensors.hold(model.hf)
         if told["passes"] and not (told["tokens"] or told["outputs"]):
             return
         trial.passes[phase].append(shapes[model].count(told, grad))
@@ -160,7 +161,7 @@ def run_trial(
             store, cell, base, task, budget, reference, sampling, max_batch_tokens, report, watch
         )
         if watched:
-            tensors.hold([base.model.hf])
+            tensors.hold(base.model.hf)
             with listening(heard), tensors:
                 trial.record = run()
             trial.memory, trial.own_memory, trial.parts = tensors.peak, tensors.own_peak, tensors.parts

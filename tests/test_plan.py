@@ -55,7 +55,7 @@ Both = tuple[dict[str, Any], dict[str, Any]]
 
 def _both(folder: Path, methods: list[Any]) -> Both:
     """What a plan says of every method, and what cells with the model itself record."""
-    recipe = as_recipe({**_recipe(folder, save(folder / "base", layers=3)), "methods": methods})
+    recipe = as_recipe({**_recipe(folder, save(folder / "base", layers=4)), "methods": methods})
     said = plan(recipe, device=DESCRIBED, answer_tokens=4)
     base, task = load_base(folder / "base", dtype="float32"), replace(load_task(recipe.task), max_answer_tokens=4)
     sampling, records = recipe.evaluation.sampling.model_dump(), {}
@@ -119,6 +119,14 @@ def test_widths_of_a_stand_in_are_told_apart() -> None:
         assert stands["sizes"][own["hidden"]] == text.hidden_size
         assert stands["sizes"][INNER] == (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
         assert own["heads"] * HEAD in stands["sizes"]
+        if hasattr(text, "head_dim"):  # GPT-2's width hangs on its heads
+            assert not {8, 16, 20, 32, 64, 100, 108, 128, 512} & set(stands["sizes"])  # what options say by default
+
+
+def test_an_option_that_is_a_width_of_the_stand_in_is_told(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, save(tmp_path / "base"))
+    recipe["methods"] = [{"prompt-tuning": {"tokens": INNER, "learning_rate": 0.01}}]
+    assert f"tokens {INNER}" in " ".join(plan(as_recipe(recipe), device=DESCRIBED).notes)
 
 
 def test_memory_of_tensors_is_counted_at_the_size_they_stand_for() -> None:

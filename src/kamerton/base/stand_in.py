@@ -77,13 +77,13 @@ def widths(config: Any) -> tuple[dict[str, int], dict[str, Any]]:
     few, narrow = 4 if getattr(text, "num_local_experts", None) else KEY_HEADS, INNER
     own_kv = few if kv_heads != heads else 3 * few
     own = {"heads": 3 * few, "kv_heads": own_kv, "hidden": 3 * few * HEAD, "inner": narrow}
-    if heads * head != hidden:  # then the model has a head size of its own
-        own["hidden"] += 8
+    if hasattr(text, "head_dim"):  # then the width is free; twice 54 would be the rows of a prompt generator
+        own["hidden"] += 9 if few == KEY_HEADS else 24
     key, own_key, query, own_query = kv_heads * head, own_kv * HEAD, heads * head, 3 * few * HEAD
     sizes = {
         HEAD: head, own["hidden"]: hidden, narrow: inner, own_query: query, own_key: key,
         own_query + 2 * own_key: query + 2 * key, 2 * narrow: 2 * inner, 2 * own_key * layers: 2 * key * layers,
-        3 * own["hidden"]: 3 * hidden,
+        2 * own["hidden"]: 2 * hidden, 3 * own["hidden"]: 3 * hidden,
     }  # fmt: skip
     stands = {
         "sizes": sizes, "heads": {own_kv: kv_heads, 3 * few: heads}, "head": HEAD, "width": query,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from kamerton.base.encoder import is_encoder
+from kamerton.base.growth import growth_of
 from kamerton.base.load import Base, load_base
 from kamerton.base.sources import resolve as resolve_source
 from kamerton.base.stand_in import target_config, write_stand_in
@@ -249,6 +250,10 @@ class _Trials:
             given = dict(options.model_dump())
             if "patience" in given:
                 given["patience"] = 10**6  # when training stops early is not known beforehand
+            widths = growth_of(self.base.model.hf.config).sizes
+            for name, value in given.items():
+                if type(value) is int and value in widths:
+                    self.notes.append(f"{label}: {name} {value} is a width of the stand-in: its figures may be wrong")
             cell = Cell(label, method.name, given, self.recipe.seeds[0], "")
             count = max(len(self.shares), len(self.tests))
             points = [

@@ -5,6 +5,7 @@ float32, and every answer and log-probability is held against the torch backend'
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -188,8 +189,10 @@ def test_answers_and_log_probabilities_are_those_of_torch(name: str, said: dict[
 @with_vllm
 @pytest.mark.slow
 def test_what_is_attached_is_what_answers(said: dict[str, Any]) -> None:
-    texts = {name: tuple(a.tokens for a in pair[1]["greedy"]) for name, pair in said.items()}
-    assert len(set(texts.values())) == len(texts), "two models answer alike: one adapter did nothing"
+    """Parity would hold as well if both sides left an adapter out."""
+    for one, two in itertools.combinations(said, 2):
+        a, b = (torch.tensor([x for row in said[name][1]["scores"] for x in row]) for name in (one, two))
+        assert (a - b).abs().max() > 0.1, f"{one} and {two} score alike"
 
 
 @with_vllm

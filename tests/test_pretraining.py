@@ -231,6 +231,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 RUNS: dict[str, dict[str, Any]] = {
     "llama": {},
+    "muon": {"training": {"batch_size": 4, "validations": 4, "learning_rate": 0.01, "optimiser": "muon"}},
     "averaged": {"training": {"batch_size": 4, "validations": 4, "learning_rate": 0.01, "average": 0.9}},
     "moe": {"model": {**SMALL, "preset": "moe", "experts": 4}},
     "lstm": {"model": {"preset": "lstm", "width": 32, "dropout": 0.1}},

@@ -81,6 +81,7 @@ class TrainingSpec(Part):
         warmup: share of the budget over which the learning rate rises; `warmup_steps`: the same in steps.
         decay: share of the budget over which `warmup-stable-decay` falls.
         floor: the learning rate at the end, as a share of the peak.
+        optimiser: `adamw`, or `muon` for the matrices of the layers and AdamW for the rest.
         average: decay of an exponential average of the weights, which is kept in their place; 0: none.
     """
 
@@ -90,6 +91,7 @@ class TrainingSpec(Part):
     warmup_steps: Count | None = None
     decay: Share = 0.2
     floor: Share = 0.0
+    optimiser: Literal["adamw", "muon"] = "adamw"
     batch_size: Count = 32
     max_tokens: Count = 16384
     weight_decay: Annotated[float, BeforeValidator(not_bool), Field(ge=0)] = 0.1

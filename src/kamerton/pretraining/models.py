@@ -194,15 +194,19 @@ def settings(recipe: PretrainRecipe, started: Started) -> Settings:
         rate = rate if started.preset is not None else rate / 10  # a base has learned already
     steps = t.warmup_steps if t.warmup_steps is not None or t.warmup is not None or not original else 4000
     betas = t.betas or ((0.9, 0.98) if original else (0.9, 0.95))
+    head = started.model.hf.get_output_embeddings()
     for name, parameter in started.model.hf.named_parameters():
         # gains, biases and embeddings stay out of weight decay
         if parameter.ndim < 2 or "embed" in name or name.endswith(("wte.weight", "wpe.weight")):
             parameter.decays = False
+        else:  # Muon is for what stands between embeddings and output
+            parameter.matrix = parameter.ndim == 2 and (head is None or parameter is not head.weight)
     return Settings(
         learning_rate=rate, warmup=0.05 if t.warmup is None else t.warmup, warmup_steps=steps,
         schedule=t.schedule or ("inverse-sqrt" if original else "cosine"), decay=t.decay, floor=t.floor,
-        weight_decay=t.weight_decay, betas=betas, clip=t.clip, average=t.average, validations=t.validations,
-        patience=t.patience or t.validations + 1, bfloat16=t.dtype == "bfloat16", seed=t.seed,
+        optimiser=t.optimiser, weight_decay=t.weight_decay, betas=betas, clip=t.clip, average=t.average,
+        validations=t.validations, patience=t.patience or t.validations + 1, bfloat16=t.dtype == "bfloat16",
+        seed=t.seed,
     )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ from kamerton.errors import KamertonError
 
 BUCKET = 2**23
 """Numbers that are summed over processes in one go."""
-_ATTRIBUTES = ("rate", "decays", "settles")
-"""What parameters say of themselves (`step.groups`, `tuning`)."""
+_ATTRIBUTES = ("rate", "decays", "matrix", "settles")
+"""What parameters say of themselves (`step.groups`, `optimisers.py`, `tuning`)."""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from kamerton.training.checkpoint import load_checkpoint, load_weights, save_che
 from kamerton.training.distribution import Distribution
 from kamerton.training.faults import NoRoom, Room, culprits
 from kamerton.training.objective import Objective, Observant, Stateful
+from kamerton.training.optimisers import Optimiser, make_optimiser
 from kamerton.training.schedule import Schedule, learning_rate
-from kamerton.training.step import Step, groups, optimise, validation_loss
+from kamerton.training.step import Step, optimise, validation_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Settings:
         schedule: how the learning rate goes on behind the rise (`schedule.py`).
         decay: share of the budget over which `warmup-stable-decay` falls.
         floor: the learning rate at the end, as a share of the peak.
-        weight_decay, betas: of AdamW.
+        optimiser: AdamW, or Muon for the parameters that say of themselves that they are matrices (`optimisers.py`).
+        weight_decay, betas: of AdamW; Muon has the same weight decay.
         clip: largest norm of the gradient.
         validations: how many times validation loss is measured over the whole budget.
         patience: validations without improvement after which training stops early.
@@ -64,6 +66,7 @@ class Settings:
     schedule: Schedule = "cosine"
     decay: float = 0.2
     floor: float = 0.0
+    optimiser: Optimiser = "adamw"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -194,10 +197,7 @@ def fit(
     step = Step(module, model, objective)
     distribution.prepare(step, model)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        groups(parameters), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay,
-        fused=True,
-    )  # fmt: skip
+    optimiser = make_optimiser(parameters, settings)
     saved, notes = load_checkpoint(folder, module, optimiser, key=key)
     notes = [*distribution.notes, *notes]
     state = State(**saved["run"]) if saved else State()

@@ -55,20 +55,29 @@ def compared(name: str, examples: int, args: argparse.Namespace) -> tuple[Recipe
     return recipe, folder
 
 
+def plain_samples(samples: Sequence[Samples]) -> list[dict[str, Any]]:
+    """Samples as JSON holds them."""
+    return [{k: v.tolist() if k in ARRAYS else v for k, v in asdict(one).items()} for one in samples]
+
+
+def samples_of(plain: Sequence[dict[str, Any]]) -> list[Samples]:
+    """What `plain_samples` gave."""
+    return [Samples(**{k: np.array(v) if k in ARRAYS else v for k, v in one.items()}) for one in plain]
+
+
 def sampled(cell: Path, task: Task, base: Base, args: argparse.Namespace) -> list[Samples]:
     """Answers of one cell's model to the test questions at each temperature; what was sampled before is read."""
     file = cell / "frontier.json"
     asked = {"temperatures": args.temperatures, "n": args.samples, "task": task.fingerprint}
     if file.is_file() and (kept := json.loads(file.read_text()))["asked"] == asked:
-        return [Samples(**{k: np.array(v) if k in ARRAYS else v for k, v in one.items()}) for one in kept["samples"]]
+        return samples_of(kept["samples"])
     print(f"  sampling {cell}", flush=True)
     model, plan = (
         load_adapted(cell / "adapter", base),
         Sampling(max_tokens=task.max_answer_tokens, n=args.samples, seed=1),
     )
     out = [draw(model, task.test, t, plan) for t in args.temperatures]
-    plain = [{k: v.tolist() if k in ARRAYS else v for k, v in asdict(one).items()} for one in out]
-    write_json(file, {"asked": asked, "samples": plain})
+    write_json(file, {"asked": asked, "samples": plain_samples(out)})
     return out
 
 

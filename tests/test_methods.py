@@ -117,7 +117,7 @@ def test_wrong_methods_and_options_are_one_line(name: str, options: dict[str, An
 @pytest.mark.parametrize("name", [n for n in TRAINED if n != "full"])
 def test_what_is_not_trained_keeps_its_bits(small_base: Base, name: str, tmp_path: Path) -> None:
     adapted = fit(small_base, name, tmp_path, learning_rate=0.05)
-    start = small_base.reload(quantise="nf4") if name == "qlora" else small_base
+    start = small_base.reload(quantise="nf4" if name == "qlora" else None)  # from disk
     own = dict(start.model.hf.named_parameters())
     kept = {
         n: p
@@ -128,6 +128,21 @@ def test_what_is_not_trained_keeps_its_bits(small_base: Base, name: str, tmp_pat
     for name_, value in kept.items():
         assert torch.equal(value, own[name_.replace(".base_layer.", ".")]), name_
     assert adapted.record.curve[-1]["loss"] < adapted.record.curve[0]["loss"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_base_keeps_its_bits_and_frozen_weights_are_in_memory_once(
+    small_base: Base, name: str, tmp_path: Path
+) -> None:
+    fit(small_base, name, tmp_path / "fit", learning_rate=0.05).save(tmp_path / "saved")
+    again = load_adapted(tmp_path / "saved", small_base)
+    answer(again, tiny.colour_task().test, GREEDY)
+    from_disk = dict(small_base.reload().model.hf.named_parameters())
+    own = dict(small_base.model.hf.named_parameters())
+    assert all(torch.equal(value, from_disk[n]) for n, value in own.items())
+    places = {p.data_ptr() for p in again.engine.model.hf.parameters()}
+    shared = [n for n, value in own.items() if value.data_ptr() in places]
+    assert len(shared) == (0 if name in ("full", "qlora") else len(own)), name
 
 
 PARTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -158,8 +173,10 @@ def test_what_a_variant_does_not_train_keeps_its_bits(
     tuned = get_parameterisation(name).attach(base, parsed, tiny.colour_task(), 0)
     assert {p.dtype for p in tuned.module.parameters() if p.requires_grad} == {torch.float32}
     adapted = fit(base, name, tmp_path / "fit", learning_rate=0.02, budget=Budget(steps=3), **options)
-    buffers = dict(base.model.hf.named_buffers())
-    own = {**dict(base.model.hf.named_parameters()), **buffers}
+    fresh = base.reload().model.hf  # from disk
+    buffers = dict(fresh.named_buffers())
+    own = {**dict(fresh.named_parameters()), **buffers}
+    assert all(torch.equal(value, own[n]) for n, value in base.model.hf.named_parameters())
     hf = adapted.engine.model.hf
     found = {n.replace(".base_layer.", "."): v for n, v in (*hf.named_parameters(), *hf.named_buffers())}
     assert own.keys() <= found.keys()

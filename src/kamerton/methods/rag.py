@@ -102,7 +102,7 @@ class Joint:
         PassageIndex.open(options.index, queries)  # refuses an encoder that is no longer the one that made the index
         torch.manual_seed(seed)
         if options.generator == FROZEN:
-            inside = Tuned(base.reload().model, nn.Module())
+            inside = Tuned(base.reload(frozen=True).model, nn.Module())
         else:
             name, own = _generator(options)
             inside = get_parameterisation(name).attach(base, own, task, seed)
@@ -115,7 +115,7 @@ class Joint:
         """Attach what `Answering` saved."""
         queries = load_encoder(str(folder / "query-encoder"), device=str(base.model.device))
         if options.generator == FROZEN:
-            inside = Tuned(base.reload().model, nn.Module())
+            inside = Tuned(base.reload(frozen=True).model, nn.Module())
         else:
             inside = get_parameterisation(_generator(options)[0]).load(base, folder / "generator")
         modules = nn.ModuleList([inside.module, queries.model])

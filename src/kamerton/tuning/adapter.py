@@ -54,7 +54,7 @@ class Adapter:
             if options.placement == "houlsby":
                 targets = [*last_projections(base, "attention", where), *targets]
         check_targets(base, targets, where)
-        fresh = base.reload()
+        fresh = base.reload(frozen=True)
         torch.manual_seed(seed)
         config = BottleneckConfig(
             task_type=fresh.model.task_type, target_modules=targets, width=options.width, activation=options.activation,

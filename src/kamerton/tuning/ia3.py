@@ -51,7 +51,7 @@ class Ia3:
         for names, where in ((outputs, "ia3.targets"), (inputs, "ia3.feedforward")):
             if names:  # one of the two may be left out
                 check_targets(base, names, where)
-        fresh = base.reload()
+        fresh = base.reload(frozen=True)
         config = IA3Config(
             target_modules=[*outputs, *inputs], feedforward_modules=inputs, task_type=fresh.model.task_type,
             fan_in_fan_out=conv1d(base, [*outputs, *inputs]),

@@ -51,7 +51,7 @@ class Lora:
 
     @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
-        return attach_lora(base.reload(), options, seed, "lora.targets")
+        return attach_lora(base.reload(frozen=options.bias == "none"), options, seed, "lora.targets")
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:

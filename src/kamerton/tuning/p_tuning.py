@@ -59,7 +59,7 @@ class PTuning:
         start = None
         if options.init != "random":
             start = embeddings_of(base, STARTS[options.init](base, task, options.tokens, seed))
-        fresh = base.reload()
+        fresh = base.reload(frozen=True)
         torch.manual_seed(seed)
         config = PromptEncoderConfig(
             task_type=fresh.model.task_type, num_virtual_tokens=options.tokens,

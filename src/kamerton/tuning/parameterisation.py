@@ -69,8 +69,9 @@ def load_peft(base: Base, folder: Path, *, quantise: Quantise | None = None) -> 
         # without the second peft would look for pickled weights, or ask the hub
         if not (folder / name).is_file():
             raise ModelError(f"no {name} here", where=folder, mend=mend)
-    _check_adapter(folder)
-    fresh = base.reload(quantise=quantise)
+    config = _check_adapter(folder)
+    # biases of the base that were trained are put in the place of its own
+    fresh = base.reload(quantise=quantise, frozen=config.get("bias", "none") == "none")
     try:
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             saved = set(file.keys())
@@ -95,15 +96,15 @@ _DIMENSIONS = ("r", "num_virtual_tokens", "token_dim", "num_layers", "num_attent
 _PLAIN = re.compile(r"[\w.^$\\-]*")
 
 
-def _check_adapter(folder: Path) -> None:
-    """Refuse a configuration that would take all memory or time before its weights are even looked at.
+def _check_adapter(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration; refused is one that would take all memory or time before its weights are even looked at.
 
     Raises:
         ModelError: a dimension is larger than all the weights together, or layers are named by a regular expression.
     """
     path = folder / "adapter_config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         largest = (folder / "adapter_model.safetensors").stat().st_size
         named = config.get("target_modules") or []
         patterns = [named] if isinstance(named, str) else list(named)
@@ -117,6 +118,7 @@ def _check_adapter(folder: Path) -> None:
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(f"{error}".split())[:150]
         raise ModelError(f"the adapter cannot be loaded ({reason})", where=path, mend="tune the method again") from None
+    return config
 
 
 def injected(fresh: Base, peft: Any) -> Tuned:

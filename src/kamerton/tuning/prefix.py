@@ -68,7 +68,7 @@ class Prefix:
 
         name = "vocabulary" if options.init == "random" else options.init  # random numbers take their size from these
         layers = base.model.keys_of(STARTS[name](base, task, options.tokens, seed).tolist())
-        fresh = base.reload()
+        fresh = base.reload(frozen=True)
         torch.manual_seed(seed)
         peft = get_peft_model(fresh.model.hf, _config(fresh, layers, options.tokens))
         config, encoder = peft.peft_config["default"], peft.prompt_encoder["default"]

@@ -56,7 +56,7 @@ class PromptTuning:
         from peft import PromptTuningConfig, get_peft_model
 
         start = embeddings_of(base, STARTS[options.init](base, task, options.tokens, seed))
-        fresh = base.reload()
+        fresh = base.reload(frozen=True)
         config = PromptTuningConfig(
             task_type=fresh.model.task_type,
             num_virtual_tokens=options.tokens,

@@ -86,7 +86,7 @@ class PromptGenerator:
             layers = _keys(base, ids)  # (L, 2, H_kv, n + m, D)
             start, unit = flat(layers), flat(spread_of_keys(layers))[0]
             sizes = {"num_layers": len(layers), "num_key_heads": layers.shape[2], "head_size": layers.shape[4]}
-        fresh = base.reload()
+        fresh = base.reload(frozen=True)
         torch.manual_seed(seed)
         config = GeneratorConfig(
             task_type="CAUSAL_LM", num_static=options.tokens, num_generated=options.generated,

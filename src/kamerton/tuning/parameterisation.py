@@ -97,7 +97,7 @@ _PLAIN = re.compile(r"[\w.^$\\-]*")
 
 
 def _check_adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's configuration; refused is one that would take all memory or time before its weights are even looked at.
+    """An adapter's configuration; one is refused that would take all memory or time before its weights are looked at.
 
     Raises:
         ModelError: a dimension is larger than all the weights together, or layers are named by a regular expression.

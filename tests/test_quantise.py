@@ -20,7 +20,9 @@ from kamerton.base.quantise import dequantise
 from kamerton.base.work import Work, flops
 from kamerton.errors import MissingExtra, ModelError
 from kamerton.methods import load_adapted
+from kamerton.training.batches import make_batch
 from kamerton.tuning import get_parameterisation
+from kamerton.tuning.lora import LoraOptions
 from test_costs import LINEAR
 from tiny import fit
 
@@ -211,3 +213,17 @@ def test_a_folder_that_is_quantised_already(packed: Base, tmp_path: Path) -> Non
     assert fit(base, "qlora", tmp_path / "fit", learning_rate=1e-2).record.curve
     with pytest.raises(ModelError, match="unknown quantise 'int3'; use nf4"):
         load_base(packed.info.source, quantise="int3")  # type: ignore[arg-type]
+
+
+def test_a_base_in_four_bits_is_in_memory_once(packed: Base) -> None:
+    tuned = get_parameterisation("qlora").attach(packed, LoraOptions(rank=2), tiny.colour_task(), 0)
+    places = {p.data_ptr() for p in tuned.model.hf.parameters()}
+    assert all(p.data_ptr() in places for p in packed.model.hf.parameters())
+    example = tiny.colour_task().train[0]
+    batch = make_batch([packed.renderer.example(example.messages, example.answers[0])])
+    from_disk = packed.reload().model
+    assert torch.equal(tuned.model.target_log_probs(batch), from_disk.target_log_probs(batch))
+    (-tuned.model.target_log_probs(batch).sum()).backward()
+    trained = [p for p in tuned.module.parameters() if p.requires_grad]
+    assert any(p.grad is not None and bool(p.grad.any()) for p in trained)
+    assert not any(p.requires_grad for p in packed.model.hf.parameters())

@@ -6,7 +6,6 @@ run unless the recipe says `trust_remote_code: true`. A model that would be comp
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from kamerton.base.encoder_decoder import EncoderDecoderModel, model_for
 from kamerton.base.gguf_header import check_gguf
 from kamerton.base.model import CausalModel, LanguageModel, probe
 from kamerton.base.quantise import Quantise
+from kamerton.base.sharing import with_own_weights
 from kamerton.base.sizes import check_shape, check_shards, weights_bytes
 from kamerton.base.sources import first_line, resolve
 from kamerton.errors import KamertonError, ModelError
@@ -87,33 +87,25 @@ class Base:
     renderer: Renderer
     request: dict[str, Any] = field(default_factory=dict)
 
-    def reload(
-        self, dtype: DtypeName | None = None, *, quantise: Quantise | None = None, frozen: bool = False
-    ) -> Base:
+    def reload(self, dtype: DtypeName | None = None, *, quantise: Quantise | None = None, frozen: bool = False) -> Base:
         """A fresh copy (adapters change modules in place), from disk.
 
         Args:
             dtype: another data type.
             quantise: quantise the copy, also where the base is not.
             frozen: nobody will change the weights of the copy: modules of its own, and the base's weights in them
-                where they are plain ones of the same type, so that they are in memory once.
+                where they are stored alike, so that they are in memory once.
         """
         other = {"dtype": dtype, "quantise": quantise if self.info.quantised is None else None}
         changes = {k: v for k, v in other.items() if v}
         # reading every weight once more for its sum takes about as long as loading it
         known = None if changes else self.info.fingerprint
-        if frozen and not changes and (hf := self._with_own_weights()) is not None:
-            return Base(self.info, model_for(hf), self.renderer, self.request)
+        shared = None
+        if frozen and not changes and not isinstance(self.model, EncoderModel):  # an encoder's copy gets a head
+            shared = with_own_weights(self.model.hf)
+        if shared is not None:
+            return Base(self.info, model_for(shared), self.renderer, self.request)
         return load_base(**{**self.request, **changes, "verify": False, "known": known})
-
-    def _with_own_weights(self) -> Any:
-        """A copy of the modules with this base's weights in them; None where there are none that can be shared."""
-        hf = self.model.hf
-        weights = dict.fromkeys(hf.parameters())
-        if isinstance(self.model, EncoderModel) or self.info.quantised or any(w.is_meta for w in weights):
-            return None  # an encoder's copy gets a head; weights in 4 bits have a state beside them; released ones
-        shared = {id(w): torch.nn.Parameter(w.detach(), requires_grad=False) for w in weights}
-        return copy.deepcopy(hf, shared)
 
     def release(self) -> None:
         """Give the memory of the weights back: names and shapes stay, and nothing can be computed any more."""

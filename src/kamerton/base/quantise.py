@@ -61,23 +61,24 @@ def settle(hf: Any) -> None:
         module.support_avx512bf16_for_cpu = False
     if packed:
         for weight in hf.parameters():
-            if _state(weight) is None and weight.device.type == "cpu":
+            if state_of(weight) is None and weight.device.type == "cpu":
                 weight.data = weight.data.clone()
 
 
-def _state(weight: Tensor) -> Any:
+def state_of(weight: Tensor) -> Any:
+    """The scales of a weight in 4 bits; None for a plain one."""
     return getattr(weight, "quant_state", None)
 
 
 def shape(weight: Tensor) -> torch.Size:
     """The shape of the matrix that a weight stands for; packed 4-bit codes have another one themselves."""
-    state = _state(weight)
+    state = state_of(weight)
     return weight.shape if state is None else torch.Size(state.shape)
 
 
 def parts(weight: Tensor) -> list[Tensor]:
     """The tensors that a weight is stored in: itself, or codes and scales."""
-    state = _state(weight)
+    state = state_of(weight)
     if state is None:
         return [weight]
     scales = [state.absmax] if state.state2 is None else [state.absmax, state.state2.absmax, state.offset.reshape(1)]
@@ -102,7 +103,7 @@ def dequantise(hf: Any) -> None:
 
     found = [(name, m) for name, m in hf.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     for name, module in found:
-        weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, _state(module.weight))
+        weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, state_of(module.weight))
         bias = module.bias is not None
         plain: Any
         with torch.device("meta"):

@@ -33,7 +33,7 @@ class QLora:
 
     @staticmethod
     def attach(base: Base, options: LoraOptions, task: Task, seed: int) -> Tuned:  # noqa: ARG004
-        return attach_lora(base.reload(quantise="nf4"), options, seed, "qlora.targets")
+        return attach_lora(base.reload(quantise="nf4", frozen=options.bias == "none"), options, seed, "qlora.targets")
 
     @staticmethod
     def load(base: Base, folder: Path) -> Tuned:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+import kamerton as kt
 from kamerton.base import load_base
 from kamerton.base.growth import Growth, growth_of
 from kamerton.base.presets import build
@@ -194,6 +195,8 @@ def test_plan_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert found["parameters"] == 6_738_415_616
     assert 13.4e9 < found["methods"][0]["memory"] < 16e9
     assert found["methods"][0]["devices"] == 1
+    described = kt.Device("as described", 100e12, 0.4, 1000e9, 80e9)
+    assert kt.plan(recipe, like="llama-7b", dtype="bfloat16", device=described).to_dict() == found
     for given, told in (
         (("--as", "lama-7b"), "llama-7b"), (("--peak", "100"), "--bandwidth"), (("--as", "bert-base", *device), "causal"),
         ((*device, "--efficiency", "40"), "share"), (("--answers", str(tmp_path), *device), "no finished cell"),

@@ -33,6 +33,9 @@ _NAMES = {
     "load": "kamerton.api",
     "merge": "kamerton.api",
     "Evaluation": "kamerton.api",
+    "plan": "kamerton.api",
+    "Device": "kamerton.comparison.planning.device",
+    "Plan": "kamerton.comparison.planning.plan",
     "scaling": "kamerton.api",
     "Scaling": "kamerton.assessment.scaling_page",
     "ScalingSettings": "kamerton.assessment.scaling_settings",
@@ -54,12 +57,14 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from kamerton.api import Evaluation, compare, evaluate, export, fidelity, load, merge, scaling, tune
+    from kamerton.api import Evaluation, compare, evaluate, export, fidelity, load, merge, plan, scaling, tune
     from kamerton.assessment.scaling_page import Scaling
     from kamerton.assessment.scaling_settings import ScalingSettings
     from kamerton.assessment.settings import FidelitySettings
     from kamerton.assessment.write import Fidelity
     from kamerton.base import Base, load_base
+    from kamerton.comparison.planning.device import Device
+    from kamerton.comparison.planning.plan import Plan
     from kamerton.comparison.run import Comparison
     from kamerton.errors import KamertonError
     from kamerton.exporting.run import Exported
@@ -71,10 +76,10 @@ if TYPE_CHECKING:
     from kamerton.training import Budget
 
 __all__ = [
-    "Adapted", "Answer", "Base", "Budget", "Comparison", "Evaluation", "Example", "Exported", "Fidelity",
-    "FidelitySettings", "KamertonError", "Message", "Recipe", "Sampling", "Scaling", "ScalingSettings", "Task",
-    "compare", "evaluate", "export", "fidelity", "load", "load_base", "load_recipe", "load_task", "merge", "scaling",
-    "tune",
+    "Adapted", "Answer", "Base", "Budget", "Comparison", "Device", "Evaluation", "Example", "Exported", "Fidelity",
+    "FidelitySettings", "KamertonError", "Message", "Plan", "Recipe", "Sampling", "Scaling", "ScalingSettings", "Task",
+    "compare", "evaluate", "export", "fidelity", "load", "load_base", "load_recipe", "load_task", "merge", "plan",
+    "scaling", "tune",
 ]  # fmt: skip
 
 

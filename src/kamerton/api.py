@@ -1,4 +1,4 @@
-"""What Python users call: `compare`; for one method `tune`, `load`, `merge`, `export`, `evaluate`, `fidelity`, …"""
+"""What Python users call: `compare`, `plan`; for one method `tune`, `load`, `merge`, `export`, `evaluate`, `fidelity`, …"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kamerton import processes
 from kamerton.assessment.run import run_assessment, run_scaling
@@ -38,6 +38,10 @@ from kamerton.tasks.example import Example, answered
 from kamerton.training import Budget
 from kamerton.training.checkpoint import drop_checkpoints
 from kamerton.training.loop import check_trackers
+
+if TYPE_CHECKING:
+    from kamerton.comparison.planning.device import Device
+    from kamerton.comparison.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -341,6 +345,42 @@ def scaling(
             return run_scaling(model, recipe, task, split, settings, folder, report or (lambda *_: None), told)
     finally:
         lock.release()
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    like: str | None = None,
+    size: str | None = None,
+    dtype: str | None = None,
+    device: Device | None = None,
+    answer_tokens: int | None = None,
+    answers: str | Path | None = None,
+    data: str | Path | None = None,
+    report: Report | None = None,
+) -> Plan:
+    """Find out what a comparison will take: FLOPs, seconds, peak memory and devices for each method.
+
+    Args:
+        recipe: a recipe's path, its content, or a `Recipe`.
+        like: a published model or a preset (`kamerton base show`) that the base is taken to be; none: the base itself.
+        size: parameters of a preset, as `1.3b`.
+        dtype: data type of the base; default: the recipe's, and bfloat16 for `auto` on a device that is described.
+        device: what computes; none: this machine, measured on the recipe's base.
+        answer_tokens: tokens of each answer; default: those of the longest reference answer.
+        answers: the folder of a comparison whose answers' mean length is taken for each label that it has.
+        data: a local copy of the task's data.
+        report: told the stage, the share of it that is done, and a text.
+
+    Raises:
+        KamertonError: mistakes in the recipe, or a base that stand-ins are not made of.
+    """
+    from kamerton.comparison.planning.plan import plan as find
+
+    return find(
+        as_recipe(recipe, data), model=like, size=size, dtype=dtype, device=device, answer_tokens=answer_tokens,
+        answers=None if answers is None else Path(answers), tell=report or (lambda *_: None),
+    )  # fmt: skip
 
 
 def _split_of(recipe: Recipe, task: Task | None, split: str) -> Task:

@@ -1,4 +1,4 @@
-"""What Python users call: `compare`, `plan`; for one method `tune`, `load`, `merge`, `export`, `evaluate`, `fidelity`, …"""
+"""What Python users call: `compare`, `plan`; for one method `tune`, `load`, `merge`, `export`, `evaluate`, …"""
 
 from __future__ import annotations
 

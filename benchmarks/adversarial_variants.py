@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gan_prompt_study import curve, mean_interval, plain_samples, samples_of
+from gan_prompt_study import curve, gain_lines, plain_samples, samples_of
 from kamerton.assessment.samples import Samples, draw
 from kamerton.base import load_base
 from kamerton.evaluation.figures import interval
 from kamerton.evaluation.frontier import Gain, Point, compare_frontiers
-from kamerton.evaluation.statistics import holm
 from kamerton.files import write_json
 from kamerton.inference import Sampling
 from kamerton.methods import get_method, parse_options
@@ -118,15 +117,8 @@ def main() -> None:
             if gain is not None and gain.value is not None:
                 gains.setdefault(label, []).append(gain.value)
             print(row(label, seed, points, samples, gain, last), flush=True)
-    if len(args.seeds) < 2:
-        return
-    found = {label: mean_interval(values) for label, values in gains.items()}
-    known = {label: one[-1] for label, one in found.items() if one[-1] == one[-1]}
-    corrected = dict(zip(known, holm(list(known.values())), strict=True)) if known else {}
-    print("\n| variant | seeds | gain at equal diversity | 95% interval | p | p, Holm |\n|---|---|---|---|---|---|")
-    for label, (value, low, high, p) in found.items():
-        print(f"| {label} | {len(gains[label])} | {value:+.2f} | {low:+.2f} to {high:+.2f} | {p:.3f} | "
-              f"{corrected.get(label, p):.3f} |")  # fmt: skip
+    if len(args.seeds) > 1:
+        print("", *gain_lines(["variant"], [((label,), values) for label, values in gains.items()]), sep="\n")
 
 
 if __name__ == "__main__":

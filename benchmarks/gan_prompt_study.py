@@ -151,21 +151,27 @@ def differences_table(results: dict[tuple[str, int], dict[str, Any]]) -> list[st
     return out
 
 
+def gain_lines(heads: Sequence[str], rows: Sequence[tuple[Sequence[object], Sequence[float]]]) -> list[str]:
+    """A table of gains at equal diversity, means over seeds; a row has cells for `heads` and a gain of each seed."""
+    found = [mean_interval(values) for _, values in rows]
+    known = [one[-1] for one in found if one[-1] == one[-1]]
+    corrected = iter(holm(known) if known else [])
+    out = [f"| {' | '.join(heads)} | seeds | gain at equal diversity | 95% interval | p, Holm |"]
+    out.append("|---" * (len(heads) + 4) + "|")
+    for (cells, values), (value, low, high, p) in zip(rows, found, strict=True):
+        text = f"{low:+.3f} to {high:+.3f} | {next(corrected):.3f}" if p == p else "– | –"
+        out.append(f"| {' | '.join(map(str, cells))} | {len(values)} | {value:+.3f} | {text} |")
+    return out
+
+
 def gains_table(gains: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
-    """Gains at equal diversity, means over seeds."""
+    """Gains at equal diversity of each model of `--ours` in each setting."""
     rows = []
-    for key, found in gains.items():
+    for (name, examples), found in gains.items():
         for ours, other in dict.fromkeys((g["ours"], g["against"]) for g in found):
             values = [g["value"] for g in found if (g["ours"], g["against"]) == (ours, other)]
-            rows.append((*key, ours, other, len(values), *mean_interval(values)))
-    known = [row[-1] for row in rows if row[-1] == row[-1]]
-    corrected = iter(holm(known) if known else [])
-    out = ["| task, examples | model | against | seeds | gain at equal diversity | 95% interval | p, Holm |"]
-    out.append("|---" * 7 + "|")
-    for name, examples, ours, other, seeds, value, low, high, p in rows:
-        text = f"{low:+.3f} to {high:+.3f} | {next(corrected):.3f}" if p == p else "– | –"
-        out.append(f"| {name}, {examples} | {ours} | {other} | {seeds} | {value:+.3f} | {text} |")
-    return out
+            rows.append(((f"{name}, {examples}", ours, other), values))
+    return gain_lines(["task, examples", "model", "against"], rows)
 
 
 def main() -> None:

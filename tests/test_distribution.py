@@ -195,14 +195,7 @@ def test_other_objectives_are_learned_as_by_one_process(small_base: Base, tmp_pa
 
 
 def test_the_search_and_the_pretraining_of_one_process(small_base: Base, tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("\n\n".join(" ".join(tiny.WORDS[(n * k) % 40] for k in range(1, 9))
-                                                    for n in range(120)), encoding="utf-8")  # fmt: skip
-    recipe = {
-        "model": {"preset": "llama", "width": 32, "depth": 2, "heads": 2}, "tokenizer": "bytes", "context": 32,
-        "data": {"train": str(tmp_path / "texts.txt"), "held_out": 0.1, "documents": "paragraph"},
-        "budget": {"steps": 6}, "samples": {"prompts": ["red"], "tokens": 8},
-        "training": {"batch_size": 5, "validations": 3, "learning_rate": 0.01},
-    }  # fmt: skip
+    recipe = runs.pretraining_recipe(tmp_path, samples={"prompts": ["red"], "tokens": 8})
 
     def work(place: str) -> dict[str, Any]:
         made = pretrain(recipe, output=tmp_path / place / "pretrained")

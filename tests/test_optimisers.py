@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import tiny
 import together
+import training_runs as runs
 from kamerton.pretraining.models import settings, start
 from kamerton.pretraining.run import pretrain
 from kamerton.recipe_pretrain import as_pretrain_recipe
-from kamerton.training.loop import Settings
 from kamerton.training.optimisers import Together, make_optimiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SETTINGS = Settings(learning_rate=0.01, weight_decay=0.1, betas=(0.9, 0.95), optimiser="muon")
+HOW: dict[str, Any] = {"learning_rate": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95)}
 
 
 def orthogonal(update: Tensor) -> Tensor:
@@ -37,7 +35,7 @@ def test_a_matrix_moves_as_the_singular_value_decomposition_says(rows: int, colu
     weight = nn.Parameter(torch.randn(rows, columns))
     weight.matrix = True  # type: ignore[attr-defined]
     before, momentum = weight.detach().clone(), torch.zeros(rows, columns)
-    optimiser = make_optimiser([weight], SETTINGS)
+    optimiser = make_optimiser([weight], "muon", **HOW)
     for _ in range(3):
         weight.grad = torch.randn(rows, columns)
         momentum = 0.95 * momentum + 0.05 * weight.grad
@@ -55,7 +53,7 @@ def test_both_step_as_each_alone_and_a_rate_that_is_set_holds() -> None:
     matrix, gain = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6))
     matrix.matrix, gain.decays = True, False  # type: ignore[attr-defined]
     alone = [nn.Parameter(p.detach().clone()) for p in (matrix, gain)]
-    both = make_optimiser([gain, matrix], SETTINGS)
+    both = make_optimiser([gain, matrix], "muon", **HOW)
     assert isinstance(both, Together)
     muon = torch.optim.Muon([alone[0]], lr=0.003, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW([alone[1]], lr=0.003, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
@@ -75,18 +73,13 @@ def test_both_step_as_each_alone_and_a_rate_that_is_set_holds() -> None:
 def test_without_it_all_is_adamw() -> None:
     weight = nn.Parameter(torch.zeros(2, 2))
     weight.matrix = True  # type: ignore[attr-defined]
-    assert isinstance(make_optimiser([weight], replace(SETTINGS, optimiser="adamw")), torch.optim.AdamW)
+    assert isinstance(make_optimiser([weight], "adamw", **HOW), torch.optim.AdamW)
 
 
 def recipe(folder: Path, **more: Any) -> dict[str, Any]:
-    path = folder / "texts.txt"
-    lines = (" ".join(tiny.WORDS[(n * k) % 40] for k in range(1, 9)) for n in range(120))
-    path.write_text("\n\n".join(lines), encoding="utf-8")
-    return {
-        "model": {"preset": "llama", "width": 32, "depth": 2, "heads": 2}, "tokenizer": "bytes", "context": 32,
-        "data": {"train": str(path), "held_out": 0.1, "documents": "paragraph"}, "budget": {"steps": 6}, "samples": False,
-        "training": {"batch_size": 5, "validations": 3, "learning_rate": 0.01, "optimiser": "muon"}, **more,
-    }  # fmt: skip
+    return runs.pretraining_recipe(
+        folder, **{"samples": False, "training": {**runs.PRETRAINING, "optimiser": "muon"}, **more}
+    )
 
 
 @pytest.mark.parametrize("preset", ["llama", "gpt2", "bert", "transformer", "lstm", "moe"])
@@ -116,9 +109,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         return [row["loss"] for row in made.results["curve"]]
 
     alone = losses("one")
-    plain = pretrain(
-        recipe(tmp_path, training={"batch_size": 5, "validations": 3, "learning_rate": 0.01}), output=tmp_path / "plain"
-    )
+    plain = pretrain(recipe(tmp_path, training=runs.PRETRAINING), output=tmp_path / "plain")
     assert plain is not None
     other = [row["loss"] for row in plain.results["curve"]]
     for sharded in (False, True):

@@ -21,6 +21,21 @@ SETTINGS = Settings(learning_rate=1e-2, validations=5, patience=2, checkpoint_se
 BUDGET = Budget(steps=10)
 
 
+PRETRAINING = {"batch_size": 5, "validations": 3, "learning_rate": 0.01}
+
+
+def pretraining_recipe(folder: Path, **more: Any) -> dict[str, Any]:
+    """Six steps of a tiny model from nothing, on texts that are written into a folder."""
+    lines = (" ".join(tiny.WORDS[(n * k) % 40] for k in range(1, 9)) for n in range(120))
+    path = folder / "texts.txt"
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return {
+        "model": {"preset": "llama", "width": 32, "depth": 2, "heads": 2}, "tokenizer": "bytes", "context": 32,
+        "data": {"train": str(path), "held_out": 0.1, "documents": "paragraph"}, "budget": {"steps": 6},
+        "training": PRETRAINING, **more,
+    }  # fmt: skip
+
+
 def attach(base: Base, kind: str) -> Tuned:
     parameterisation = get_parameterisation(kind)
     options = parameterisation.options(**({"tokens": 5, "init": "task"} if kind.endswith("-tuning") else {}))

@@ -26,7 +26,7 @@ from kamerton.errors import KamertonError
 BUCKET = 2**23
 """Numbers that are summed over processes in one go."""
 _ATTRIBUTES = ("rate", "decays", "matrix", "settles")
-"""What parameters say of themselves (`step.groups`, `optimisers.py`, `tuning`)."""
+"""What parameters say of themselves (`optimisers.py`, `tuning`)."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,10 @@ def fit(
     step = Step(module, model, objective)
     distribution.prepare(step, model)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimiser = make_optimiser(parameters, settings)
+    optimiser = make_optimiser(
+        parameters, settings.optimiser, learning_rate=settings.learning_rate, betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )  # fmt: skip
     saved, notes = load_checkpoint(folder, module, optimiser, key=key)
     notes = [*distribution.notes, *notes]
     state = State(**saved["run"]) if saved else State()

@@ -8,59 +8,56 @@ step is scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, §2.2)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from kamerton.training.step import groups
-
 Optimiser = Literal["adamw", "muon"]
 
 
-class Optimised(Protocol):
-    """What of a run's settings decides its optimiser."""
+def groups(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters by what they say of themselves.
 
-    @property
-    def optimiser(self) -> Optimiser: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def weight_decay(self) -> float: ...
+    The attribute `rate` is their share of the learning rate, 1 where they have none; `decays = False` takes them out of
+    weight decay.
+    """
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kind = float(getattr(parameter, "rate", 1.0)), bool(getattr(parameter, "decays", True))
+        kinds.setdefault(kind, []).append(parameter)
+    still = {"weight_decay": 0.0}
+    return [{"params": p, "rate": rate, **({} if decays else still)} for (rate, decays), p in kinds.items()]
 
 
-def make_optimiser(parameters: Sequence[nn.Parameter], settings: Optimised) -> torch.optim.Optimizer:
-    """The optimiser that a run's settings name.
+def make_optimiser(
+    parameters: Sequence[nn.Parameter], kind: Optimiser, *, learning_rate: float, betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """The optimiser of a run.
 
     Args:
-        parameters: those with the attribute `matrix = True` go to Muon where the settings name it.
+        parameters: those with the attribute `matrix = True` go to Muon where that is the kind.
+        betas: of AdamW.
     """
-
-    def adamw(of: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            groups(of), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
-
-    matrices = [p for p in parameters if getattr(p, "matrix", False)] if settings.optimiser == "muon" else []
-    if not matrices:
-        return adamw(parameters)
-    muon = torch.optim.Muon(
-        groups(matrices), lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    rate: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    matrices = [p for p in parameters if kind == "muon" and getattr(p, "matrix", False)]
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters if id(p) not in chosen]
-    return Together([muon, adamw(rest)]) if rest else muon
+    parts: list[torch.optim.Optimizer] = []
+    if matrices:
+        parts.append(torch.optim.Muon(groups(matrices), **rate, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        parts.append(torch.optim.AdamW(groups(rest), **rate, betas=betas, fused=True))
+    return parts[0] if len(parts) == 1 else Together(parts)
 
 
 class Together(torch.optim.Optimizer):
     """Several optimisers as one: their parameter groups side by side, one state, one step."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        super().__init__([group for part in parts for group in part.param_groups], {})
         # the same dictionaries: a learning rate that is set here holds there, and so does a state that is restored
-        self.param_groups = [group for part in parts for group in part.param_groups]
+        super().__init__([group for part in parts for group in part.param_groups], {})
         self.parts = parts
         for part in parts:
             part.state = self.state

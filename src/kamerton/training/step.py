@@ -28,20 +28,6 @@ class Step(nn.Module):
         return loss.total, dict(loss.metrics)
 
 
-def groups(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameters by what they say of themselves.
-
-    The attribute `rate` is their share of the learning rate, 1 where they have none; `decays = False` takes them out of
-    weight decay.
-    """
-    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        kind = float(getattr(parameter, "rate", 1.0)), bool(getattr(parameter, "decays", True))
-        kinds.setdefault(kind, []).append(parameter)
-    still = {"weight_decay": 0.0}
-    return [{"params": p, "rate": rate, **({} if decays else still)} for (rate, decays), p in kinds.items()]
-
-
 def optimise(
     accelerator: Any, distribution: Distribution, wrapped: nn.Module, batches: Sequence[Any],
     parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, *, clip: float, seed: int,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from kamerton.base import cascade, fused
+from kamerton.base import blocked, cascade, decoding, fused
 from kamerton.base.inserts import Placed
 
 NAME = "kamerton"
@@ -137,6 +137,15 @@ class Layout:
     @property
     def shared_length(self) -> int:
         return self.shared[0][0].shape[1] if self.shared else 0
+
+    @property
+    def causal(self) -> bool:
+        """Each new token sees the front and what stands before it in its row, all of it in this pass."""
+        return self.cache is None and self.tree is None
+
+    def within(self, window: int | None) -> bool:
+        """Whether a sliding window hides nothing of a pass without a cache."""
+        return window is None or self.shared_length + self.prefix + self.longest <= window
 
     def index(self) -> tuple[Tensor, Tensor]:
         """(B·S,) the packed token in each padded place (0 where padding), and (T − P,) its inverse."""
@@ -322,55 +331,6 @@ def _attend(
     return torch.matmul(F.dropout(weights, dropout), value)
 
 
-def _append(key: Tensor, value: Tensor, layout: Layout, layer: int) -> tuple[Tensor, Tensor]:
-    """Write one new (B, H_kv, D) key and value a row into the cache; the rows' (B, H_kv, columns, D) with them."""
-    assert layout.cache is not None
-    keys, values = layout.cache.layer(layer, key)
-    b, columns = key.shape[0], layout.cached_columns + 1
-    if layout.slots is None and layout.even is not None:
-        keys[:b, :, layout.even] = key
-        values[:b, :, layout.even] = value
-    else:
-        slots, lengths = layout.slot_index(), layout.cached()
-        keys[slots, :, lengths] = key
-        values[slots, :, lengths] = value
-    if layout.slots is None:
-        return keys[:b, :, :columns], values[:b, :, :columns]
-    return keys[layout.slot_index(), :, :columns], values[layout.slot_index(), :, :columns]
-
-
-def _decode(
-    query: Tensor, row_keys: Tensor, row_values: Tensor, layout: Layout, layer: int, scaling: float,
-    softcap: float | None, window: int | None,
-) -> Tensor:  # fmt: skip
-    """One token a row: (B, H, D) queries against the shared prefix, read once for all rows, and the rows' columns."""
-    b, h, d = query.shape
-    hk = row_keys.shape[1]
-    front = layout.shared_length
-    grouped = query.view(b, hk, h // hk, d)
-    scores = torch.matmul(grouped, row_keys.transpose(2, 3))  # (B, H_kv, G, C)
-    if front:
-        assert layout.shared is not None
-        shared_keys, shared_values = layout.shared[layer]
-        flat = grouped.permute(1, 0, 2, 3).reshape(hk, -1, d)  # all rows' queries against one copy of the prefix
-        shared = torch.matmul(flat, shared_keys.transpose(1, 2)).view(hk, b, h // hk, front).permute(1, 0, 2, 3)
-        scores = torch.cat([shared, scores], dim=3)
-    scores = scores * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    mask, seen = layout.added("decode", window, scores.dtype), layout.added("front", window, scores.dtype)
-    if mask is not None:
-        scores[..., front:] += mask[:, None, None, :]
-    if front and seen is not None:
-        scores[..., :front] += seen[:, None, None, :]
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    out = torch.matmul(weights[..., front:], row_values)
-    if front:
-        part = weights[..., :front].permute(1, 0, 2, 3).reshape(hk, -1, front)
-        out = out + torch.matmul(part, shared_values).view(hk, b, h // hk, d).permute(1, 0, 2, 3)
-    return out.reshape(b, h, d)
-
-
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -398,12 +358,12 @@ def packed_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D), a view of what the projections gave
-    fast = fused.usable(query, softcap, dropout)
+    fast, trained = fused.usable(query, softcap, dropout), blocked.usable(query, value, softcap, dropout)
     if layout.decoding:
-        row_k, row_v = _append(k, v, layout, layer)
+        row_k, row_v = decoding.append(k, v, layout, layer)
         if fast:
             return fused.decode(q, row_k, row_v, layout, layer, scaling, sliding_window)[None], None
-        return _decode(q, row_k, row_v, layout, layer, scaling, softcap, sliding_window)[None], None
+        return decoding.decode(q, row_k, row_v, layout, layer, scaling, softcap, sliding_window)[None], None
 
     p = layout.prefix
     # split, not slices: the backward pass of a slice fills a whole tensor with zeros
@@ -412,24 +372,33 @@ def packed_attention(
     shared_k, shared_v = layout.shared[layer] if layout.shared else (None, None)  # (H_kv, P₀, D)
     front_k, front_v = shared_k, shared_v
     if p:
+        packed_k, packed_v = own_k, own_v
         own_k, own_v = own_k.transpose(0, 1), own_v.transpose(0, 1)  # (H_kv, P, D)
         front_k = own_k if shared_k is None else torch.cat([shared_k, own_k], dim=1)
         front_v = own_v if shared_v is None else torch.cat([shared_v, own_v], dim=1)
         if layout.record is not None:
             layout.record.append((front_k, front_v))
-        front_q = front_q.transpose(0, 1)[None]  # (1, H, P, D)
         if cascade.fits(1, q.shape[1], p, front_k.shape[1]):
             seen = layout.prefix_added(sliding_window)
             own = (front_k[None], front_v[None])
-            attended = cascade.attend(front_q, *own, None, None, seen, scaling, softcap, dropout)
+            attended = cascade.attend(front_q.transpose(0, 1)[None], *own, None, None, seen, scaling, softcap, dropout)
+            out.append(attended[0].transpose(0, 1))  # (P, H, D)
+        elif trained and layout.within(sliding_window):
+            out.append(blocked.attend(front_q, packed_k, packed_v, shared_k, shared_v, [p], scaling))
         else:
             added = layout.added("prefix", sliding_window, q.dtype)
+            front_q = front_q.transpose(0, 1)[None]  # (1, H, P, D)
             attended = _attend(front_q, front_k[None], front_v[None], added, scaling, softcap, dropout)
-        out.append(attended[0].transpose(0, 1))  # (P, H, D)
+            out.append(attended[0].transpose(0, 1))
     if layout.rows:
         if layout.placed is not None:
             k, v = layout.placed.given(layer, k, v)
         b, s = layout.rows, layout.longest
+        front_length = front_k.shape[1] if front_k is not None else 0
+        small = layout.cache is None and cascade.fits(b, q.shape[1], s, front_length + s)
+        if trained and not small and layout.causal and layout.within(sliding_window):
+            out.append(blocked.attend(q, k, v, front_k, front_v, layout.lengths, scaling))
+            return (torch.cat(out) if len(out) > 1 else out[0])[None], None
         index, inverse = layout.index()
         ragged = len(inverse) != b * s
 
@@ -439,8 +408,6 @@ def packed_attention(
 
         row_q, row_k, row_v = pad(q), pad(k), pad(v)
         keys, values = [], []
-        front_length = front_k.shape[1] if front_k is not None else 0
-        small = layout.cache is None and cascade.fits(b, q.shape[1], s, front_length + s)
         if front_k is not None and front_v is not None and not fast and not small:
             keys.append(front_k[None].expand(b, -1, -1, -1))
             values.append(front_v[None].expand(b, -1, -1, -1))

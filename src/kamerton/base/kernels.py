@@ -79,21 +79,32 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 class TargetLogProbs(torch.autograd.Function):
-    """Logits (N, V) and targets (N,) → log-probabilities (N,) in float32."""
+    """Logits (N, V) and targets (N,) → log-probabilities (N,) in float32.
+
+    What the backward pass needs of the softmax is computed while its exponentials are at hand, and kept in the type of
+    the logits.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         wide = logits.float()
-        norms = torch.logsumexp(wide, dim=1)
-        ctx.save_for_backward(logits, targets, norms)
-        return wide.gather(1, targets[:, None])[:, 0] - norms
+        if not ctx.needs_input_grad[0]:
+            return wide.gather(1, targets[:, None])[:, 0] - torch.logsumexp(wide, dim=1)
+        if wide is logits:
+            wide = wide.clone()
+        most = wide.amax(1, keepdim=True)
+        own = (wide.gather(1, targets[:, None]) - most)[:, 0]
+        total = wide.sub_(most).exp_().sum(1, keepdim=True)
+        slope = wide.div_(-total)
+        slope.scatter_add_(1, targets[:, None], torch.ones_like(total))
+        ctx.save_for_backward(slope.to(logits.dtype))
+        return own - total.log()[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, targets, norms = ctx.saved_tensors
-        back = (logits.float() - norms[:, None]).exp_().mul_(-grad[:, None])
-        return back.scatter_add_(1, targets[:, None], grad[:, None]).to(logits.dtype), None
+        (slope,) = ctx.saved_tensors
+        return slope * grad[:, None].to(slope.dtype), None
 
 
 class Kernels:

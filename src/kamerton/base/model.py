@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from kamerton.base.attention import NAME, LayerKeys, Layout, RowCache
 from kamerton.base.draft import Draft
@@ -25,11 +24,9 @@ from kamerton.base.inserts import Inserts, behind
 from kamerton.base.kernels import Kernels, TargetLogProbs
 from kamerton.base.lean import Lean, hooked, lean, own_projections
 from kamerton.base.linears import PackedLinears
+from kamerton.base.output_chunks import OUTPUT_CHUNK, in_chunks
 from kamerton.base.passes import Front, Hidden, Shared, Targets
 from kamerton.base.work import Work
-
-OUTPUT_CHUNK = 512
-"""Positions that go through the output layer at once: 512 × 49,152 logits are 100 MB in float32."""
 
 
 class LanguageModel:
@@ -205,23 +202,13 @@ class LanguageModel:
     def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = OUTPUT_CHUNK) -> Tensor:
         """Log-probability of `targets` (N,) under hidden states (N, H) → (N,) float32.
 
-        Goes through the output layer in chunks. With gradient, a chunk's logits are computed again in the backward
-        pass instead of being kept, when there is more than one chunk.
+        Goes through the output layer in chunks (`output_chunks.py`).
         """
 
-        def one(h: Tensor, t: Tensor) -> Tensor:
-            found: Tensor = TargetLogProbs.apply(self.output(h), t)
-            return found
+        def one(h: Tensor, t: Tensor) -> tuple[Tensor]:
+            return (TargetLogProbs.apply(self.output(h), t),)
 
-        n = hidden.shape[0]
-        if n <= chunk:
-            return one(hidden, targets)
-        keep = not (torch.is_grad_enabled() and hidden.requires_grad)
-        parts = []
-        for i in range(0, n, chunk):
-            h, t = hidden[i : i + chunk], targets[i : i + chunk]
-            parts.append(one(h, t) if keep else checkpoint(one, h, t, use_reentrant=False))
-        return torch.cat(parts)
+        return in_chunks(one, hidden, targets, chunk, layer=self.hf.get_output_embeddings())[0]
 
 
 class CausalModel(LanguageModel):

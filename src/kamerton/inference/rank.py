@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kamerton.base import CausalModel
 from kamerton.base.attention import RowCache
-from kamerton.base.model import OUTPUT_CHUNK
+from kamerton.base.output_chunks import OUTPUT_CHUNK
 from kamerton.inference.prefix import SharedPrefix, fill
 from kamerton.inference.score import PASS_TOKENS, Scorer, Tree
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kamerton.base import CausalModel
-from kamerton.base.model import OUTPUT_CHUNK
+from kamerton.base.output_chunks import OUTPUT_CHUNK
 from kamerton.inference.prefix import SharedPrefix, fill
 
 PASS_TOKENS = 4096

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from kamerton.base.encoder_decoder import causal
 from kamerton.base.load import Base
-from kamerton.base.model import OUTPUT_CHUNK, CausalModel
+from kamerton.base.model import CausalModel
+from kamerton.base.output_chunks import OUTPUT_CHUNK
 from kamerton.errors import TaskError
 from kamerton.inference import Sampling
 from kamerton.inference.features import Features

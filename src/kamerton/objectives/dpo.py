@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from kamerton import processes
 from kamerton.base.load import Base
-from kamerton.base.model import OUTPUT_CHUNK, CausalModel, LanguageModel
+from kamerton.base.model import CausalModel, LanguageModel
+from kamerton.base.output_chunks import OUTPUT_CHUNK
 from kamerton.errors import TaskError
 from kamerton.objectives.dpo_options import DpoOptions
 from kamerton.objectives.judged import Judged, judged, judged_loss

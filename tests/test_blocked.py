@@ -131,3 +131,10 @@ def test_models_compute_the_same_with_it(name: str, monkeypatch: pytest.MonkeyPa
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-4)
+
+
+def test_long_rows_of_one_length_are_left_to_pytorch() -> None:
+    long = blocked.LONG
+    assert [blocked.worth(*x) for x in (([long] * 2, 0), ([long] * 2, 1), ([long, long - 1], 0), ([long - 1] * 2, 0))] == [
+        False, True, True, True,
+    ]  # fmt: skip

@@ -383,7 +383,7 @@ def packed_attention(
             own = (front_k[None], front_v[None])
             attended = cascade.attend(front_q.transpose(0, 1)[None], *own, None, None, seen, scaling, softcap, dropout)
             out.append(attended[0].transpose(0, 1))  # (P, H, D)
-        elif trained and layout.within(sliding_window):
+        elif trained and layout.within(sliding_window) and blocked.worth([p], layout.shared_length):
             out.append(blocked.attend(front_q, packed_k, packed_v, shared_k, shared_v, [p], scaling))
         else:
             added = layout.added("prefix", sliding_window, q.dtype)
@@ -396,7 +396,8 @@ def packed_attention(
         b, s = layout.rows, layout.longest
         front_length = front_k.shape[1] if front_k is not None else 0
         small = layout.cache is None and cascade.fits(b, q.shape[1], s, front_length + s)
-        if trained and not small and layout.causal and layout.within(sliding_window):
+        plain = layout.causal and layout.within(sliding_window)
+        if trained and not small and plain and blocked.worth(layout.lengths, front_length):
             out.append(blocked.attend(q, k, v, front_k, front_v, layout.lengths, scaling))
             return (torch.cat(out) if len(out) > 1 else out[0])[None], None
         index, inverse = layout.index()

@@ -22,6 +22,8 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 BLOCK = 64
 """Queries of a row that are taken together: what stands behind the last of them is not computed."""
+LONG = 1024
+"""Tokens of a row from which on PyTorch's backward pass is the quicker one, where nothing is padded or masked."""
 _LARGEST = 2**20
 """Weights of all heads in a block, above which it has fewer queries: 4 MB, about what a core's cache holds."""
 
@@ -30,6 +32,15 @@ def usable(query: Tensor, value: Tensor, softcap: float | None, dropout: float) 
     """Whether a pass wants a gradient that can be computed here."""
     plain = softcap is None and not dropout and query.shape[-1] == value.shape[-1]
     return plain and query.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def worth(lengths: Sequence[int], front: int) -> bool:
+    """Whether rows of these lengths behind a front of so many tokens are quicker here.
+
+    Long rows of one length that see nothing but themselves are what PyTorch's kernel was made for
+    (`benchmarks/attention.py` measures both).
+    """
+    return front > 0 or min(lengths) < max(lengths) or max(lengths) < LONG
 
 
 def attend(

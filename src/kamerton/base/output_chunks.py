@@ -33,8 +33,9 @@ def in_chunks(one: Computed, hidden: Tensor, targets: Tensor, chunk: int, *, lay
         with torch.enable_grad():
             inside = h.detach().requires_grad_()
             log_p, *others = one(inside, t)
-        (slope,) = torch.autograd.grad(log_p.sum(), inside)
-        return log_p.detach() + ((h - h.detach()) * slope).float().sum(1), *others
+        log_p.sum().backward()  # not autograd.grad, in which hooks of profilers on the layer do not work
+        assert inside.grad is not None
+        return log_p.detach() + ((h - h.detach()) * inside.grad).float().sum(1), *others
 
     learns = torch.is_grad_enabled() and hidden.requires_grad
     frozen = not any(p.requires_grad for p in layer.parameters())

@@ -100,6 +100,8 @@ def described(stage: Mapping[str, Any]) -> dict[str, str]:
         figure = "–" if f["validation_loss"] is None else f"validation loss {f['validation_loss']:.3f}"
     else:
         made = f"answers of {f['answers']:,} held-out conversations"
+        if f.get("left_out"):
+            made += f"; {f['left_out']:,} are longer than the model's positions and were left out"
         if value is not None:
             figure = f"{f['before']:.3f} → {value:.3f} bits per byte of the answers"
     return {"made": made, "figure": figure}

@@ -326,11 +326,13 @@ def _chat(path: FromScratch, report: Report) -> Figures:
     shutil.rmtree(path.folder / "chat", ignore_errors=True)
     tuned = api.load(path.folder / "tuned")
     api.merge(tuned, path.folder / "chat")
-    test = [example for example in load_task(path.tune.task).test if example.answers][:JUDGED]
+    held_out = [example for example in load_task(path.tune.task).test if example.answers]
+    test = [example for example in held_out if _fits(tuned, example)]
+    left_out, test = len(held_out) - len(test), test[:JUDGED]
     report("chat", 0.2, f"measuring on {len(test)} held-out answers")
     before = api.load(path.folder / path.base, base=tuned.base)
     bits = {"before": _answer_bits(before, test), "bits_per_byte": _answer_bits(tuned, test)}
-    own = [(Message("user", prompt),) for prompt in said.prompts]
+    own = [tuned.shorten((Message("user", prompt),), said.tokens)[0] for prompt in said.prompts]
     shown = test[:: max(1, len(test) // SHOWN)][:SHOWN]
     asked = [*own, *(example.messages for example in shown)]
     references = [None] * len(own) + [example.answers[0] for example in shown]
@@ -339,12 +341,18 @@ def _chat(path: FromScratch, report: Report) -> Figures:
         asked, Sampling(temperature=said.temperature, top_p=said.top_p, max_tokens=said.tokens, seed=said.seed)
     )
     return {
-        **bits, "answers": len(test), "temperature": said.temperature,
+        **bits, "answers": len(test), "left_out": left_out, "temperature": said.temperature,
         "samples": [
             {"turns": [[m.role, m.content] for m in messages], "text": answer.text, "reference": reference}
             for messages, answer, reference in zip(asked, answers, references, strict=True)
         ],
     }  # fmt: skip
+
+
+def _fits(adapted: Any, example: Any) -> bool:
+    """Whether the model has the positions for a conversation and its answer."""
+    room = adapted.engine.model.answer_limit(adapted.prompt_tokens(example.messages))
+    return room is None or len(adapted.renderer.answer(example.answers[0])) <= room
 
 
 def _answer_bits(adapted: Any, test: Sequence[Any]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import warnings
@@ -146,6 +147,22 @@ def test_span_metrics_are_the_official_scripts(rows: list[tuple[list[str], str]]
         float(wanted["exact_match"]), abs=1e-3
     )
     assert 100 * evaluate(get_metric("token-f1"), said, examples) == pytest.approx(float(wanted["f1"]), abs=1e-3)
+
+
+def test_no_answer_shares_nothing_with_an_answer_as_in_squad_2() -> None:
+    """Rajpurkar et al. 2018: where one side is no answer, 1 if both are, else 0; else as in version 1.1."""
+    texts = ["no answer", "No answer.", "answer the phone", "no", "the phone"]
+    for given_, wanted in itertools.product(texts, repeat=2):
+        examples = [Example("0", (Message("user", "x"),), (wanted,))]
+        none = [text.lower().strip(".") == "no answer" for text in (given_, wanted)]
+        for name in ("token-f1", "squad-em"):
+            plain = evaluate(get_metric(name), [given_], examples)
+            expected = float(all(none)) if any(none) else plain
+            assert evaluate(get_metric(f"{name}:no answer"), [given_], examples) == expected, (given_, wanted)
+    plain = evaluate(
+        get_metric("token-f1"), ["answer the phone"], [Example("0", (Message("user", "x"),), ("no answer",))]
+    )
+    assert plain == pytest.approx(0.5)  # which is why the text has to be named
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------

@@ -111,9 +111,25 @@ def _no_parameter(make: Callable[[str], Metric]) -> Callable[[str, str, Any], Me
     return build
 
 
+def _of_answers(judge: Callable[[str, str], float]) -> Callable[[str, str, Any], Metric]:
+    """A metric of SQuAD; `NAME:TEXT`: as version 2.0 has it, TEXT is no answer (Rajpurkar et al. 2018)."""
+
+    def build(name: str, parameter: str, _examples: Any) -> Metric:
+        none = squad_tokens(parameter)
+
+        def answer_in(text: str) -> str:
+            return "" if none and squad_tokens(text) == none else text
+
+        if not parameter:
+            return MeanMetric(name, best_of(judge))
+        return MeanMetric(name, best_of(lambda given, wanted: judge(answer_in(given), answer_in(wanted))))
+
+    return build
+
+
 METRICS: dict[str, Callable[[str, str, Sequence[Example] | None], Metric]] = {
-    "squad-em": _no_parameter(lambda name: MeanMetric(name, best_of(squad_em))),
-    "token-f1": _no_parameter(lambda name: MeanMetric(name, best_of(token_f1))),
+    "squad-em": _of_answers(squad_em),
+    "token-f1": _of_answers(token_f1),
     "bleu": lambda name, parameter, _examples: Bleu(name, parameter),
     "rouge-1": _no_parameter(_rouge),
     "rouge-2": _no_parameter(_rouge),

@@ -472,3 +472,19 @@ def test_the_examples_are_recipes(name: str) -> None:
     assert loaded.base == "llama"
     seconds = {one.budget and one.budget.seconds for one in loaded.models.values()}
     assert len(seconds) == 1  # the same for all
+
+
+@pytest.mark.slow
+def test_what_two_minutes_of_a_core_read_beats_the_5_gram(tmp_path: Path) -> None:
+    """Counted in tokens, as many as docs/from-scratch.md had in two minutes, so that no clock decides."""
+    data = Path(os.environ.get("KAMERTON_DATA", ROOT.parent / "shared" / "data"))
+    if not (data / "tinyshakespeare").is_dir():
+        pytest.skip(f"{data / 'tinyshakespeare'} is not there; set KAMERTON_DATA to the folder of data sets")
+    fewer = ["models.llama.budget={tokens: 794624}", "models.lstm.budget={tokens: 512}"]
+    made = from_scratch(
+        ROOT / "examples" / "from_scratch.yaml", output=tmp_path / "path", data=data, overrides=fewer, until="llama",
+        workers=1,
+    )  # fmt: skip
+    assert isinstance(made, Made)
+    bits = {s["name"]: s["figures"].get("bits_per_byte") for s in made.results["stages"]}
+    assert bits["llama"] < bits["5-gram"] < 2.21

@@ -486,5 +486,5 @@ def test_what_two_minutes_of_a_core_read_beats_the_5_gram(tmp_path: Path) -> Non
         workers=1,
     )  # fmt: skip
     assert isinstance(made, Made)
-    bits = {s["name"]: s["figures"].get("bits_per_byte") for s in made.results["stages"]}
+    bits = {s["name"]: s.get("figures", {}).get("bits_per_byte") for s in made.results["stages"]}
     assert bits["llama"] < bits["5-gram"] < 2.21

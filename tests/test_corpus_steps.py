@@ -21,7 +21,7 @@ pytest.importorskip("datatrove")
 
 from datatrove.data import Document
 
-from kamerton.corpora import build_corpus
+from kamerton.corpora import build_corpus, load_corpus_recipe
 from kamerton.errors import KamertonError
 from kamerton.text.corpus import options
 from kamerton.text.corpus.classifier import Features, TextClassifier, buckets, measure, search, train
@@ -284,6 +284,52 @@ def test_documents_with_text_of_a_test_set_are_rejected(tmp_path):
     (gone,) = rows(corpus.folder / "rejected/01-decontaminate.jsonl")
     assert (gone["id"], gone["reason"]) == ("thirteen", "holds text of task")
     assert gone["contaminated_ngram"] in thirteen.lower()
+
+
+HUB_TASK = "task: {data: {hub: nobody/nothing, local: {train: train.jsonl, test: test.jsonl}}}\nmethods: [zero-shot]\n"
+
+
+def test_a_test_set_of_the_hub_is_taken_from_its_local_copy(tmp_path):
+    """Two recipes of one name, each with its folder of data, which starts from the folder of the sources."""
+    rng = random.Random(9)
+    tests = {name: " ".join(document(WORDS, 20, rng)) for name in ("one", "two")}
+    for name, text in tests.items():
+        write(tmp_path / f"recipes/{name}/task.yaml", HUB_TASK)
+        for split, questions in (("train", ["q 1", "q 2", "q 3"]), ("test", [text])):
+            examples = "".join(json.dumps({"question": q, "answer": "yes"}) + "\n" for q in questions)
+            write(tmp_path / f"data/{name}-set/{split}.jsonl", examples)
+    texts = {"clean": sentences(document(WORDS, 50, rng)), **tests}
+    write(tmp_path / "data/raw.jsonl", "".join(json.dumps({"id": n, "text": t}) + "\n" for n, t in texts.items()))
+    recipe = "sources: raw.jsonl\nsteps:\n  - decontaminate:\n      recipes:\n"
+    recipe += "".join(f"        - {{recipe: recipes/{name}/task.yaml, data: {name}-set}}\n" for name in tests)
+    write(tmp_path / "corpus.yaml", recipe)
+    loaded = load_corpus_recipe(tmp_path / "corpus.yaml", data=tmp_path / "data")
+    corpus = build_corpus(loaded, tmp_path / "out", workers=1)
+    assert [row["id"] for row in rows(corpus.documents)] == ["clean"]
+    gone = rows(corpus.folder / "rejected/01-decontaminate.jsonl")
+    assert {row["id"]: row["reason"] for row in gone} == {name: f"holds text of {name}/task" for name in tests}
+
+
+def test_a_test_set_that_is_not_there_is_refused_at_its_line(tmp_path, monkeypatch):
+    import datasets
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    write(tmp_path / "raw.txt", "text")
+    write(tmp_path / "task.yaml", HUB_TASK)
+    for written, message in (
+        ("task.yaml", r"c.yaml:4: steps.0.decontaminate.recipes.0: nobody/nothing cannot be loaded: no network; "
+                      r"name a local copy of it: recipes: \[{recipe: task.yaml, data: FOLDER}\]"),
+        ("{recipe: task.yaml, data: none}", r"c.yaml:4: steps.0.decontaminate.recipes.0.data: no such file or folder: .*"
+                                            r"none; give the folder that holds the task's data"),
+        ("{recipe: task.yaml, dta: x}", r"c.yaml:4: .*unknown field 'dta'; did you mean data\?"),
+        ("{data: x}", r"c.yaml:4: .*recipe: is missing; add recipe"),
+    ):  # fmt: skip
+        write(tmp_path / "c.yaml", f"sources: raw.txt\nsteps:\n- decontaminate:\n    recipes: [{written}]\n")
+        with pytest.raises(KamertonError, match=message):
+            build_corpus(tmp_path / "c.yaml", tmp_path / "out", workers=1)
 
 
 # -- extraction --------------------------------------------------------------------------------------------------------

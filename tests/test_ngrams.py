@@ -363,12 +363,16 @@ def test_bad_input_is_one_line(train: Path, tmp_path: Path) -> None:
     empty, broken = tmp_path / "empty.txt", tmp_path / "broken.txt.gz"
     empty.write_text("\n\n")
     broken.write_bytes(gzip.compress(train.read_bytes())[:200])
+    sound = tmp_path / "sound"
+    model(train).save(sound)
     for args, says in [
         (("train", empty, "--output", tmp_path / "m"), "there is no text in it; give files with lines of text"),
         (("train", broken, "--output", tmp_path / "m"), "cannot be read: Compressed file ended"),
         (("train", empty, "--tokens", "bytes", "--output", tmp_path / "m"), "there is no text in it"),
         (("train", train, "--tokens", tmp_path, "--output", tmp_path / "m"), "no tokenizer"),
         (("eval", tmp_path, train), "is no n-gram model: ngram.json is not there"),
+        (("eval", sound, empty), "empty.txt: there is no text in it; give files with lines of text"),
+        (("eval", sound, empty, "--json"), "empty.txt: there is no text in it"),
     ]:
         code, said = run(*args)
         assert code == 2

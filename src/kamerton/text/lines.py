@@ -70,6 +70,12 @@ def documents(files: Sequence[Path]) -> Iterator[bytes]:
             raise _unreadable(error, file) from None
 
 
+def no_text(files: Sequence[Path], otherwise: str = "") -> KamertonError:
+    """The error of files that hold nothing to read; `otherwise`: the place where no files are given."""
+    where = ", ".join(map(str, files)) or otherwise
+    return KamertonError("there is no text in it", where=where, mend="give files with lines of text")
+
+
 def _unreadable(error: Exception, file: Path) -> Exception:
     if isinstance(error, OSError) and error.filename is not None:
         return error

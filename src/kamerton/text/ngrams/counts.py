@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kamerton.errors import KamertonError
-from kamerton.text.lines import documents, lines
+from kamerton.text.lines import documents, lines, no_text
 from kamerton.text.ngrams.units import BOS, LINES, Units
 
 
@@ -194,12 +194,21 @@ def sentences_of(
         cut, whole: as `count`.
 
     Raises:
-        KamertonError: whole documents of units that lose their ends of lines.
+        KamertonError: no text, or whole documents of units that lose their ends of lines.
     """
     if whole and not units.lossless:
         mend = "count bytes, or the tokens of a tokenizer that loses nothing"
         raise KamertonError(f"{units.kind} cannot write the ends of lines in documents", mend=mend)
-    return batches(documents(files) if whole else lines(files, cut))
+    return _some(batches(documents(files) if whole else lines(files, cut)), files)
+
+
+def _some(found: Iterator[list[bytes]], files: Sequence[Path]) -> Iterator[list[bytes]]:
+    """Batches, of which there has to be one."""
+    first = next(found, None)
+    if first is None:
+        raise no_text(files)
+    yield first
+    yield from found
 
 
 def count(
@@ -219,6 +228,9 @@ def count(
 
     Returns:
         Counts of order 1, 2, …; those of `<s>` alone are among order 1.
+
+    Raises:
+        KamertonError: as `sentences_of`.
     """
     bits = max(1, int(units.size - 1).bit_length())
     with tempfile.TemporaryDirectory(prefix="kamerton-ngrams-") as folder:

@@ -42,9 +42,6 @@ def estimate(
         raise KamertonError(f"the order is {order}", mend="give an order of at least 1, such as --order 5")
     cut = [0]
     found = count(files, units, order, memory=memory, progress=progress, cut=cut, whole=whole)
-    if not len(found[0].counts):
-        where = ", ".join(map(str, files))
-        raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")
     notes = [f"{cut[0]} lines of more than a megabyte were cut into several sentences"] if cut[0] else []
     orders, more = SMOOTHINGS[smoothing](trie(found, units.size))
     return NgramModel(units, orders, smoothing, [*notes, *more])

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kamerton.errors import KamertonError
-from kamerton.text.lines import lines
+from kamerton.text.lines import lines, no_text
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
@@ -64,7 +63,7 @@ def measure(name: str, tokenizer: Any, label: str, files: Sequence[Path]) -> Mea
         size, characters, count = size + len(line), characters + len(text), count + 1
         back += tokenizer.decode(ids) == text
     if not count:
-        raise KamertonError("there is no text in it", where=", ".join(map(str, files)), mend="give files with text")
+        raise no_text(files)
     return Measures(
         name, label, len(tokenizer), tokens / max(words, 1), size / max(tokens, 1), characters / max(tokens, 1),
         unknown / max(tokens, 1), split / max(words, 1), back / count,

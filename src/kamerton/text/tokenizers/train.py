@@ -23,7 +23,7 @@ from typing import Any
 
 from kamerton.errors import KamertonError
 from kamerton.files import moved_into
-from kamerton.text.lines import lines
+from kamerton.text.lines import lines, no_text
 
 BATCH = 1000
 SPELLED = "<0x123456789ABCDEF>"
@@ -185,8 +185,7 @@ def _check(files: Sequence[Path], kind: str, vocab_size: int, special: int) -> N
             break  # the alphabet is known, or is not needed
         seen.update(line.decode("utf-8", "replace"))
     if not some:
-        where = ", ".join(map(str, files))
-        raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")
+        raise no_text(files)
     alphabet = {
         "byte-bpe": 256,
         "words": 1,

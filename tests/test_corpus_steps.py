@@ -21,7 +21,7 @@ pytest.importorskip("datatrove")
 
 from datatrove.data import Document
 
-from kamerton.corpora import build_corpus
+from kamerton.corpora import build_corpus, load_corpus_recipe
 from kamerton.errors import KamertonError
 from kamerton.text.corpus import options
 from kamerton.text.corpus.classifier import Features, TextClassifier, buckets, measure, search, train
@@ -148,7 +148,7 @@ def test_numbers_with_the_checksum_are_masked_and_others_are_not(digits, separat
         assert (masked, found) == ((f"Card {shown} here.", {}) if last != check else ("Card [CARD] here.", {"card": 1}))
 
 
-@given(st.ip_addresses())
+@given(st.ip_addresses().filter(lambda address: str(address) != "::"))
 def test_every_ip_address_is_masked(address):
     assert mask(f"From {address} to here", kinds=("ip",))[0] == "From [IP] to here"
 
@@ -157,6 +157,22 @@ def test_every_ip_address_is_masked(address):
                                    "020 7946 0958", "+1.415.555.2671", "+4917612345678", "0044 20 7946 0958"])  # fmt: skip
 def test_phone_numbers_are_masked(phone):
     assert mask(f"Call {phone} now") == ("Call [PHONE] now", {"phone": 1})
+
+
+@pytest.mark.parametrize(("text", "masked"), [
+    ("Phone:+49 30 1234567", "Phone:[PHONE]"), ("tel:+4930123456", "tel:[PHONE]"), ("tel:+12125551234", "tel:[PHONE]"),
+    ("Telefax:020 7946 0958.", "Telefax:[PHONE]."), ("Тел:8 (495) 123-45-67", "Тел:[PHONE]"),
+    ("WhatsApp:+1.415.555.2671", "WhatsApp:[PHONE]"), ("phone:(555) 123-4567", "phone:[PHONE]"),
+])  # fmt: skip
+def test_phone_numbers_behind_a_colon_are_masked(text, masked):
+    assert mask(text) == (masked, {"phone": 1})
+
+
+@pytest.mark.parametrize("text", ["At 10:30, then 10:30:15.250", "10:30+02:00, 10:00 555 12", "a ratio of 3:555-123-4567",
+                                  "1:20000 or 2:3:5", "delta:+1234567", "id:0012345678", "id:81234567890", "x:+1,000,000,000",
+                                  "f :: Int -> a", "std::cout :: x", "map (:: Int) [::]"])  # fmt: skip
+def test_times_ratios_and_programs_stay(text):
+    assert mask(text) == (text, {})
 
 
 @pytest.mark.parametrize("text", ["On 2019-11-15 at 12:30:45.", "It cost 1,234,567.89 in 1998-2004.", "ISBN 978-3-16-148410-1",
@@ -284,6 +300,52 @@ def test_documents_with_text_of_a_test_set_are_rejected(tmp_path):
     (gone,) = rows(corpus.folder / "rejected/01-decontaminate.jsonl")
     assert (gone["id"], gone["reason"]) == ("thirteen", "holds text of task")
     assert gone["contaminated_ngram"] in thirteen.lower()
+
+
+HUB_TASK = "task: {data: {hub: nobody/nothing, local: {train: train.jsonl, test: test.jsonl}}}\nmethods: [zero-shot]\n"
+
+
+def test_a_test_set_of_the_hub_is_taken_from_its_local_copy(tmp_path):
+    """Two recipes of one name, each with its folder of data, which starts from the folder of the sources."""
+    rng = random.Random(9)
+    tests = {name: " ".join(document(WORDS, 20, rng)) for name in ("one", "two")}
+    for name, text in tests.items():
+        write(tmp_path / f"recipes/{name}/task.yaml", HUB_TASK)
+        for split, questions in (("train", ["q 1", "q 2", "q 3"]), ("test", [text])):
+            examples = "".join(json.dumps({"question": q, "answer": "yes"}) + "\n" for q in questions)
+            write(tmp_path / f"data/{name}-set/{split}.jsonl", examples)
+    texts = {"clean": sentences(document(WORDS, 50, rng)), **tests}
+    write(tmp_path / "data/raw.jsonl", "".join(json.dumps({"id": n, "text": t}) + "\n" for n, t in texts.items()))
+    recipe = "sources: raw.jsonl\nsteps:\n  - decontaminate:\n      recipes:\n"
+    recipe += "".join(f"        - {{recipe: recipes/{name}/task.yaml, data: {name}-set}}\n" for name in tests)
+    write(tmp_path / "corpus.yaml", recipe)
+    loaded = load_corpus_recipe(tmp_path / "corpus.yaml", data=tmp_path / "data")
+    corpus = build_corpus(loaded, tmp_path / "out", workers=1)
+    assert [row["id"] for row in rows(corpus.documents)] == ["clean"]
+    gone = rows(corpus.folder / "rejected/01-decontaminate.jsonl")
+    assert {row["id"]: row["reason"] for row in gone} == {name: f"holds text of {name}/task" for name in tests}
+
+
+def test_a_test_set_that_is_not_there_is_refused_at_its_line(tmp_path, monkeypatch):
+    import datasets
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    write(tmp_path / "raw.txt", "text")
+    write(tmp_path / "task.yaml", HUB_TASK)
+    for written, message in (
+        ("task.yaml", r"c.yaml:4: steps.0.decontaminate.recipes.0: nobody/nothing cannot be loaded: no network; "
+                      r"name a local copy of it: recipes: \[{recipe: task.yaml, data: FOLDER}\]"),
+        ("{recipe: task.yaml, data: none}", r"c.yaml:4: steps.0.decontaminate.recipes.0.data: no such file or folder: .*"
+                                            r"none; give the folder that holds the task's data"),
+        ("{recipe: task.yaml, dta: x}", r"c.yaml:4: .*unknown field 'dta'; did you mean data\?"),
+        ("{data: x}", r"c.yaml:4: .*recipe: is missing; add recipe"),
+    ):  # fmt: skip
+        write(tmp_path / "c.yaml", f"sources: raw.txt\nsteps:\n- decontaminate:\n    recipes: [{written}]\n")
+        with pytest.raises(KamertonError, match=message):
+            build_corpus(tmp_path / "c.yaml", tmp_path / "out", workers=1)
 
 
 # -- extraction --------------------------------------------------------------------------------------------------------

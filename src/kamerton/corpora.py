@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kamerton.errors import TaskError
 from kamerton.resources import cores
 from kamerton.text.corpus.recipe import CorpusRecipe, load_corpus_recipe
 from kamerton.text.corpus.run import Corpus, Watch
@@ -13,7 +15,9 @@ from kamerton.text.corpus.run import build_corpus as _build
 
 if TYPE_CHECKING:
     from kamerton.recipe import Recipe
+    from kamerton.tasks import Task
     from kamerton.text.corpus.classifier import Features, TextClassifier
+    from kamerton.yaml_source import FieldPath
 
 __all__ = [
     "Corpus", "CorpusRecipe", "build_corpus", "labelled", "load_corpus_recipe", "measure_classifier",
@@ -50,23 +54,47 @@ def build_corpus(
 
 
 def test_sets(recipe: CorpusRecipe) -> dict[str, dict[str, list[str]]]:
-    """For each step that decontaminates: the texts of each recipe's test sets, questions with their answers."""
+    """For each step that decontaminates: the texts of each recipe's test sets, questions with their answers.
+
+    A set has the name of its recipe's file, with its folder where two files have one name.
+
+    Raises:
+        KamertonError: a recipe, or its local copy of data, is missing or wrong.
+    """
     tests: dict[str, dict[str, list[str]]] = {}
     for spec in recipe.steps:
         if spec.name != "decontaminate":
             continue
-        from kamerton.recipe import load_recipe
-        from kamerton.tasks import load_task
-
+        paths = [recipe.resolve(given.recipe) for given in spec.options.recipes]
+        stems = Counter(path.stem for path in paths)
         sets = tests.setdefault(spec.label, {})
-        for given in spec.options.recipes:
-            path = recipe.resolve(given)
-            task = load_task(load_recipe(path).task)
-            sets[path.stem] = [
+        for number, (path, given) in enumerate(zip(paths, spec.options.recipes, strict=True)):
+            name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}/{path.stem}"
+            task = _tested(recipe, (*spec.path, "recipes", number), path, given.data)
+            sets[name] = [
                 "\n".join([*(m.content for m in example.messages if m.role != "system"), *example.answers])
                 for split in spec.options.splits for example in getattr(task, split)
             ]  # fmt: skip
     return tests
+
+
+def _tested(recipe: CorpusRecipe, field: FieldPath, path: Path, data: str | None) -> Task:
+    """The task of a recipe whose test set is looked for, from the hub or a local copy."""
+    from kamerton.recipe import load_recipe
+    from kamerton.tasks import load_task
+
+    folder = None if data is None else recipe.input(data)
+    if folder is not None and not folder.exists():
+        mend = "give the folder that holds the task's data"
+        raise recipe.error((*field, "data"), f"no such file or folder: {folder}", mend=mend)
+    spec = load_recipe(path, data=folder).task
+    try:
+        return load_task(spec)
+    except TaskError as error:
+        if spec.data is None or spec.data.hub is None:
+            raise
+        mend = f"name a local copy of it: recipes: [{{recipe: {path.name}, data: FOLDER}}]"
+        raise recipe.error(field, error.message, mend=mend) from error
 
 
 def labelled(recipe: Recipe) -> dict[str, tuple[list[str], list[str]]]:

@@ -34,7 +34,8 @@ def _labels(value: object) -> object:
     return value
 
 
-def _listed(value: object) -> object:
+def listed(value: object) -> object:
+    """A single value where a list is meant, as a list of one."""
     return [value] if isinstance(value, (str, int, float, Mapping)) and not isinstance(value, bool) else value
 
 
@@ -42,7 +43,7 @@ Count = Annotated[int, BeforeValidator(not_bool), Field(gt=0)]
 Seed = Annotated[int, BeforeValidator(not_bool), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(not_bool), Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
-Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(listed)]
 
 
 class Part(BaseModel):

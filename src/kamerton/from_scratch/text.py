@@ -97,7 +97,7 @@ def _shared(texts: list[str], words: int, place: Path) -> Callable[[str], bool]:
     from kamerton.text.corpus.decontamination import DecontaminateStep
     from kamerton.text.corpus.options import Decontaminate
 
-    options = Decontaminate(recipes=("held out",), words=words)
+    options = Decontaminate.model_validate({"recipes": "held out", "words": words})
     step = DecontaminateStep(str(place), "held-out", options, {"held out": texts}, place / "index")
 
     def shares(passage: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kamerton.recipe_task import Count, Name, Names, Part, not_bool
+from kamerton.recipe_task import Count, Name, Names, Part, listed, not_bool
 
 Share = Annotated[float, BeforeValidator(not_bool), Field(ge=0, le=1)]
 Number = Annotated[float, BeforeValidator(not_bool), Field(ge=0, allow_inf_nan=False)]
@@ -150,10 +150,22 @@ class Mask(Part):
     kinds: tuple[Literal["email", "phone", "ip", "card"], ...] = ("email", "phone", "ip", "card")
 
 
+class TestSet(Part):
+    """A task recipe whose test set is looked for; `data` is a local copy of its data, a folder or a file."""
+
+    recipe: Name
+    data: Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: object) -> object:
+        return cls._short(data, "recipe")
+
+
 class Decontaminate(Part):
     """Documents that share `words` words in a row with a test set are rejected; the sets are those of task recipes."""
 
-    recipes: Names
+    recipes: Annotated[tuple[TestSet, ...], BeforeValidator(listed)]
     words: Count = 13
     splits: tuple[Literal["train", "validation", "test"], ...] = ("test",)
 

@@ -23,8 +23,9 @@ _IP6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|(?:
 # 13 to 19 digits, in groups or not; the checksum decides
 _CARD = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w]|[.-]\d)")
 # with a country's code, or with brackets or separators in the shapes that people write, which dates and prices have not
+# behind a colon (but not that of a time or a ratio) only a long number with a country's code, or what is called a phone
 _PHONE = re.compile(
-    r"(?<![\w.,/:-])(?:"
+    r"(?:(?<![\w.,/:-])|(?<=[^\W\d]:)(?=\+[1-9][\d ().\-/]{9})|(?i:(?<=tel:|fax:|тел:)|(?<=phone:)|(?<=телефон:)))(?:"
     r"(?:\+|00)[1-9]\d{0,2}(?:[ .\-/]?\(?\d{1,5}\)?){2,6}"  # +49 30 1234567, 00 44 20 7946 0958
     r"|8[ -]?\(?\d{3}\)?[ -]?\d{3}[ -]?\d{2}[ -]?\d{2}"  # 8 (495) 123-45-67
     r"|\(\d{2,5}\)[ .-]?\d{3,4}(?:[ .-]?\d{2,4}){1,2}"  # (555) 123-4567
@@ -48,6 +49,8 @@ def _address(text: str) -> bool:
         ipaddress.ip_address(text)
     except ValueError:
         return False
+    if not text.strip(":"):
+        return False  # `::` alone stands in programs, and is nobody's address
     return text.count(":") != 2 or "::" in text  # 12:30:45 is a time
 
 

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from kamerton.errors import KamertonError, ModelError
-from kamerton.text.lines import lines
+from kamerton.errors import ModelError
+from kamerton.text.lines import Seen, lines, no_text
 
 UNK, BOS, EOS = 0, 1, 2
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -166,6 +166,11 @@ class Tokens(Units):
         return text
 
 
+def seen_notes(seen: Seen, units: Units) -> list[str]:
+    """What was wrong in a text that was read as units, in words."""
+    return seen.notes(read_as="their bytes are kept") if isinstance(units, Bytes) else seen.notes()
+
+
 KINDS: dict[str, type[Words] | type[Characters]] = {"words": Words, "characters": Characters}
 
 
@@ -198,6 +203,5 @@ def open_units(kind: str, files: Sequence[Path] = (), *, names: Sequence[str] | 
         seen.pop(name, None)
     kept = sorted(name for name, count in seen.items() if count >= least)
     if not kept:
-        where = ", ".join(map(str, files)) or kind
-        raise KamertonError("there is no text in it", where=where, mend="give files with lines of text")
+        raise no_text(files, kind)
     return make([*SPECIAL, *kept])

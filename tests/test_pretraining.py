@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from kamerton.cli.main import app
 from kamerton.errors import KamertonError
 from kamerton.objectives.expert_balance import Balance
 from kamerton.objectives.packed_contexts import PackedContexts, Stream
+from kamerton.pretraining.page import sentences
 from kamerton.pretraining.run import pretrain
 from kamerton.pretraining.tokens import byte_tokenizer, hold_out_end, read_corpus, split_documents
+from kamerton.text.tokenizers import train as train_tokenizer
 from kamerton.training.checkpoint import checkpoints
 from kamerton.training.loop import Settings
 from kamerton.training.schedule import learning_rate
@@ -315,6 +318,37 @@ def test_what_is_left_is_a_model_folder_and_a_base(texts: Path, tmp_path: Path) 
     assert going_on is not None
     first = next(row["bits_per_byte"] for row in going_on.results["curve"] if "bits_per_byte" in row)
     assert first < held[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "why"),
+    [
+        ("words", "", "held-out documents are not what their tokens give back"),
+        ("words", " quite unheard", "% of the held-out tokens stand for text that the tokenizer does not know"),
+        ("wordpiece", "", "held-out documents are not what their tokens give back"),
+        ("bpe", " ✓", "% of the held-out tokens stand for text that the tokenizer does not know"),
+        ("bpe", "\nline", "% of the held-out tokens stand for text that the tokenizer does not know"), ("bpe", "", None), ("unigram", " ✓", None), ("byte-bpe", " ✓", None),
+    ],
+)  # fmt: skip
+def test_bits_per_byte_are_given_only_where_the_held_out_text_comes_back(
+    kind: str, more: str, why: str | None, texts: Path, tmp_path: Path
+) -> None:
+    held = tmp_path / "held.txt"
+    held.write_text("\n\n".join(TEXT.split("\n\n")[-9:]) + more, encoding="utf-8")
+    train_tokenizer([texts], kind, 400, tmp_path / kind)
+    data = {"train": str(texts), "held_out": str(held), "documents": "paragraph"}
+    made = pretrain(recipe(texts, tokenizer=str(tmp_path / kind), data=data), output=tmp_path / "out")
+    assert made is not None
+    given_ = {"bits_per_byte", "bits_per_byte_half_overlap"}
+    assert made.metrics["perplexity"] > 1
+    assert made.metrics.keys() >= given_ if why is None else not made.metrics.keys() & given_
+    assert any("bits_per_byte" in row for row in made.results["curve"]) == (why is None)
+    notes = [note for note in made.results["notes"] if note.startswith("bits per byte are not given: ")]
+    assert len(notes) == (why is not None)
+    assert why is None or re.search(why, notes[0])
+    said = sentences(made.results)
+    assert ("bits per byte," in said[1] or "bits per byte (" in said[1]) == (why is None)
+    assert "perplexity" in said[1]
 
 
 def test_text_on_a_page_is_escaped(texts: Path, tmp_path: Path) -> None:

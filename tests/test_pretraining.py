@@ -25,6 +25,7 @@ from kamerton.errors import KamertonError
 from kamerton.objectives.expert_balance import Balance
 from kamerton.objectives.packed_contexts import PackedContexts, Stream
 from kamerton.pretraining.page import sentences
+from kamerton.pretraining.pieces import batches, can_be_cut, cut
 from kamerton.pretraining.run import pretrain
 from kamerton.pretraining.tokens import byte_tokenizer, hold_out_end, read_corpus, split_documents
 from kamerton.text.tokenizers import train as train_tokenizer
@@ -206,6 +207,86 @@ def test_a_corpus_is_all_of_its_documents_and_comes_from_disk_the_second_time(tm
     texts.write_text(TEXT + "\n\nmore", encoding="utf-8")
     again = read_corpus(words, 0, tmp_path / "tokens", texts, 0.1, "paragraph")
     assert sum(again.documents) == sum(one.documents) + 1
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Tokenizers of bytes: without merges, and with words that were learned, digits apart or not."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "t.txt").write_text(TEXT + " it's we'll 2024 don't … Zürich  \n\n", encoding="utf-8")
+    made = [
+        train_tokenizer([folder / "t.txt"], "byte-bpe", 320, folder / str(digits), split_digits=digits, chat_template=t)
+        for digits, t in ((False, None), (True, "chatml"))
+    ]
+    return [byte_tokenizer(), *made]
+
+
+_WHITE = " \n\t\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2003\u200b\u2028\u3000"
+_PARTS = st.one_of(
+    st.text(), st.text(alphabet=_WHITE, min_size=1, max_size=4), st.text(alphabet="aé12_.'’s!你🙂\u0301" + _WHITE),
+    st.sampled_from(["it's ", "<|endoftext|>", " <|im_end|>\n", "<|end|> ", "line\n\n  line ", " 've", "a \n b"]),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=400)
+@given(text=st.lists(_PARTS, max_size=12).map("".join), least=st.integers(1, 9))
+def test_tokens_of_pieces_are_those_of_the_whole_text(byte_level: list[Any], text: str, least: int) -> None:
+    parts = list(cut(text, least))
+    assert "".join(parts) == text
+    assert all(len(part) >= least for part in parts[:-1])
+    for words in byte_level:
+        assert can_be_cut(words)
+        ids = words([text, *parts], add_special_tokens=False)["input_ids"]
+        assert [i for own in ids[1:] for i in own] == ids[0]
+
+
+def test_other_tokenizers_read_whole_documents(tmp_path: Path, texts: Path) -> None:
+    from tokenizers import AddedToken, normalizers, pre_tokenizers
+
+    for kind in ("bpe", "wordpiece", "unigram", "words"):
+        assert not can_be_cut(train_tokenizer([texts], kind, 400, tmp_path / kind))
+    for change in ("added", "normalizer", "prefix", "whole"):
+        words = byte_tokenizer()
+        backend = words.backend_tokenizer
+        if change == "added":
+            words.add_tokens([AddedToken("two words", normalized=False)])
+        elif change == "normalizer":
+            backend.normalizer = normalizers.NFC()
+        else:
+            how = {"add_prefix_space": True} if change == "prefix" else {"add_prefix_space": False, "use_regex": False}
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(**how)
+        assert not can_be_cut(words), change
+
+
+def test_long_documents_are_read_in_pieces_and_batches_of_bytes(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = byte_tokenizer()
+    whole = read_corpus(words, 0, tmp_path / "whole", texts, 0.1, "file")
+    batch = list(batches([("é " * 500, False), ("b", True)], True, size=100))
+    assert [[len(p.text.encode()) for p in some] for some in batch] == [[1500, 1]] or len(batch) == 2
+    assert [(p.held, p.last) for some in batch for p in some] == [(False, True), (True, True)]
+    monkeypatch.setattr("kamerton.pretraining.pieces.cut.__defaults__", (50,))
+    monkeypatch.setattr("kamerton.pretraining.pieces.PIECE", 50)
+    monkeypatch.setattr("kamerton.pretraining.pieces.batches.__defaults__", (200,))
+    seen = list[int]()
+
+    def spied(texts: list[str], **how: Any) -> Any:
+        seen.append(sum(map(len, texts)))
+        return type(words).__call__(words, texts, **how)
+
+    class Spy(type(words)):  # type: ignore[misc]
+        def __call__(self, *given: Any, **how: Any) -> Any:
+            return spied(*given, **how)
+
+    spy = byte_tokenizer()
+    spy.__class__ = Spy
+    parts = read_corpus(spy, 0, tmp_path / "parts", texts, 0.1, "file")
+    assert parts.digest == whole.digest
+    assert parts.documents == whole.documents
+    assert parts.train.bytes == whole.train.bytes
+    assert len(seen) > 10
+    assert max(seen) < 300
 
 
 @settings(deadline=None)

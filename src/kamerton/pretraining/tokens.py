@@ -25,14 +25,13 @@ from kamerton.errors import RecipeError, TaskError
 from kamerton.files import checksum, refusals, write_text
 from kamerton.objectives.packed_contexts import Stream
 from kamerton.objectives.texts import iter_texts, text_files
+from kamerton.pretraining.pieces import batches, can_be_cut
 from kamerton.tasks.halves import halves_note, replace_halves
 
 Documents = Literal["file", "line", "paragraph"]
 FORMAT = 3
 """Of what is written beside the streams; what an older version wrote is written again."""
 NAMES = ("train", "held_out")
-BATCH = 256
-"""Documents that the tokenizer reads at once."""
 
 Watch = Callable[[str, float, str], None]
 
@@ -243,13 +242,15 @@ def _filled(
     watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
     halves = 0
-    for batch in _batched(marked, BATCH):
-        texts, found = replace_halves([text for text, _ in batch])
+    for batch in batches(marked, can_be_cut(tokenizer)):
+        texts, found = replace_halves([piece.text for piece in batch])
         halves += found
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for (_, held), text, own in zip(batch, texts, ids, strict=True):
-            unknown = _unknown(tokenizer, text, own) if held else None
-            writers["held_out" if held else "train"].add(own, len(text.encode()), last=True, unknown=unknown)
+        for piece, text, own in zip(batch, texts, ids, strict=True):
+            unknown = _unknown(tokenizer, text, own) if piece.held else None
+            writers["held_out" if piece.held else "train"].add(
+                own, len(text.encode()), last=piece.last, unknown=unknown
+            )
         done = writers["train"].bytes
         watch("reading", min(done / max(size, 1), 1.0), f"{writers['train'].documents:,} documents, {done:,} bytes")
     out: dict[str, Any] = {"notes": [halves_note(halves, str(train))] if halves else []}
@@ -265,11 +266,6 @@ def _filled(
             "altered": writer.altered, "dtype": np.dtype(writer.dtype).name, "sha256": writer.digest.hexdigest(),
         }  # fmt: skip
     return out
-
-
-def _batched(items: Iterator[tuple[str, bool]], size: int) -> Iterator[tuple[tuple[str, bool], ...]]:
-    while batch := tuple(itertools.islice(items, size)):
-        yield batch
 
 
 def _unknown(tokenizer: Any, text: str, ids: list[int]) -> int | None:

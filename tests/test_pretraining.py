@@ -450,6 +450,18 @@ def test_text_on_a_page_is_escaped(texts: Path, tmp_path: Path) -> None:
         ({"model": {**SMALL, "heads": 5}}, "model.heads: 5 heads do not divide 32"),
         ({"model": {"preset": "llava", "size": "1m"}}, "training on images is not supported"),
         ({"model": {**SMALL, "config": {"hiden_act": 1}}}, "LlamaConfig has no field 'hiden_act'"),
+        ({"model": {**SMALL, "config": {"vocab_size": "many"}}}, "model.config.vocab_size: cannot be 'many'"),
+        ({"model": {"preset": "lstm", "width": 32, "config": {"vocab_size": "many"}}}, "'many' is no whole number"),
+        ({"model": {**SMALL, "preset": "gpt2", "config": {"n_positions": 31}}},
+         "model.config.n_positions: 31 positions are too few: the context is 32; leave it out, or give at least 32, or"),
+        ({"model": {**SMALL, "preset": "gpt2", "config": {"max_position_embeddings": 31}}},
+         "model.config.max_position_embeddings: 31 positions are too few"),
+        ({"model": {**SMALL, "preset": "gpt", "config": {"n_positions": 31}}}, "31 positions are too few"),
+        ({"model": {**SMALL, "preset": "bert", "config": {"max_position_embeddings": 31}}}, "31 positions are too few"),
+        ({"model": {**SMALL, "config": {"max_position_embeddings": 31}}}, "31 positions are too few"),
+        ({"model": {**SMALL, "config": {"vocab_size": 100}}},
+         "model.config.vocab_size: 100 tokens are too few: the tokenizer has 261; leave it out, or give at least 261"),
+        ({"model": {"preset": "lstm", "width": 32, "config": {"vocab_size": 100}}}, "100 tokens are too few"),
         ({"objective": "masked"}, "objective: llama cannot learn masked"),
         ({"tokenizer": "nowhere/at/all"}, "the tokenizer cannot be read"),
         ({"tokenizer": None}, "a new model needs a tokenizer"),
@@ -467,6 +479,7 @@ def test_mistakes_are_one_line(changes: dict[str, Any], says: str, texts: Path, 
     with pytest.raises(KamertonError, match=says) as caught:
         pretrain(recipe(texts, **changes), output=tmp_path / "out")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "fit").exists()
 
 
 @pytest.mark.parametrize(

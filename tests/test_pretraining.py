@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from kamerton.cli.main import app
 from kamerton.errors import KamertonError
 from kamerton.objectives.expert_balance import Balance
 from kamerton.objectives.packed_contexts import PackedContexts, Stream
+from kamerton.pretraining.page import sentences
+from kamerton.pretraining.pieces import batches, can_be_cut, cut
 from kamerton.pretraining.run import pretrain
 from kamerton.pretraining.tokens import byte_tokenizer, hold_out_end, read_corpus, split_documents
+from kamerton.text.tokenizers import train as train_tokenizer
 from kamerton.training.checkpoint import checkpoints
 from kamerton.training.loop import Settings
 from kamerton.training.schedule import learning_rate
@@ -206,6 +210,86 @@ def test_a_corpus_is_all_of_its_documents_and_comes_from_disk_the_second_time(tm
     assert sum(again.documents) == sum(one.documents) + 1
 
 
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Tokenizers of bytes: without merges, and with words that were learned, digits apart or not."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "t.txt").write_text(TEXT + " it's we'll 2024 don't … Zürich  \n\n", encoding="utf-8")
+    made = [
+        train_tokenizer([folder / "t.txt"], "byte-bpe", 320, folder / str(digits), split_digits=digits, chat_template=t)
+        for digits, t in ((False, None), (True, "chatml"))
+    ]
+    return [byte_tokenizer(), *made]
+
+
+_WHITE = " \n\t\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2003\u200b\u2028\u3000"
+_PARTS = st.one_of(
+    st.text(), st.text(alphabet=_WHITE, min_size=1, max_size=4), st.text(alphabet="aé12_.'’s!你🙂\u0301" + _WHITE),
+    st.sampled_from(["it's ", "<|endoftext|>", " <|im_end|>\n", "<|end|> ", "line\n\n  line ", " 've", "a \n b"]),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=400)
+@given(text=st.lists(_PARTS, max_size=12).map("".join), least=st.integers(1, 9))
+def test_tokens_of_pieces_are_those_of_the_whole_text(byte_level: list[Any], text: str, least: int) -> None:
+    parts = list(cut(text, least))
+    assert "".join(parts) == text
+    assert all(len(part) >= least for part in parts[:-1])
+    for words in byte_level:
+        assert can_be_cut(words)
+        ids = words([text, *parts], add_special_tokens=False)["input_ids"]
+        assert [i for own in ids[1:] for i in own] == ids[0]
+
+
+def test_other_tokenizers_read_whole_documents(tmp_path: Path, texts: Path) -> None:
+    from tokenizers import AddedToken, normalizers, pre_tokenizers
+
+    for kind in ("bpe", "wordpiece", "unigram", "words"):
+        assert not can_be_cut(train_tokenizer([texts], kind, 400, tmp_path / kind))
+    for change in ("added", "normalizer", "prefix", "whole"):
+        words = byte_tokenizer()
+        backend = words.backend_tokenizer
+        if change == "added":
+            words.add_tokens([AddedToken("two words", normalized=False)])
+        elif change == "normalizer":
+            backend.normalizer = normalizers.NFC()
+        else:
+            how = {"add_prefix_space": True} if change == "prefix" else {"add_prefix_space": False, "use_regex": False}
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(**how)
+        assert not can_be_cut(words), change
+
+
+def test_long_documents_are_read_in_pieces_and_batches_of_bytes(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = byte_tokenizer()
+    whole = read_corpus(words, 0, tmp_path / "whole", texts, 0.1, "file")
+    batch = list(batches([("é " * 500, False), ("b", True)], True, size=100))
+    assert [[len(p.text.encode()) for p in some] for some in batch] == [[1500, 1]] or len(batch) == 2
+    assert [(p.held, p.last) for some in batch for p in some] == [(False, True), (True, True)]
+    monkeypatch.setattr("kamerton.pretraining.pieces.cut.__defaults__", (50,))
+    monkeypatch.setattr("kamerton.pretraining.pieces.PIECE", 50)
+    monkeypatch.setattr("kamerton.pretraining.pieces.batches.__defaults__", (200,))
+    seen = list[int]()
+
+    def spied(texts: list[str], **how: Any) -> Any:
+        seen.append(sum(map(len, texts)))
+        return type(words).__call__(words, texts, **how)
+
+    class Spy(type(words)):  # type: ignore[misc]
+        def __call__(self, *given: Any, **how: Any) -> Any:
+            return spied(*given, **how)
+
+    spy = byte_tokenizer()
+    spy.__class__ = Spy
+    parts = read_corpus(spy, 0, tmp_path / "parts", texts, 0.1, "file")
+    assert parts.digest == whole.digest
+    assert parts.documents == whole.documents
+    assert parts.train.bytes == whole.train.bytes
+    assert len(seen) > 10
+    assert max(seen) < 300
+
+
 @settings(deadline=None)
 @given(st.text(alphabet="ab\n", min_size=1, max_size=200), st.floats(0.01, 0.9))
 def test_the_end_of_a_single_document_is_held_out_from_a_line_on(text: str, share: float) -> None:
@@ -335,6 +419,37 @@ def test_what_is_left_is_a_model_folder_and_a_base(texts: Path, tmp_path: Path) 
     assert first < held[0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "why"),
+    [
+        ("words", "", "held-out documents are not what their tokens give back"),
+        ("words", " quite unheard", "% of the held-out tokens stand for text that the tokenizer does not know"),
+        ("wordpiece", "", "held-out documents are not what their tokens give back"),
+        ("bpe", " ✓", "% of the held-out tokens stand for text that the tokenizer does not know"),
+        ("bpe", "\nline", "% of the held-out tokens stand for text that the tokenizer does not know"), ("bpe", "", None), ("unigram", " ✓", None), ("byte-bpe", " ✓", None),
+    ],
+)  # fmt: skip
+def test_bits_per_byte_are_given_only_where_the_held_out_text_comes_back(
+    kind: str, more: str, why: str | None, texts: Path, tmp_path: Path
+) -> None:
+    held = tmp_path / "held.txt"
+    held.write_text("\n\n".join(TEXT.split("\n\n")[-9:]) + more, encoding="utf-8")
+    train_tokenizer([texts], kind, 400, tmp_path / kind)
+    data = {"train": str(texts), "held_out": str(held), "documents": "paragraph"}
+    made = pretrain(recipe(texts, tokenizer=str(tmp_path / kind), data=data), output=tmp_path / "out")
+    assert made is not None
+    given_ = {"bits_per_byte", "bits_per_byte_half_overlap"}
+    assert made.metrics["perplexity"] > 1
+    assert made.metrics.keys() >= given_ if why is None else not made.metrics.keys() & given_
+    assert any("bits_per_byte" in row for row in made.results["curve"]) == (why is None)
+    notes = [note for note in made.results["notes"] if note.startswith("bits per byte are not given: ")]
+    assert len(notes) == (why is not None)
+    assert why is None or re.search(why, notes[0])
+    said = sentences(made.results)
+    assert ("bits per byte," in said[1] or "bits per byte (" in said[1]) == (why is None)
+    assert "perplexity" in said[1]
+
+
 def test_text_on_a_page_is_escaped(texts: Path, tmp_path: Path) -> None:
     texts.write_text("<b>&\n\n" * 200 + TEXT, encoding="utf-8")
     made = pretrain(recipe(texts, samples={"prompts": ["<script>x</script>"], "tokens": 4}), output=tmp_path / "out")
@@ -353,6 +468,18 @@ def test_text_on_a_page_is_escaped(texts: Path, tmp_path: Path) -> None:
         ({"model": {**SMALL, "heads": 5}}, "model.heads: 5 heads do not divide 32"),
         ({"model": {"preset": "llava", "size": "1m"}}, "training on images is not supported"),
         ({"model": {**SMALL, "config": {"hiden_act": 1}}}, "LlamaConfig has no field 'hiden_act'"),
+        ({"model": {**SMALL, "config": {"vocab_size": "many"}}}, "model.config.vocab_size: cannot be 'many'"),
+        ({"model": {"preset": "lstm", "width": 32, "config": {"vocab_size": "many"}}}, "'many' is no whole number"),
+        ({"model": {**SMALL, "preset": "gpt2", "config": {"n_positions": 31}}},
+         "model.config.n_positions: 31 positions are too few: the context is 32; leave it out, or give at least 32, or"),
+        ({"model": {**SMALL, "preset": "gpt2", "config": {"max_position_embeddings": 31}}},
+         "model.config.max_position_embeddings: 31 positions are too few"),
+        ({"model": {**SMALL, "preset": "gpt", "config": {"n_positions": 31}}}, "31 positions are too few"),
+        ({"model": {**SMALL, "preset": "bert", "config": {"max_position_embeddings": 31}}}, "31 positions are too few"),
+        ({"model": {**SMALL, "config": {"max_position_embeddings": 31}}}, "31 positions are too few"),
+        ({"model": {**SMALL, "config": {"vocab_size": 100}}},
+         "model.config.vocab_size: 100 tokens are too few: the tokenizer has 261; leave it out, or give at least 261"),
+        ({"model": {"preset": "lstm", "width": 32, "config": {"vocab_size": 100}}}, "100 tokens are too few"),
         ({"objective": "masked"}, "objective: llama cannot learn masked"),
         ({"tokenizer": "nowhere/at/all"}, "the tokenizer cannot be read"),
         ({"tokenizer": None}, "a new model needs a tokenizer"),
@@ -370,6 +497,7 @@ def test_mistakes_are_one_line(changes: dict[str, Any], says: str, texts: Path, 
     with pytest.raises(KamertonError, match=says) as caught:
         pretrain(recipe(texts, **changes), output=tmp_path / "out")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "fit").exists()
 
 
 @pytest.mark.parametrize(

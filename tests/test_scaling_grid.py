@@ -98,7 +98,8 @@ def test_a_grid_leaves_its_runs_fits_page_and_a_suggestion(made: ScalingLaws) ->
     assert f"--set model.size={said['parameters']}" in said["command"]
     text = made.report.read_text()
     assert "<script" not in text
-    assert text.count("<svg") >= 6
+    assert text.count("<svg") >= 4
+    assert made.sentences[0].startswith("size brings nothing")  # larger models are worse on so few tokens
     assert "1 T" not in "".join(lines(found))
     assert page(found) == text
 
@@ -284,6 +285,33 @@ def test_budgets_that_are_none(texts: Path, tmp_path: Path) -> None:
             scaling_laws(recipe(texts), output=tmp_path / "out", **asked)  # type: ignore[arg-type]
     with pytest.raises(KamertonError, match="budget: is missing"):
         pretrain(recipe(texts), output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [{**GRID, "sizes": ["43k", "190k"]}, {**GRID, "tokens": [400, 800]}, {**GRID, "budget": {"flops": 2.5e8}}],
+)  # fmt: skip
+def test_a_suggestion_is_refused_before_training_where_no_law_can_be_fitted(
+    scaling: dict[str, Any], texts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KamertonError, match=r"scaling: \d runs hold no law .* train at least three sizes") as caught:
+        scaling_laws(recipe(texts, scaling=scaling), output=tmp_path / "out", flops=1e10)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_and_page_are_written_before_a_suggestion_that_fails(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise KamertonError("no speed")
+
+    monkeypatch.setattr("kamerton.pretraining.scaling.run.speeds", fails)
+    small = {"sizes": ["43k", "190k", "380k"], "tokens": [320, 400, 480], "bootstrap": 20}
+    with pytest.raises(KamertonError, match="no speed"):
+        scaling_laws(recipe(texts, scaling=small), output=tmp_path / "out", minutes=1.0)
+    assert len(json.loads((tmp_path / "out" / "scaling.json").read_text())["runs"]) == 9
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,11 @@ from scipy.optimize import curve_fit, minimize_scalar
 
 from kamerton.errors import KamertonError
 from kamerton.pretraining.scaling import law as laws
+from kamerton.pretraining.scaling.analysis import analyse
 from kamerton.pretraining.scaling.bootstrap import interval, losses_again, refitted
 from kamerton.pretraining.scaling.law import BOTH, BOTH_KAPLAN, OF_SIZE, OF_SIZE_KAPLAN, OF_TOKENS, Fit, fit
 from kamerton.pretraining.scaling.optimum import between, closed, exponents, optimum
+from kamerton.pretraining.scaling.page import page, sentences, span, warnings
 from kamerton.pretraining.scaling.profiles import power, profiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -225,3 +228,52 @@ def test_intervals_cover_at_about_their_level() -> None:
         inside["a"] += a["low"] <= 0.28 / 0.62 <= a["high"]
         inside["loss"] += loss["low"] <= best.loss <= loss["high"]
     assert all(34 <= count <= 40 for count in inside.values()), inside
+
+
+# -- grids that say little ------------------------------------------------------------------------------------------
+
+
+def told_of(loss: Callable[[float, float], float], sizes: int = 3) -> dict[str, Any]:
+    """What is written of a grid with such losses, as JSON holds it."""
+    rows = [
+        {"size": f"{n:g}", "parameters": n, "non_embedding": n, "seed": 0, "flops_per_token": 6 * n, "tokens": d,
+         "flops": 6 * n * d, "loss": loss(n, d), "epochs": 1.0, "seconds": 1.0, "bits_per_byte": None, "law": None,
+         "error": None, "width": 8, "depth": 1, "learning_rate": 0.1}
+        for n in (1e5, 3e5, 1e6)[:sizes] for d in (2e5, 4e5, 8e5)
+    ]  # fmt: skip
+    models = [(n, 6 * n) for n in np.logspace(4, 8, 9)]
+    found = analyse(rows, "non-embedding", models, 20, 0, lambda *_: None)
+    spent = dict.fromkeys(("tokens", "seconds", "flops", "tokens_alone", "seconds_alone", "flops_alone"), 1.0)
+    more = {"name": "grid", "recipe": "", "preset": "llama", "count": "non-embedding", "bootstrap": 20, "context": 8,
+            "data": {"tokens": 9}, "runs": rows, "spent": spent, "suggestion": None, "notes": [], "kamerton": "0"}  # fmt: skip
+    told: dict[str, Any] = json.loads(json.dumps({**found.told, **more}, allow_nan=False))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("loss", "flat"),
+    [
+        (lambda n, d: 2 + 100 / d**0.4, ["size"]), (lambda n, d: 2 + 100 / d**0.4 + 1e-7 * n, ["size"]),
+        (lambda n, d: 2 + 100 / n**0.4, ["tokens"]), (lambda n, d: 3.0, ["size", "tokens"]), (chinchilla, []),
+    ],
+)  # fmt: skip
+def test_a_grid_in_which_nothing_is_gained_says_so(loss: Callable[[float, float], float], flat: list[str]) -> None:
+    told = told_of(loss)
+    assert [name for name, gain in told["gains"].items() if gain["nothing"]] == flat
+    said = " ".join(sentences(told))
+    assert ("size brings nothing that can be told in this grid: from 100 K to 1 M" in said) == ("size" in flat)
+    assert ("tokens bring nothing that can be told in this grid: from 200 K to 800 K" in said) == ("tokens" in flat)
+    assert ("the best size grows" in said) == (not flat)
+    assert bool(told["optimum"]) == (not flat)
+    assert "<svg" in page(told)
+    endless = told["fits"][BOTH_KAPLAN.name]["numbers"]["Nc"]["value"] is None
+    assert endless == ("size" in flat)
+    assert any("Nc of L(N, D), Kaplan is larger than numbers can be" in w for w in warnings(told)) == endless
+
+
+def test_intervals_that_reach_beyond_numbers_are_open() -> None:
+    assert interval(math.inf, [math.inf] * 40) == {"value": None, "low": None, "high": None}
+    half = interval(2.0, [1.0, math.nan, 2.0, *[math.inf] * 20])
+    assert half["high"] is None
+    assert half["low"] == pytest.approx(1.525)
+    assert span(half) == "[1.53, ∞]"

@@ -27,6 +27,8 @@ from kamerton.yaml_source import FieldPath, Source, text_keys
 
 TAKEN = ("corpus", "text", "tokenizer", "turns", "tuned", "chat", "stages")
 """Names of folders that are no model's."""
+LOSSY = ("words", "wordpiece", "bpe")
+"""Kinds of tokenizers that do not give every text back: they forget spaces, or know no end of a line."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # names become folder names
 
 
@@ -178,6 +180,7 @@ def load_from_scratch(
     fields = validated(_Fields, given, raw, source)
     folder = Path(output or fields.output or Path("runs") / fields.name).resolve()
     _check_names(fields)
+    _check_tokenizer(fields)
     corpus = CorpusRecipe.from_dict(fields.corpus, name=fields.name, source=source.inside(("corpus",)), folder=data)
     models = {one: _model(fields, one, block, source, folder) for one, block in fields.models.items()}
     tune, base = _tune(fields, source, folder, data)
@@ -195,6 +198,14 @@ def _check_names(fields: _Fields) -> None:
                 mend = "give it another name (upper and lower case are the same: it names a folder)"
                 raise fields.error((group, one), "is there twice", mend=mend)
             seen.add(one.casefold())
+
+
+def _check_tokenizer(fields: _Fields) -> None:
+    """A path compares models by bits per byte, so its tokenizer has to give the text back."""
+    kind = fields.tokenizer.kind
+    if kind in LOSSY:
+        what = f"{kind} does not give every text back, so models would have no bits per byte"
+        raise fields.error(("tokenizer", "kind"), what, mend="use byte-bpe or unigram")
 
 
 def _known(fields: _Fields, path: FieldPath, block: Mapping[str, Any], names: Sequence[str], what: str) -> None:

@@ -144,8 +144,15 @@ def _causal(recipe: PretrainRecipe, started: Started, folder: Path, watch: Watch
             return [{"prompt": p, "text": x} for p, x in zip(spec.prompts, texts, strict=True)]
 
         objective.look = looker(folder / "samples.jsonl", make)
-    scale = None if held is None else (len(held) - 1) / math.log(2) / held.bytes
-    return Goal(objective, [told(corpus), corpus.digest], told(corpus), measure, scale, notes)
+    scale = None if held is None or corpus.lossy else (len(held) - 1) / math.log(2) / held.bytes
+    notes += [corpus.lossy] if corpus.lossy else []
+    given = measure if not corpus.lossy else lambda model: without_bits(measure(model))
+    return Goal(objective, [told(corpus), corpus.digest], told(corpus), given, scale, notes)
+
+
+def without_bits(metrics: Metrics) -> Metrics:
+    """Metrics of text whose bytes cannot be had back from its tokens."""
+    return {name: value for name, value in metrics.items() if not name.startswith("bits_per_byte")}
 
 
 def summed(objective: Any, model: LanguageModel, batches: Sequence[Any]) -> float:

@@ -122,6 +122,7 @@ def plan(recipe: PretrainRecipe, tokenizer: Any = None) -> Plan:
     special = {"eos_token_id": end, "bos_token_id": None, "pad_token_id": end if pad is None else pad}
     config = preset.config(shape, special)
     _set(recipe, config, preset.kind)
+    _check_fit(recipe, config, context, len(tokenizer))
     return Plan(preset, shape, config, tokenizer, context)
 
 
@@ -179,7 +180,36 @@ def _set(recipe: PretrainRecipe, config: Any, kind: Kind) -> None:
         if not hasattr(config, name):
             message = f"{type(config).__name__} has no field {name!r}"
             raise recipe.error(("model", "config", name), message, mend="see transformers' documentation of it")
-        setattr(config, name, value)
+        try:
+            setattr(config, name, value)
+        except Exception as error:  # transformers raises many kinds; every one is about what the user gave
+            reason = " ".join(str(error).split())[:160]
+            mend = "see transformers' documentation of it"
+            raise recipe.error(("model", "config", name), f"cannot be {value!r} ({reason})", mend=mend) from None
+
+
+def _check_fit(recipe: PretrainRecipe, config: Any, context: int, tokens: int) -> None:
+    """Refuse fields of `model.config` that leave too few positions for the context, or rows for the tokens.
+
+    Raises:
+        RecipeError: they do.
+    """
+    assert recipe.model is not None
+    wanted = {"max_position_embeddings": ("positions", context), "vocab_size": ("tokens", tokens)}
+    for field, (what, least) in wanted.items():
+        own = getattr(config, field, None)  # transformers maps it to the name that the class has
+        if own is None or (isinstance(own, int) and own >= least):
+            continue
+        name = config.attribute_map.get(field, field)
+        given = name if name in recipe.model.config else field
+        if not isinstance(own, int):
+            raise recipe.error(
+                ("model", "config", given), f"{own!r} is no whole number", mend="give one, or leave it out"
+            )
+        of = f"the context is {context:,}" if what == "positions" else f"the tokenizer has {tokens:,}"
+        mend = f"leave it out, or give at least {least:,}"
+        mend += f", or context: {own}" if what == "positions" and own > 1 else ""
+        raise recipe.error(("model", "config", given), f"{own:,} {what} are too few: {of}", mend=mend)
 
 
 def settings(recipe: PretrainRecipe, started: Started) -> Settings:

@@ -91,6 +91,10 @@ def sentences(result: Result) -> list[str]:
         over = m.get("bits_per_byte_half_overlap")
         more = "" if over is None else f" ({over:.3f} with windows that overlap by half)"
         out.append(f"held out: {m['bits_per_byte']:.3f} bits per byte{more}, perplexity {m['perplexity']:.1f}")
+    elif "perplexity" in m and "bleu" not in m:
+        out.append(
+            f"held out: perplexity {m['perplexity']:.1f} (of a token; the notes say why there are no bits per byte)"
+        )
     if "masked_loss" in m:
         said = f"held out: {m['masked_accuracy']:.1%} of masked tokens right, perplexity {m['masked_perplexity']:.1f}"
         asked = f"; {m['sentence_accuracy']:.1%} of pairs told apart" if "sentence_accuracy" in m else ""

@@ -1,7 +1,8 @@
 """A corpus as one stream of tokens on disk, and the part of it that is held out.
 
-Texts are read one file at a time and their tokens are written as they come, so a corpus may be larger than memory. What
-is written is used again where texts and tokenizer are the same. Held out are whole documents, picked by their number,
+Texts are read one file at a time and their tokens are written as they come, so a corpus may be larger than memory. It
+is noted whether the held-out text can be had back from its tokens: only then bits per byte mean something. What is
+written is used again where texts and tokenizer are the same. Held out are whole documents, picked by their number,
 the same for every seed; of a single document its end, from a line's start on.
 """
 
@@ -24,15 +25,14 @@ from kamerton.errors import RecipeError, TaskError
 from kamerton.files import checksum, refusals, write_text
 from kamerton.objectives.packed_contexts import Stream
 from kamerton.objectives.texts import iter_texts, skipped_note, text_files
+from kamerton.pretraining.pieces import batches, can_be_cut
 from kamerton.tasks.halves import halves_note, replace_halves
 from kamerton.text.lines import PACKED
 
 Documents = Literal["file", "line", "paragraph"]
-FORMAT = 2
+FORMAT = 3
 """Of what is written beside the streams; what an older version wrote is written again."""
 NAMES = ("train", "held_out")
-BATCH = 256
-"""Documents that the tokenizer reads at once."""
 
 Watch = Callable[[str, float, str], None]
 
@@ -46,6 +46,7 @@ class Corpus:
         documents: how many documents each has.
         notes: what was left out or changed, in words.
         digest: of the streams' tokens.
+        lossy: why the held-out text's code length is not that of its bytes, in words; None where it is.
     """
 
     train: Stream
@@ -53,6 +54,7 @@ class Corpus:
     documents: tuple[int, int]
     notes: list[str]
     digest: str
+    lossy: str | None = None
 
 
 def cut_documents(texts: Iterable[str], kind: Documents) -> Iterator[str]:
@@ -103,7 +105,8 @@ class _Writer:
         self.path, self._partial = path, path.with_name(f".partial-{os.getpid()}-{path.name}")
         self.dtype = np.uint16 if size <= 2**16 else np.uint32
         self._file = self._partial.open("wb")
-        self.tokens = self.bytes = self.documents = 0
+        self.tokens = self.bytes = self.documents = self.unknown = self.altered = 0
+        self._back = True
         self.digest = hashlib.sha256()
         self._end = np.array([end], dtype=self.dtype)
         self._put(self._end)
@@ -114,12 +117,23 @@ class _Writer:
         self.digest.update(content)
         self.tokens += len(ids)
 
-    def add(self, ids: Iterable[int], size: int) -> None:
-        """A document of so many bytes."""
+    def add(self, ids: Iterable[int], size: int, *, last: bool, unknown: int | None = None) -> None:
+        """A piece of a document, of so many bytes.
+
+        Args:
+            last: the document ends with it.
+            unknown: tokens in it that stand for unknown text; None where it comes back from them.
+        """
         self._put(np.asarray(ids, dtype=self.dtype))
-        self._put(self._end)
         self.bytes += size
-        self.documents += 1
+        if unknown is not None:
+            self._back = False
+            self.unknown += unknown
+        if last:
+            self._put(self._end)
+            self.documents += 1
+            self.altered += not self._back
+            self._back = True
 
     def close(self) -> None:
         with refusals(self.path):
@@ -175,8 +189,20 @@ def read_corpus(
     return Corpus(
         stream("train"), stream("held_out") if has else None,
         (read["train"]["documents"], read["held_out"]["documents"] if has else 0), [*notes, *read["notes"]],
-        "".join(read[name]["sha256"] for name in NAMES if name in read),
+        "".join(read[name]["sha256"] for name in NAMES if name in read), _lossy(read["held_out"]) if has else None,
     )  # fmt: skip
+
+
+def _lossy(held: Mapping[str, Any]) -> str | None:
+    """Why nothing can be said of a held-out text's bytes."""
+    if not held["altered"]:
+        return None
+    if held["unknown"]:
+        share = held["unknown"] / held["tokens"]
+        what = f"{share:.1%} of the held-out tokens stand for text that the tokenizer does not know"
+    else:
+        what = f"{held['altered']:,} of {held['documents']:,} held-out documents are not what their tokens give back"
+    return f"bits per byte are not given: {what}; a byte-level tokenizer (byte-bpe, or bytes) loses nothing"
 
 
 def _written(about: Path, key: str) -> dict[str, Any]:
@@ -221,12 +247,15 @@ def _filled(
     size: int | None, watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
     halves = 0
-    for batch in _batched(marked, BATCH):
-        texts, found = replace_halves([text for text, _ in batch])
+    for batch in batches(marked, can_be_cut(tokenizer)):
+        texts, found = replace_halves([piece.text for piece in batch])
         halves += found
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for (_, held), text, own in zip(batch, texts, ids, strict=True):
-            writers["held_out" if held else "train"].add(own, len(text.encode()))
+        for piece, text, own in zip(batch, texts, ids, strict=True):
+            unknown = _unknown(tokenizer, text, own) if piece.held else None
+            writers["held_out" if piece.held else "train"].add(
+                own, len(text.encode()), last=piece.last, unknown=unknown
+            )
         done = writers["train"].bytes
         share = min(done / max(size, 1), 1.0) if size is not None else 0.0
         watch("reading", share, f"{writers['train'].documents:,} documents, {done:,} bytes")
@@ -238,14 +267,18 @@ def _filled(
                 "no text is left " + ("to learn from" if name == "train" else "to hold out"), where=train,
                 mend="give more texts, or another held_out",
             )  # fmt: skip
-        out[name] = {"tokens": writer.tokens, "bytes": writer.bytes, "documents": writer.documents,
-                     "dtype": np.dtype(writer.dtype).name, "sha256": writer.digest.hexdigest()}  # fmt: skip
+        out[name] = {
+            "tokens": writer.tokens, "bytes": writer.bytes, "documents": writer.documents, "unknown": writer.unknown,
+            "altered": writer.altered, "dtype": np.dtype(writer.dtype).name, "sha256": writer.digest.hexdigest(),
+        }  # fmt: skip
     return out
 
 
-def _batched(items: Iterator[tuple[str, bool]], size: int) -> Iterator[tuple[tuple[str, bool], ...]]:
-    while batch := tuple(itertools.islice(items, size)):
-        yield batch
+def _unknown(tokenizer: Any, text: str, ids: list[int]) -> int | None:
+    """How many tokens stand for unknown text; None where the text comes back letter by letter."""
+    if tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text:
+        return None
+    return 0 if tokenizer.unk_token_id is None else ids.count(tokenizer.unk_token_id)
 
 
 def _key(tokenizer: Any, end: int, files: list[Path], held_out: Path | float | None, kind: Documents) -> str:

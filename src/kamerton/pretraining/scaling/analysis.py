@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kamerton.pretraining.scaling.bootstrap import interval, losses_again, refitted
+from kamerton.pretraining.scaling.grid import Run
 from kamerton.pretraining.scaling.law import (
     BOTH,
     BOTH_KAPLAN,
@@ -29,6 +30,9 @@ Row = Mapping[str, Any]
 Tell = Callable[[str, float, str], None]
 BEYOND = (1.0, 10.0, 100.0)
 """Multiples of the largest run's compute at which the optimum is told."""
+NOTHING = 0.002
+"""Share of the loss; where it falls by less over a whole grid, or by less than twice what the law is off by, nothing
+is said to be gained."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Points:
     @classmethod
     def of(cls, rows: Sequence[Row], counted: Counted) -> Points:
         return cls(*(np.array([r[k] for r in rows], float) for k in (COLUMN[counted], "tokens", "flops", "loss")))
+
+    @classmethod
+    def planned(cls, runs: Sequence[Run]) -> Points:
+        """Runs before they are trained: their losses are nan."""
+        columns = [[r.sized.parameters, r.tokens, r.flops, np.nan] for r in runs]
+        return cls(*np.array(columns, float).reshape(-1, 4).T)
 
     def where(self, rows: Array) -> Points:
         return Points(self.sizes[rows], self.tokens[rows], self.flops[rows], self.losses[rows])
@@ -98,6 +108,11 @@ class Analysis:
         """The law of both variables."""
         return self.laws.get(BOTH.name)
 
+    @property
+    def flat(self) -> list[str]:
+        """What brings nothing in this grid: `size`, `tokens`."""
+        return [name for name, gain in self.told["gains"].items() if gain["nothing"]]
+
 
 def analyse(
     rows: Sequence[Row], counted: Counted, models: Sequence[tuple[float, float]], replicates: int, seed: int, tell: Tell
@@ -117,8 +132,10 @@ def analyse(
     out = Analysis(laws, profiles(points.sizes, points.flops, points.losses), cost, low, high, {})
     told = out.told
     told["fits"] = {name: one.told() for name, one in laws.items()}
-    told["optimum"] = _optima(out, points) if out.both else []
-    told["exponents"] = _exponents(out, points)
+    told["gains"] = _gains(out, points)
+    # where size or tokens bring nothing, the law's best size is that of a term that is not there
+    told["optimum"] = _optima(out, points) if out.both and not out.flat else []
+    told["exponents"] = [] if out.flat else _exponents(out, points)
     told["profiles"] = [
         {"flops": p.flops, "sizes": p.sizes.tolist(), "losses": p.losses.tolist(), "curve": p.curve.tolist(),
          "best": p.best, "loss": p.loss, "read": p.read}
@@ -170,6 +187,24 @@ def _optima(found: Analysis, points: Points) -> list[dict[str, Any]]:
         ratios = [b.tokens / b.size for b in best]
         row["ratio"] = interval(ratios[0], ratios[1:])
         out.append(row)
+    return out
+
+
+def _gains(found: Analysis, points: Points) -> dict[str, dict[str, Any]]:
+    """By how much the law's loss falls from the least size to the largest (tokens in the middle), and for tokens."""
+    if found.both is None:
+        return {}
+    out, middle = {}, {"size": points.sizes, "tokens": points.tokens}
+    for name, values in middle.items():
+        ends = [
+            {k: np.exp(np.log(v).mean()) for k, v in middle.items()} | {name: end(values)} for end in (np.min, np.max)
+        ]
+        before, after = (found.both.fit.loss(e["size"], e["tokens"]) for e in ends)
+        falls = 1 - after / before
+        out[name] = {
+            "least": float(values.min()), "most": float(values.max()), "falls": falls,
+            "nothing": falls < max(NOTHING, 2 * found.both.fit.error),
+        }  # fmt: skip
     return out
 
 

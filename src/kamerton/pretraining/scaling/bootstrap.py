@@ -9,6 +9,7 @@ residuals of zero make intervals much too narrow. What the intervals do not hold
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,9 +51,14 @@ def refitted(of: Fit, sizes: Array, tokens: Array, again: Array, watch: Watch | 
 
 
 def interval(value: float, replicates: Sequence[float]) -> dict[str, Any]:
-    """A value with the percentile interval of its replicates; those that are none (None would be nan) are left out."""
-    found = np.asarray([v for v in replicates if np.isfinite(v)], float)
-    if len(found) < 2:
-        return {"value": value, "low": None, "high": None}
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": value, "low": float(low), "high": float(high)}
+    """A value with the percentile interval of its replicates; those that are nan are left out.
+
+    What is infinite is None, as JSON has no number for it: the value, or an end of the interval.
+    """
+    found = np.asarray([v for v in replicates if not np.isnan(v)], float)
+    ends: Sequence[float] = (math.inf, math.inf)
+    if len(found) > 1:
+        with np.errstate(invalid="ignore"):  # between inf and inf is nan
+            ends = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    told = zip(("value", "low", "high"), (value, *ends), strict=True)
+    return {name: v if math.isfinite(v) else None for name, v in told}

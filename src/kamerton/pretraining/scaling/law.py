@@ -35,6 +35,14 @@ STEEPEST = 4.0
 """Largest exponent."""
 
 
+def coefficient(log: float) -> float:
+    """A coefficient from its logarithm; inf where no number is so large (an exponent near 0 makes it so)."""
+    try:
+        return math.exp(log)
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class Law:
     """A form that a scaling law may have.
@@ -76,7 +84,7 @@ class Law:
         raise NotImplementedError
 
     def numbers(self, theta: Array) -> dict[str, float]:
-        """The numbers by name, coefficients as they are."""
+        """The numbers by name, coefficients as they are; inf where one is larger than numbers can be."""
         raise NotImplementedError
 
 
@@ -134,7 +142,7 @@ class Powers(Law):
 
     def numbers(self, theta: Array) -> dict[str, float]:
         told = zip(self.parameters, theta, strict=True)
-        return {name: float(v) if name in ("α", "β") else math.exp(v) for name, v in told}
+        return {name: float(v) if name in ("α", "β") else coefficient(v) for name, v in told}
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Kaplan(Law):
 
     def numbers(self, theta: Array) -> dict[str, float]:
         p, q, x, y = (float(v) for v in theta)
-        return {"Nc": math.exp(p * y / x), "Dc": math.exp(q), "αN": x, "αD": y}
+        return {"Nc": coefficient(p * y / x), "Dc": coefficient(q), "αN": x, "αD": y}
 
 
 BOTH = Powers("L(N, D)", "E + A/N^α + B/D^β", ("E", "A", "α", "B", "β"), "END")

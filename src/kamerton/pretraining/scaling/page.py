@@ -43,7 +43,8 @@ def counts(found: Mapping[str, float | None]) -> str:
 
 def span(found: Mapping[str, float | None]) -> str:
     """The interval of a value; nothing where none is known."""
-    return "" if found["low"] is None else f"[{number(found['low'])}, {number(found['high'])}]"
+    high = "∞" if found["high"] is None else number(found["high"])
+    return "" if found["low"] is None else f"[{number(found['low'])}, {high}]"
 
 
 def both(found: Mapping[str, float | None]) -> str:
@@ -73,7 +74,7 @@ def formula(result: Result, name: str) -> str:
 
 def sentences(result: Result) -> list[str]:
     """What came of it, in words."""
-    out = []
+    out = nothing_gained(result)
     if exponents := result["exponents"]:
         own = next((e for e in exponents if e["by"].endswith("FLOPs of the models")), exponents[0])
         out.append(
@@ -104,6 +105,21 @@ def sentences(result: Result) -> list[str]:
     return out
 
 
+def nothing_gained(result: Result) -> list[str]:
+    """That larger models or more tokens do not bring a lower loss, where that is so."""
+    out = []
+    for name, gain in result.get("gains", {}).items():
+        if not gain["nothing"]:
+            continue
+        brings, unit = ("size brings", "parameters") if name == "size" else ("tokens bring", "tokens")
+        ends, off = f"from {human(gain['least'])} to {human(gain['most'])} {unit}", result["fits"][BOTH.name]["error"]
+        out.append(
+            f"{brings} nothing that can be told in this grid: {ends} the loss falls by {gain['falls']:.2%} by the "
+            f"law, which is off by {off:.2%}, so no best size is told"
+        )
+    return out
+
+
 def warnings(result: Result) -> list[str]:
     """What is not to be trusted."""
     rows, out = [r for r in result["runs"] if r["loss"] is not None], []
@@ -121,6 +137,10 @@ def warnings(result: Result) -> list[str]:
             f"in {worse} of {pairs} pairs of runs on equally many tokens the larger model has the higher loss, which "
             "no law here allows: its learning rate or initial weights may not suit it, or its steps are too few"
         )
+    out += [
+        f"{key} of {name} is larger than numbers can be, because its exponent is next to 0"
+        for name, law in result["fits"].items() for key, found in law["numbers"].items() if found["value"] is None
+    ]  # fmt: skip
     fitted = result["fits"].get(BOTH.name)
     if fitted:
         numbers = fitted["numbers"]

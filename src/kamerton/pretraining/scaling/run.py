@@ -22,7 +22,7 @@ from kamerton.pretraining.run import Report
 from kamerton.pretraining.scaling.analysis import Analysis, analyse
 from kamerton.pretraining.scaling.grid import Sized, check, models, runs, shapes, warmup_steps, within
 from kamerton.pretraining.scaling.page import page, sentences
-from kamerton.pretraining.scaling.suggest import Asked, command, first, speeds, suggest
+from kamerton.pretraining.scaling.suggest import Asked, check_suggestible, command, first, speeds, suggest
 from kamerton.pretraining.scaling.train import Done, Trainer
 from kamerton.recipe_pretrain import PretrainRecipe, as_pretrain_recipe
 from kamerton.recipe_scaling import COLUMN
@@ -65,7 +65,8 @@ def scaling_laws(
         report: told about progress.
 
     Raises:
-        KamertonError: recipe, tokenizer or texts are wrong, or another run uses the folder.
+        KamertonError: recipe, tokenizer or texts are wrong, the grid is too small for a suggestion that is asked for,
+            or another run uses the folder.
     """
     recipe = as_pretrain_recipe(recipe, overrides)
     asked = Asked(flops, minutes) if flops is not None or minutes is not None else None
@@ -77,6 +78,8 @@ def scaling_laws(
     # of the whole grid, so that a larger budget goes on with the same runs
     warmup = warmup_steps(recipe, every)
     some, notes = within(recipe, every)
+    if asked is not None:
+        check_suggestible(recipe, some)
     lock = Store(folder).lock()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -84,15 +87,21 @@ def scaling_laws(
         known = first(shapes(recipe, tokenizer), ROOM * sized[-1].parameters)
         priced = [(float(m.count(spec.count)), m.flops) for m in known]
         found = analyse(rows, spec.count, priced, spec.bootstrap, recipe.training.seed, tell)
-        results = _told(recipe, sized, rows, found, notes)
-        if asked is not None:
-            results["suggestion"] = _suggested(asked, recipe, folder, sized, tokenizer, found, results, tell)
-        write_json(folder / "scaling.json", results)
-        results = json.loads((folder / "scaling.json").read_text(encoding="utf-8"))
-        write_text(folder / "report.html", page(results))
+        results = _written(folder, _told(recipe, sized, rows, found, notes))
+        if asked is not None:  # behind the page, which stays where nothing can be suggested
+            told = _suggested(asked, recipe, folder, sized, tokenizer, found, results, tell)
+            results = _written(folder, {**results, "suggestion": told})
         return ScalingLaws(folder, results)
     finally:
         lock.release()
+
+
+def _written(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """Write results and their page; the results as they were written."""
+    write_json(folder / "scaling.json", results)
+    read: dict[str, Any] = json.loads((folder / "scaling.json").read_text(encoding="utf-8"))
+    write_text(folder / "report.html", page(read))
+    return read
 
 
 def _told(

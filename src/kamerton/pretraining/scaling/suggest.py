@@ -19,9 +19,10 @@ from kamerton.comparison.units import duration
 from kamerton.errors import KamertonError
 from kamerton.pretraining.goals import goal_of
 from kamerton.pretraining.models import settings, start
-from kamerton.pretraining.scaling.analysis import Analysis
+from kamerton.pretraining.scaling.analysis import Analysis, Points
 from kamerton.pretraining.scaling.bootstrap import interval
 from kamerton.pretraining.scaling.grid import Run, Sized, own_recipe
+from kamerton.pretraining.scaling.law import BOTH
 from kamerton.recipe_pretrain import PretrainRecipe
 from kamerton.recipe_scaling import Counted
 from kamerton.training import Budget, fit
@@ -30,6 +31,7 @@ SECONDS = 3.0
 """Time that each size is trained to measure its speed."""
 RISES = 3
 """Models in a row that are worse than the best one, after which larger ones are not asked for."""
+ENOUGH = "train at least three sizes on three token counts, six runs in all"
 REPEATS = 4.0
 """Epochs beyond which repeated text is worth clearly less than new (Muennighoff et al. 2023, arXiv 2305.16264)."""
 
@@ -59,6 +61,16 @@ class Asked:
             if self.flops is not None
             else duration(60 * (self.minutes or 0))
         )
+
+
+def check_suggestible(recipe: PretrainRecipe, some: Sequence[Run]) -> None:
+    """Refuse a suggestion from a grid that holds no law of size and tokens, before it is trained.
+
+    Raises:
+        RecipeError: there are fewer than three sizes, three token counts or six runs.
+    """
+    if not Points.planned(some).hold(BOTH):
+        raise recipe.error(("scaling",), f"{len(some)} runs hold no law to suggest a model by", mend=ENOUGH)
 
 
 def speeds(
@@ -105,7 +117,7 @@ def suggest(
     if found.both is None:
         raise KamertonError(
             "no law of size and tokens was fitted, so nothing can be foretold", where="scaling",
-            mend="train at least three sizes on three token counts",
+            mend=ENOUGH,
         )  # fmt: skip
     fits = [found.both.fit, *found.both.replicates]
     tried, behind = list[tuple[Sized, float, np.ndarray[Any, Any]]](), 0
@@ -123,7 +135,9 @@ def suggest(
     model, tokens, losses = tried[int(picks[0])]
     others = [tried[int(i)] for i in picks[1:]]
     spent = model.flops * tokens
-    notes = []
+    notes = [
+        f"{name} bring{'s' * (name == 'size')} nothing in this grid: any other pick is as good" for name in found.flat
+    ]
     if spent > largest * 1.01:
         notes.append(f"{spent / largest:.3g} times the compute of the grid's largest run: an extrapolation")
     if tokens > REPEATS * corpus:

@@ -48,9 +48,10 @@ def test_what_a_tokenizer_does_not_know_is_unknown(kind: str, text: Path, tmp_pa
 
 @pytest.mark.parametrize("kind", ["characters", "words"])
 def test_control_characters_have_names_that_files_keep(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "t.txt"
-    path.write_bytes("a\rb c\td \x0b\x0c\x00\x1cz\u2028x\x85y\u00a0r\nab ab\n".encode())
-    ours = estimate([path], open_units(kind, [path]), 2)
+    path, zero = tmp_path / "t.txt", tmp_path / "zero.jsonl"  # a zero byte in a file is refused, in a record it is text
+    path.write_bytes("a\rb c\td \x0b\x0c\x1cz\u2028x\x85y\u00a0r\nab ab\n".encode())
+    zero.write_text('{"text": "d \\u0000z"}\n')
+    ours = estimate([path, zero], open_units(kind, [path, zero]), 2)
     ours.save(tmp_path / "m")
     assert NgramModel.load(tmp_path / "m").units.names == ours.units.names
     if kind == "characters":
@@ -58,7 +59,7 @@ def test_control_characters_have_names_that_files_keep(kind: str, tmp_path: Path
     kenlm = pytest.importorskip("kenlm", reason="the extra [dev] is not installed")
     write_arpa(ours, tmp_path / "m.arpa")
     theirs = kenlm.Model(str(tmp_path / "m.arpa"))
-    for line in lines([path]):
+    for line in lines([path, zero]):
         logs = ours.log_probs(ours.units.sentences([line]))[1:] / math.log(10)
         peer = [x[0] for x in theirs.full_scores(" ".join(ours.units.split(line.decode())))]
         np.testing.assert_allclose(logs, peer, atol=2e-5)

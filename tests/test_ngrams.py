@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from kamerton.cli.main import app
 from kamerton.errors import KamertonError
-from kamerton.text.lines import lines
+from kamerton.text.lines import Seen, documents, lines
 from kamerton.text.ngrams import SMOOTHINGS, NgramModel, estimate, open_units
 from kamerton.text.ngrams import counts as counting
 from kamerton.text.ngrams.arpa import write_arpa
@@ -386,4 +386,51 @@ def test_long_lines_and_wrong_bytes_are_read(tmp_path: Path, monkeypatch: pytest
     path.write_bytes(b"a b " * 600 + b"\n\xff\xfe b a\n")
     ours = model(path)
     assert ours.notes[0] == "2 lines of more than a megabyte were cut into several sentences"
+    assert ours.notes[1].startswith("2 characters are not UTF-8: each was read as �")
     assert ours.units.number("a") != UNK
+    kept = estimate([path], open_units("bytes"), 2)
+    assert kept.notes[1].startswith("2 characters are not UTF-8: their bytes are kept")
+    ours.save(tmp_path / "m")
+    assert "note: 2 characters are not UTF-8: each was read as �" in run("eval", tmp_path / "m", path)[1]
+    assert json.loads(run("eval", tmp_path / "m", path, "--json")[1])["notes"] == ours.notes[:2]
+
+
+def test_a_long_line_is_cut_before_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the bound falls: letters of two, three and four bytes, and bytes that are none."""
+    path, wrong = tmp_path / "t.txt", b"\xbf" * 70 + b"\xe4\xb8" * 40 + b"\xf0"
+    for content in ("яблоко" * 40, "今天我们" * 40, "a🙂" * 60, "\ufeffя" + "яб" * 90):
+        path.write_text(content, encoding="utf-8")
+        for longest in range(20, 30):
+            monkeypatch.setattr("kamerton.text.lines.LONGEST", longest)
+            seen = Seen()
+            parts = list(lines([path], seen))
+            assert b"".join(parts).decode() == content.removeprefix("\ufeff")
+            assert all(part.decode() and len(part) <= longest for part in parts)
+            assert (seen.cut, seen.broken) == (len(parts) - 1, 0)
+    path.write_bytes(wrong)
+    assert b"".join(lines([path])) == wrong
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.txt.gz", "t.txt.zst"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0", "is a PNG image, no text; leave it out"),
+        ("Ёж идёт\nпо лесу домой\n".encode("utf-16"), "looks like UTF-16, not UTF-8; convert it to UTF-8: iconv -f UTF-16 -t"),
+        ("one line\nand two\n".encode("utf-16-be"), "looks like UTF-16, not UTF-8; convert it to UTF-8: iconv -f UTF-16BE"),
+        (b"a text\nwith \0 in it\n", "is not text (it has zero bytes); leave it out, or convert it to UTF-8"),
+    ],
+)  # fmt: skip
+def test_what_is_no_utf8_is_refused(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    if name.endswith("jsonl"):
+        content = content.replace(b"a text\n", b'{"text": "a"}\n').replace(b"\r\n\x1a\n", b"")
+    if name.endswith("zst"):
+        content = pytest.importorskip("zstandard").compress(content)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(KamertonError) as caught:
+        list(lines([path]))
+    assert f"{path}: {says}" in str(caught.value)
+    if name != "t.jsonl":
+        with pytest.raises(KamertonError, match=str(path)):
+            list(documents([path]))

@@ -150,6 +150,36 @@ def test_from_the_command_line(text: Path, tmp_path: Path) -> None:
     assert json.loads(said)[0]["round_trip"] == 1.0
 
 
+def test_wrong_bytes_are_said(tmp_path: Path) -> None:
+    """Broken characters are counted where a tokenizer is trained and where several are compared; no text is refused."""
+    broken, picture = tmp_path / "broken.txt", tmp_path / "picture.txt"
+    broken.write_bytes(
+        "a naïve text, and one that is not UTF-8: na".encode() + b"\xefve\n" + b"caf\xe9\n\xef\xbf\xbd\n"
+    )
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    note = "2 characters are not UTF-8: each was read as �; convert the text to UTF-8 where that is wrong"
+    for kind, size in (("byte-bpe", 300), ("wordpiece", 200), ("words", 50)):
+        code, said = run("train", broken, "--kind", kind, "--vocab-size", size, "--output", tmp_path / kind)
+        assert (code, said.count(f"note: {note}\n")) == (0, 1)
+    code, said = run("compare", tmp_path / "byte-bpe", tmp_path / "words", "--text", f"en={broken}")
+    assert (code, said.count(f"note: en: {note}\n")) == (0, 1)
+    code, said = run("compare", tmp_path / "words", "--text", f"en={broken}", "--json")
+    assert json.loads(said)[0]["notes"] == [note]
+    for args in (("train", picture, "--output", tmp_path / "o"), ("compare", tmp_path / "words", "--text", picture)):
+        code, said = run(*args)
+        assert code == 2
+        assert "picture.txt: is a PNG image, no text; leave it out" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_long_line_puts_no_broken_letter_into_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kamerton.text.lines.LONGEST", 1001)
+    path = tmp_path / "ru.txt"
+    path.write_text("Съешь же ещё этих мягких французских булок " * 100, encoding="utf-8")
+    assert "�" not in train([path], "bpe", 60, tmp_path / "bpe").get_vocab()
+    assert "7 lines of more than a megabyte were cut" in run("train", path, "--output", tmp_path / "b")[1]
+
+
 def test_bad_input_is_one_line(text: Path, tmp_path: Path) -> None:
     empty, records = tmp_path / "e.txt", tmp_path / "r.jsonl"
     empty.write_text("\n")

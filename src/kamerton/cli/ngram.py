@@ -21,7 +21,7 @@ Best = Annotated[int, typer.Option("-k", min=1, help="How many.")]
     "kamerton ngram train corpus.txt.gz --tokens bytes --order 6 --output runs/bytes-6"
 )
 def train(
-    files: Annotated[list[Path], typer.Argument(help="Text, a sentence a line; .gz, .bz2, .xz too.", exists=True,
+    files: Annotated[list[Path], typer.Argument(help="Text, a sentence a line; .gz, .bz2, .xz, .zst too.", exists=True,
                                                 dir_okay=False, show_default=False)],
     output: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
     order: Annotated[int, typer.Option(min=1, help="Longest n-gram.")] = 5,
@@ -34,13 +34,14 @@ def train(
 ) -> None:  # fmt: skip
     """Count text and estimate a model."""
     from kamerton.cli.display import bars
+    from kamerton.text.lines import PACKED
     from kamerton.text.ngrams import estimate, open_units
 
     console = terminal(stderr=True)
     with bars(console) as progress:
         bar = progress.add_task("counting", total=None, text="vocabulary")
         units = open_units(tokens, files, least=least)
-        plain = all(f.suffix not in (".gz", ".bz2", ".xz") for f in files)
+        plain = all(f.suffix not in PACKED for f in files)
         total = sum(f.stat().st_size for f in files) if plain else None
         progress.update(bar, total=total, text=f"{units.size:,} {units.kind}")
         model = estimate(files, units, order, smoothing, memory=memory << 20, whole=documents,
@@ -65,10 +66,13 @@ def evaluate(
     """Perplexity and bits per byte on text that was not trained on."""
     import json
 
+    from kamerton.text.lines import Seen
     from kamerton.text.ngrams.counts import sentences_of
+    from kamerton.text.ngrams.units import seen_notes
 
-    found = _load(model)
-    scored = found.score(sentences_of(files, found.units, whole=documents))
+    found, seen = _load(model), Seen()
+    scored = found.score(sentences_of(files, found.units, seen=seen, whole=documents))
+    notes = seen_notes(seen, found.units)
     figures: dict[str, Any] = {
         "perplexity": scored.perplexity, "perplexity with unknown": scored.perplexity_with_unknown,
         "bits per byte": scored.bits_per_byte if found.units.lossless or not scored.unknown else None,
@@ -76,13 +80,15 @@ def evaluate(
         "sentences": scored.sentences, "bytes": scored.bytes,
     }  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(figures))
+        typer.echo(json.dumps({**figures, "notes": notes}))
         return
     for name, value in figures.items():
         shown = "–" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
         say(f"{name:24s}{shown}")
     if figures["bits per byte"] is None:
         say("bits per byte: not given where units are unknown; train with --tokens bytes, or a tokenizer's folder")
+    for note in notes:
+        say(f"note: {note}")
 
 
 @app.command(epilog="Example:\n\nkamerton ngram sample runs/plays-3 --lines 5 --seed 1")

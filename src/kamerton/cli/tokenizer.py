@@ -21,7 +21,7 @@ COLOURS = ("#b5e2fa", "#f9d5a7", "#c3e8bd", "#f7c6d9", "#d7c9f5")
     "--output runs/unigram"
 )
 def train(
-    files: Annotated[list[Path], typer.Argument(help="Text, or JSON lines with a text; .gz, .bz2, .xz too.",
+    files: Annotated[list[Path], typer.Argument(help="Text, or JSON lines with a text; .gz, .bz2, .xz, .zst too.",
                                                 exists=True, dir_okay=False, show_default=False)],
     output: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
     vocab_size: Annotated[int, typer.Option(min=1, help="Tokens in all.")] = 8000,
@@ -35,7 +35,7 @@ def train(
     """Train a tokenizer; the folder is one that transformers loads."""
     from kamerton.cli.display import bars
     from kamerton.errors import KamertonError
-    from kamerton.text.lines import PACKED
+    from kamerton.text.lines import PACKED, Seen
     from kamerton.text.tokenizers import train as run
 
     template = chat_template
@@ -43,14 +43,17 @@ def train(
         if not Path(template).is_file():
             raise KamertonError("there is no such file", where=template, mend="give chatml, or a file with a template")
         template = Path(template).read_text(encoding="utf-8")
+    seen = Seen()
     plain = all(f.suffix not in PACKED for f in files)
     with bars(terminal(stderr=True)) as progress:
         bar = progress.add_task("reading", total=sum(f.stat().st_size for f in files) if plain else None, text=kind)
         made = run(files, kind, vocab_size, output, split_digits=split_digits, special=special or (),
-                   chat_template=template, progress=lambda done: progress.advance(bar, done))  # fmt: skip
+                   chat_template=template, progress=lambda done: progress.advance(bar, done), seen=seen)  # fmt: skip
     say(f"{len(made):,} tokens, special: {' '.join(made.all_special_tokens)}")
     if len(made) < vocab_size:
         say(f"note: the text gave {len(made):,} tokens, not {vocab_size:,}")
+    for note in seen.notes():
+        say(f"note: {note}")
     say(f"saved: {output}")
     say(f'next: kamerton tokenizer show {output} "a text"')
 
@@ -118,6 +121,8 @@ def compare(
             f"{r.characters_per_token:.3f}", f"{r.unknown:.2%}", f"{r.split_words:.1%}", f"{r.round_trip:.1%}",
         )  # fmt: skip
     terminal().print(table)
+    for note in dict.fromkeys(f"note: {row.text}: {note}" for row in rows for note in row.notes):
+        say(note)
 
 
 def _open(name: str) -> Any:

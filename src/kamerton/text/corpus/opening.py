@@ -47,7 +47,7 @@ class Unreadable(Exception):
     """A file, or the rest of it, that cannot be read; its text is the reason that is counted."""
 
 
-class _Zstd(io.RawIOBase):
+class Zstd(io.RawIOBase):
     """A zstandard stream whose errors are OSErrors."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -82,7 +82,7 @@ def unpack(stream: BinaryIO) -> tuple[io.BufferedReader, list[str]]:
             break
         layers.append(packed)
         if packed == "zst":
-            opened = buffered(_Zstd(opened))
+            opened = buffered(Zstd(opened))
         else:
             kinds: dict[str, Any] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
             opened = buffered(kinds[packed](opened, "rb"))

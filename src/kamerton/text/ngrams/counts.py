@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kamerton.errors import KamertonError
-from kamerton.text.lines import documents, lines, no_text
+from kamerton.text.lines import Seen, documents, lines, no_text
 from kamerton.text.ngrams.units import BOS, LINES, Units
 
 
@@ -186,12 +186,12 @@ def _up_to(window: np.ndarray, bound: tuple[int, ...]) -> int:
 
 
 def sentences_of(
-    files: Sequence[Path], units: Units, *, cut: list[int] | None = None, whole: bool = False
+    files: Sequence[Path], units: Units, *, seen: Seen | None = None, whole: bool = False
 ) -> Iterator[list[bytes]]:
     """What is counted and scored, in batches.
 
     Args:
-        cut, whole: as `count`.
+        seen, whole: as `count`.
 
     Raises:
         KamertonError: no text, or whole documents of units that lose their ends of lines.
@@ -199,7 +199,7 @@ def sentences_of(
     if whole and not units.lossless:
         mend = "count bytes, or the tokens of a tokenizer that loses nothing"
         raise KamertonError(f"{units.kind} cannot write the ends of lines in documents", mend=mend)
-    return _some(batches(documents(files) if whole else lines(files, cut)), files)
+    return _some(batches(documents(files, seen) if whole else lines(files, seen)), files)
 
 
 def _some(found: Iterator[list[bytes]], files: Sequence[Path]) -> Iterator[list[bytes]]:
@@ -213,7 +213,7 @@ def _some(found: Iterator[list[bytes]], files: Sequence[Path]) -> Iterator[list[
 
 def count(
     files: Sequence[Path], units: Units, order: int, *, memory: int = 1 << 30,
-    progress: Callable[[int], None] | None = None, cut: list[int] | None = None, whole: bool = False,
+    progress: Callable[[int], None] | None = None, seen: Seen | None = None, whole: bool = False,
 ) -> list[Counts]:  # fmt: skip
     """Counts of all orders up to one.
 
@@ -223,7 +223,7 @@ def count(
         order: the longest n-gram.
         memory: bytes that counts may take before they are written to disk, about, over all orders.
         progress: told the bytes of each batch of lines that was read.
-        cut: its first number is raised for each line that was cut.
+        seen: told of lines that were cut and of characters that are not UTF-8.
         whole: a sentence is a whole document, its ends of lines included, in place of a line.
 
     Returns:
@@ -235,7 +235,7 @@ def count(
     bits = max(1, int(units.size - 1).bit_length())
     with tempfile.TemporaryDirectory(prefix="kamerton-ngrams-") as folder:
         counters = [_Counter(Packing(n, bits), memory // order, Path(folder)) for n in range(1, order + 1)]
-        for batch in sentences_of(files, units, cut=cut, whole=whole):
+        for batch in sentences_of(files, units, seen=seen, whole=whole):
             read = units.sentences(batch)
             for counter in counters:
                 counter.add(read)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kamerton.errors import KamertonError
+from kamerton.text.lines import Seen
 from kamerton.text.ngrams.counts import count
 from kamerton.text.ngrams.katz import katz
 from kamerton.text.ngrams.kneser_ney import kneser_ney
 from kamerton.text.ngrams.maximum_likelihood import maximum_likelihood
 from kamerton.text.ngrams.model import NgramModel, Order
 from kamerton.text.ngrams.trie import Layer, trie
-from kamerton.text.ngrams.units import Units
+from kamerton.text.ngrams.units import Units, seen_notes
 
 SMOOTHINGS: dict[str, Callable[[list[Layer]], tuple[list[Order], list[str]]]] = {
     "kneser-ney": kneser_ney, "katz": katz, "mle": maximum_likelihood,
@@ -40,8 +41,7 @@ def estimate(
     """
     if order < 1:
         raise KamertonError(f"the order is {order}", mend="give an order of at least 1, such as --order 5")
-    cut = [0]
-    found = count(files, units, order, memory=memory, progress=progress, cut=cut, whole=whole)
-    notes = [f"{cut[0]} lines of more than a megabyte were cut into several sentences"] if cut[0] else []
+    seen = Seen()
+    found = count(files, units, order, memory=memory, progress=progress, seen=seen, whole=whole)
     orders, more = SMOOTHINGS[smoothing](trie(found, units.size))
-    return NgramModel(units, orders, smoothing, [*notes, *more])
+    return NgramModel(units, orders, smoothing, [*seen_notes(seen, units), *more])

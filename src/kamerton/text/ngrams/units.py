@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from kamerton.errors import ModelError
-from kamerton.text.lines import lines, no_text
+from kamerton.text.lines import Seen, lines, no_text
 
 UNK, BOS, EOS = 0, 1, 2
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -164,6 +164,11 @@ class Tokens(Units):
     def join(self, numbers: Iterable[int]) -> str:
         text: str = self._tokenizer.decode([n - 3 for n in numbers if n >= 3])
         return text
+
+
+def seen_notes(seen: Seen, units: Units) -> list[str]:
+    """What was wrong in a text that was read as units, in words."""
+    return seen.notes(read_as="their bytes are kept") if isinstance(units, Bytes) else seen.notes()
 
 
 KINDS: dict[str, type[Words] | type[Characters]] = {"words": Words, "characters": Characters}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kamerton.text.lines import lines, no_text
+from kamerton.text.lines import Seen, lines, no_text
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
@@ -25,6 +25,7 @@ class Measures:
         unknown: share of tokens that stand for unknown text.
         split_words: share of words that are more than one token.
         round_trip: share of lines that come back letter for letter.
+        notes: what was wrong in the text as it was read.
     """
 
     tokenizer: str
@@ -36,6 +37,7 @@ class Measures:
     unknown: float
     split_words: float
     round_trip: float
+    notes: list[str] = field(default_factory=list)
 
 
 def measure(name: str, tokenizer: Any, label: str, files: Sequence[Path]) -> Measures:
@@ -49,7 +51,8 @@ def measure(name: str, tokenizer: Any, label: str, files: Sequence[Path]) -> Mea
     known: dict[str, bool] = {}
     # a tokenizer that writes ▁ before every text makes a word of its own accord one behind a space
     gap = "" if tokenizer.tokenize("a")[:1] in (["▁"], ["▁a"]) else " "
-    for line in lines(files):
+    seen = Seen()
+    for line in lines(files, seen):
         text = line.decode("utf-8", "replace")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         tokens += len(ids)
@@ -66,5 +69,5 @@ def measure(name: str, tokenizer: Any, label: str, files: Sequence[Path]) -> Mea
         raise no_text(files)
     return Measures(
         name, label, len(tokenizer), tokens / max(words, 1), size / max(tokens, 1), characters / max(tokens, 1),
-        unknown / max(tokens, 1), split / max(words, 1), back / count,
+        unknown / max(tokens, 1), split / max(words, 1), back / count, seen.notes(),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Any
 
 from kamerton.errors import KamertonError
 from kamerton.files import moved_into
-from kamerton.text.lines import lines, no_text
+from kamerton.text.lines import Seen, lines, no_text
 
 BATCH = 1000
 SPELLED = "<0x123456789ABCDEF>"
@@ -118,6 +118,7 @@ KINDS: dict[str, Kind] = {
 def train(
     files: Sequence[Path], kind: str, vocab_size: int, output: Path, *, split_digits: bool = False,
     special: Sequence[str] = (), chat_template: str | None = None, progress: Callable[[int], None] | None = None,
+    seen: Seen | None = None,
 ) -> Any:  # fmt: skip
     """Train a tokenizer on text and save it.
 
@@ -130,6 +131,7 @@ def train(
         special: further special tokens.
         chat_template: `chatml`, or a template (Jinja); with `chatml` an answer ends with `<|im_end|>`.
         progress: told the bytes that were read.
+        seen: told of lines that were cut and of characters that are not UTF-8.
 
     Returns:
         transformers' `PreTrainedTokenizerFast`.
@@ -156,9 +158,9 @@ def train(
     if kind == "wordpiece":
         # the library numbers letters inside words as it meets them, in an order that changes from run to run, and the
         # numbers decide between pairs that are equally frequent: so they are found first, and given in order
-        made.train_from_iterator(_texts(files, None), _trainer(kind, 1, tokens))
+        made.train_from_iterator(_texts(files), _trainer(kind, 1, tokens))
         inner = sorted(piece for piece in made.get_vocab() if piece.startswith("##") and piece not in tokens)
-    made.train_from_iterator(_texts(files, progress), _trainer(kind, vocab_size, [*tokens, *inner]))
+    made.train_from_iterator(_texts(files, progress, seen), _trainer(kind, vocab_size, [*tokens, *inner]))
     if (least := made.get_vocab_size()) > vocab_size:  # nothing was merged: these are the letters as they are cut
         raise _too_few(vocab_size, least - len(tokens), len(tokens), least)
     if kind == "unigram":
@@ -201,10 +203,12 @@ def _too_few(vocab_size: int, alphabet: int, special: int, least: int) -> Kamert
     return KamertonError(what, where="--vocab-size", mend=f"give at least {least}, or --kind byte-bpe")
 
 
-def _texts(files: Sequence[Path], progress: Callable[[int], None] | None) -> Iterator[list[str]]:
+def _texts(
+    files: Sequence[Path], progress: Callable[[int], None] | None = None, seen: Seen | None = None
+) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
-    for line in lines(files):
+    for line in lines(files, seen):
         batch.append(line.decode("utf-8", "replace"))
         size += len(line) + 1
         if len(batch) == BATCH:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -112,9 +115,22 @@ def test_texts_from_files(small_base: Base, tmp_path: Path) -> None:
     goal = build(small_base, NO_TASK, texts=str(tmp_path))
     assert goal.epoch_examples == 3
     assert len(goal.validation()) == 1
-    assert goal.notes == ["4 texts: 3 pieces to learn from, 1 pieces are held out"]
+    skipped = f"1 file was not read (.png): texts are .txt, .md, .jsonl, packed or not; folder {tmp_path}"
+    assert goal.notes == [skipped, "4 texts: 3 pieces to learn from, 1 pieces are held out"]
     goal = build(small_base, NO_TASK, texts=str(tmp_path / "a.txt"), limit=4)
     assert "1 of 1 texts are longer than 4 tokens and are read as" in goal.notes[0]
+
+
+def test_packed_texts_are_read_as_they_are(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    texts = {"a.txt": "first\r\nstill first\u2028", "b.jsonl": '{"text": "third\u2028"}\n\n{"text": "fourth"}'}
+    packings = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+    for suffix, pack in packings.items():
+        folder = tmp_path / f"packed{suffix}"
+        folder.mkdir()
+        for name, text in texts.items():
+            (folder / f"{name}{suffix}").write_bytes(pack(text.encode()))
+        assert read_texts(folder) == ["first\nstill first\u2028", "third\u2028", "fourth"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +138,18 @@ def test_texts_from_files(small_base: Base, tmp_path: Path) -> None:
     [
         ("gone.txt", None, "gone.txt: no such file or folder; give texts"),
         ("a.pdf", b"x", r"a.pdf: is not a file of texts; give .txt, .md, .jsonl"),
+        (
+            "a.pdf.gz",
+            b"x",
+            r"a.pdf.gz: is not a file of texts; give .txt, .md, .jsonl, packed \(.gz, .bz2, .xz, .zst\)",
+        ),
+        ("a.txt.gz", b"x", r"a.txt.gz: cannot be read: Not a gzipped file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}\n' * 999)[:60],
+            r"a.jsonl.gz: cannot be read: Compressed file ended",
+        ),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n"\xff'), r"a.jsonl.gz: is not UTF-8 \(byte 15\)"),
         ("a.txt", b"\xff\xfe", r"a.txt: is not UTF-8 \(byte 0\)"),
         ("a.txt", b"  \n", "a.txt: has no text"),
         ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', "a.jsonl:2: has no field text"),
@@ -131,7 +159,7 @@ def test_texts_from_files(small_base: Base, tmp_path: Path) -> None:
 def test_bad_texts_are_one_line(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(TaskError, match=says) as caught:
+    with pytest.raises(KamertonError, match=says) as caught:
         read_texts(tmp_path / name)
     assert "\n" not in str(caught.value)
 

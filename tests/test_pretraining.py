@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -277,6 +278,23 @@ def test_other_words_of_the_same_length_are_another_corpus(kind: str, texts: Pat
     assert gone_on is not None
     a, b = weights(straight.folder), weights(gone_on.folder)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_folder_of_packed_texts_is_the_same_corpus_and_what_is_not_read_is_said(texts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": TEXT}).encode() + b"\n"))
+    plain = pretrain(recipe(texts), output=tmp_path / "plain")
+    for name in ("notes.pdf", "table.csv", ".hidden"):
+        (folder / name).write_text("x")
+    packed = pretrain(recipe(folder), output=tmp_path / "out")
+    again = pretrain(recipe(folder), output=tmp_path / "out")
+    assert plain is not None
+    assert packed is not None
+    assert again is not None
+    note = f"2 files were not read (.csv, .pdf): texts are .txt, .md, .jsonl, packed or not; folder {folder}"
+    assert packed.metrics == plain.metrics
+    assert (packed.results["notes"].count(note), again.results["notes"].count(note)) == (1, 1)
 
 
 def test_what_is_left_is_a_model_folder_and_a_base(texts: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from kamerton.base.load import Base
 from kamerton.errors import TaskError
 from kamerton.objectives.next_token import NextToken
-from kamerton.objectives.texts import example_text, hold_out, pieces, read_texts
+from kamerton.objectives.texts import example_text, hold_out, pieces, read_texts, skipped_note
 from kamerton.rendering import Rendered
 from kamerton.tasks.example import Task
 from kamerton.tasks.halves import halves_note, replace_halves
@@ -48,6 +48,8 @@ class LanguageModeling(NextToken):
         out = cls(train, held_out, batch_size=options.batch_size, max_tokens=options.max_tokens, seed=seed)
         if halves:
             out.notes.append(halves_note(halves, str(options.texts)))
+        if options.texts is not None:
+            out.notes += skipped_note(options.texts)
         out.notes += _notes(texts, train, held_out, length, of_files=options.texts is not None)
         return out
 

@@ -1,7 +1,7 @@
 """Raw texts for language modelling: from files, or from a task's examples; and their pieces as tokens.
 
 A `.txt` or `.md` file is one text; a `.jsonl` file has one in the field `text` of each line. A folder stands for all of
-these below it. What it leaves out: cleaning and removal of duplicates.
+these below it. Each may be packed (`.txt.gz`, `.jsonl.zst`, …). What it leaves out: cleaning and removal of duplicates.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from kamerton.errors import TaskError
+from kamerton.files import read_all
 from kamerton.rendering import Rendered, Renderer
 from kamerton.tasks.example import Example
+from kamerton.text.lines import BROKEN, PACKED, kind_of, opened, unreadable
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 HELD_OUT = 0.05
@@ -25,7 +27,7 @@ def read_texts(path: str | Path) -> list[str]:
     """All texts of a file or folder, in the order of the files' names.
 
     Raises:
-        TaskError: as `iter_texts`.
+        KamertonError: as `iter_texts`.
     """
     return list(iter_texts(path))
 
@@ -34,7 +36,8 @@ def iter_texts(path: str | Path) -> Iterator[str]:
     """The texts of a file or folder one by one, in the order of the files' names; one file is in memory at a time.
 
     Raises:
-        TaskError: nothing there, a file that is not UTF-8, a line that has no text, or no text at all.
+        KamertonError: nothing there, a file that is not UTF-8 or not what its name says, a line that has no text, or
+            no text at all.
     """
     found = False
     for file in text_files(path):
@@ -54,33 +57,58 @@ def text_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise TaskError("no such file or folder", where=path, mend="give texts: FILE, or texts: FOLDER")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-    if not files or any(p.suffix not in SUFFIXES for p in files):
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if kind_of(p) in SUFFIXES and p.is_file())
+    if not files or any(kind_of(p) not in SUFFIXES for p in files):
         message = "is not a file of texts" if files else "has no files of texts"
-        raise TaskError(message, where=path, mend=f"give {', '.join(SUFFIXES)}")
+        raise TaskError(message, where=path, mend=f"give {', '.join(SUFFIXES)}, packed ({', '.join(PACKED)}) or not")
     return files
 
 
+def skipped_note(path: str | Path) -> list[str]:
+    """How many files of a folder `iter_texts` passes over, in words; hidden ones are not counted."""
+    path = Path(path)
+    others = [
+        p for p in path.rglob("*")
+        if kind_of(p) not in SUFFIXES and p.is_file() and not any(n.startswith(".") for n in p.relative_to(path).parts)
+    ]  # fmt: skip
+    if not others:
+        return []
+    kinds = sorted({p.suffix or "no suffix" for p in others})
+    shown = ", ".join([*kinds[:5], *(["…"] if len(kinds) > 5 else [])])
+    files = "1 file was" if len(others) == 1 else f"{len(others):,} files were"
+    return [f"{files} not read ({shown}): texts are {', '.join(SUFFIXES)}, packed or not; folder {path}"]
+
+
 def _read(file: Path) -> Iterator[str]:
+    at = 0
     try:
-        content = file.read_text(encoding="utf-8")
+        with opened(file) as stream:
+            if kind_of(file) != ".jsonl":
+                content = (read_all(stream) if file.suffix in PACKED else stream.read()).decode()
+                if content.strip():
+                    yield content.replace("\r\n", "\n").replace("\r", "\n")
+                return
+            for number, line in enumerate(stream, start=1):
+                if text := _text(line.decode(), f"{file}:{number}"):
+                    yield text
+                at += len(line)
     except UnicodeDecodeError as error:
-        raise TaskError(f"is not UTF-8 (byte {error.start})", where=file, mend="save it as UTF-8") from None
-    if file.suffix != ".jsonl":
-        if content.strip():
-            yield content
-        return
-    for number, line in enumerate(content.split("\n"), start=1):  # strings may hold what splitlines() splits at
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise TaskError("has no field text", where=f"{file}:{number}", mend='write {"text": "…"}')
-        if text.strip():
-            yield text
+        raise TaskError(f"is not UTF-8 (byte {at + error.start})", where=file, mend="save it as UTF-8") from None
+    except BROKEN as error:
+        raise unreadable(error, file) from None
+
+
+def _text(line: str, where: str) -> str:
+    """The text of a record; "" where it or its line is empty."""
+    if not line.strip():
+        return ""
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise TaskError("has no field text", where=where, mend='write {"text": "…"}')
+    return text if text.strip() else ""
 
 
 def example_text(example: Example) -> str:

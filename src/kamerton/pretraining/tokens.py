@@ -23,8 +23,9 @@ import numpy as np
 from kamerton.errors import RecipeError, TaskError
 from kamerton.files import checksum, refusals, write_text
 from kamerton.objectives.packed_contexts import Stream
-from kamerton.objectives.texts import iter_texts, text_files
+from kamerton.objectives.texts import iter_texts, skipped_note, text_files
 from kamerton.tasks.halves import halves_note, replace_halves
+from kamerton.text.lines import PACKED
 
 Documents = Literal["file", "line", "paragraph"]
 FORMAT = 2
@@ -151,14 +152,17 @@ def read_corpus(
         watch: told about progress.
 
     Raises:
-        TaskError: no texts, or texts that cannot be read.
+        KamertonError: no texts, or texts that cannot be read.
     """
     files = text_files(train) + (text_files(held_out) if isinstance(held_out, Path) else [])
     key = _key(tokenizer, end, files, held_out, documents)
     about = folder / "about.json"
-    read, notes = _written(about, key), list[str]()
+    read = _written(about, key)
+    folders = dict.fromkeys(path for path in (train, held_out) if isinstance(path, Path) and path.is_dir())
+    notes = [note for path in folders for note in skipped_note(path)]
     if read and (wrong := next((n for n in NAMES if n in read and not _as_written(folder, n, read[n])), None)):
-        read, notes = {}, [f"{folder / wrong}.bin was damaged (its checksum did not match) and was written again"]
+        read = {}
+        notes.append(f"{folder / wrong}.bin was damaged (its checksum did not match) and was written again")
     if not read:
         read = {"key": key, **_write(tokenizer, end, folder, train, held_out, documents, watch or (lambda *_: None))}
         write_text(about, json.dumps(read, ensure_ascii=False, indent=1))
@@ -195,7 +199,8 @@ def _as_written(folder: Path, name: str, one: dict[str, Any]) -> bool:
 def _write(
     tokenizer: Any, end: int, folder: Path, train: Path, held_out: Path | float | None, kind: Documents, watch: Watch
 ) -> dict[str, Any]:
-    size = sum(file.stat().st_size for file in text_files(train))
+    files = text_files(train)  # how much there is to read is not known where some of it is packed
+    size = None if any(file.suffix in PACKED for file in files) else sum(file.stat().st_size for file in files)
     writers = {"train": _Writer(folder / "train.bin", end, len(tokenizer))}
     if held_out is not None:
         writers["held_out"] = _Writer(folder / "held_out.bin", end, len(tokenizer))
@@ -212,8 +217,8 @@ def _write(
 
 
 def _filled(
-    writers: Mapping[str, _Writer], marked: Iterator[tuple[str, bool]], tokenizer: Any, train: Path, size: int,
-    watch: Watch,
+    writers: Mapping[str, _Writer], marked: Iterator[tuple[str, bool]], tokenizer: Any, train: Path,
+    size: int | None, watch: Watch,
 ) -> dict[str, Any]:  # fmt: skip
     halves = 0
     for batch in _batched(marked, BATCH):
@@ -223,7 +228,8 @@ def _filled(
         for (_, held), text, own in zip(batch, texts, ids, strict=True):
             writers["held_out" if held else "train"].add(own, len(text.encode()))
         done = writers["train"].bytes
-        watch("reading", min(done / max(size, 1), 1.0), f"{writers['train'].documents:,} documents, {done:,} bytes")
+        share = min(done / max(size, 1), 1.0) if size is not None else 0.0
+        watch("reading", share, f"{writers['train'].documents:,} documents, {done:,} bytes")
     out: dict[str, Any] = {"notes": [halves_note(halves, str(train))] if halves else []}
     for name, writer in writers.items():
         writer.close()

@@ -354,7 +354,7 @@ def test_text_on_a_page_is_escaped(texts: Path, tmp_path: Path) -> None:
         ({"model": {"preset": "llava", "size": "1m"}}, "training on images is not supported"),
         ({"model": {**SMALL, "config": {"hiden_act": 1}}}, "LlamaConfig has no field 'hiden_act'"),
         ({"objective": "masked"}, "objective: llama cannot learn masked"),
-        ({"tokenizer": "nowhere/at/all"}, "the tokenizer cannot be read"),
+        ({"tokenizer": "nowhere/at/all"}, "tokenizer: nowhere/at/all: no such folder; check the path"),
         ({"tokenizer": None}, "a new model needs a tokenizer"),
         ({"base": "demo"}, "give one of the two"),
         ({"context": 100_000}, "fewer than one context"),

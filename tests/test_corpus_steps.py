@@ -281,6 +281,12 @@ def test_languages(text, language):
     assert identify(text * 200, 300)[0] == language
 
 
+def test_a_language_that_is_not_known_is_refused_with_those_that_are(tmp_path):
+    write(tmp_path / "raw.txt", "Some text.")
+    with pytest.raises(KamertonError, match=r"no language 'xx' is known; known are: .*de, .*en, .*ru, .*zxx"):
+        build_corpus({"sources": str(tmp_path / "raw.txt"), "steps": [{"language": ["xx"]}]}, tmp_path / "o", workers=1)
+
+
 def test_documents_with_text_of_a_test_set_are_rejected(tmp_path):
     rng = random.Random(8)
     tests = [document(WORDS, 20, rng) for _ in range(5)]

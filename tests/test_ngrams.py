@@ -370,6 +370,10 @@ def test_bad_input_is_one_line(train: Path, tmp_path: Path) -> None:
         (("train", broken, "--output", tmp_path / "m"), "cannot be read: Compressed file ended"),
         (("train", empty, "--tokens", "bytes", "--output", tmp_path / "m"), "there is no text in it"),
         (("train", train, "--tokens", tmp_path, "--output", tmp_path / "m"), "no tokenizer"),
+        (
+            ("train", train, "--tokens", tmp_path / "t", "--output", tmp_path / "m"),
+            "/t: no such folder; check the path",
+        ),
         (("eval", tmp_path, train), "is no n-gram model: ngram.json is not there"),
         (("eval", sound, empty), "empty.txt: there is no text in it; give files with lines of text"),
         (("eval", sound, empty, "--json"), "empty.txt: there is no text in it"),

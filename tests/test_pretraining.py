@@ -481,7 +481,7 @@ def test_text_on_a_page_is_escaped(texts: Path, tmp_path: Path) -> None:
          "model.config.vocab_size: 100 tokens are too few: the tokenizer has 261; leave it out, or give at least 261"),
         ({"model": {"preset": "lstm", "width": 32, "config": {"vocab_size": 100}}}, "100 tokens are too few"),
         ({"objective": "masked"}, "objective: llama cannot learn masked"),
-        ({"tokenizer": "nowhere/at/all"}, "the tokenizer cannot be read"),
+        ({"tokenizer": "nowhere/at/all"}, "tokenizer: nowhere/at/all: no such folder; check the path"),
         ({"tokenizer": None}, "a new model needs a tokenizer"),
         ({"base": "demo"}, "give one of the two"),
         ({"context": 100_000}, "fewer than one context"),

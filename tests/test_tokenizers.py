@@ -180,7 +180,10 @@ def test_a_long_line_puts_no_broken_letter_into_the_vocabulary(tmp_path: Path, m
     assert "7 lines of more than a megabyte were cut" in run("train", path, "--output", tmp_path / "b")[1]
 
 
-def test_bad_input_is_one_line(text: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    many = tmp_path / "many.txt"
+    many.write_text(" ".join(map(chr, range(0x4E00, 0x4E00 + 300))), encoding="utf-8")
     empty, records = tmp_path / "e.txt", tmp_path / "r.jsonl"
     empty.write_text("\n")
     records.write_text('{"text": "the cat"}\n{"words": 1}\n')
@@ -190,10 +193,18 @@ def test_bad_input_is_one_line(text: Path, tmp_path: Path) -> None:
         (("train", empty, "--output", tmp_path / "o"), "there is no text in it"),
         (("train", records, "--kind", "words", "--output", tmp_path / "o"), "r.jsonl:2: is no record with a text"),
         (("train", text, "--chat-template", "none", "--output", tmp_path / "o"), "none: there is no such file"),
+        (("train", text, "--vocab-size", 100, "--output", tmp_path / "o"), "special tokens; give at least 258\n"),
+        (("train", many, "--kind", "bpe", "--vocab-size", 290, "--output", tmp_path / "o"), ", or --kind byte-bpe\n"),
         (("show", tmp_path, "x"), "no config.json"),
+        (
+            ("compare", "./nosuch", "--text", text),
+            "./nosuch: no such folder; check the path, or give a hub id, or demo",
+        ),
+        (("show", f"{tmp_path.name}/nosuch", "x"), f"{tmp_path.name}/nosuch: no such folder; check the path"),
+        (("show", "a/b/c", "x"), "a/b/c: no such folder; check the path"),
         (("compare", tmp_path, "--text", "nowhere.txt"), "--text nowhere.txt: there is no such file"),
     ]:
         code, said = run(*args)
         assert code == 2, (args, said)
-        assert says in said
+        assert says in f"{said}\n"
         assert "\n" not in said.strip()

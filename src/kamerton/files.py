@@ -43,6 +43,12 @@ def expanded(name: str | Path) -> Path:
         return Path(text)
 
 
+def is_path(name: str) -> bool:
+    """Whether a name that may be a folder's or a hub id (`owner/name`) can only be that of a folder, there or not."""
+    first, *rest = name.split("/")
+    return name.startswith((".", "/", "~")) or len(rest) > 1 or (bool(rest) and expanded(first).is_dir())
+
+
 REFUSED = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS)
 """What a disk refuses; nothing can be written until somebody mends it."""
 PARTIAL = re.compile(r"\.(partial|former)-(\d+)-(.+)")

@@ -18,7 +18,7 @@ import torch
 
 from kamerton.base.gguf_header import check_gguf
 from kamerton.errors import ModelError
-from kamerton.files import expanded
+from kamerton.files import expanded, is_path
 from kamerton.packaged import MINILM, demo_gguf, minilm_folder
 
 
@@ -55,7 +55,7 @@ def resolve(name: str) -> tuple[str, str]:
                 )
             raise ModelError("the model folder has no weights", where=path, mend="add model.safetensors")
         return str(path), path.name
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if path.exists() or is_path(name):
         raise ModelError("no such model folder", where=name, mend="check the path, or use a hub id, or 'demo'")
     return name, name
 

@@ -126,10 +126,15 @@ def compare(
 
 
 def _open(name: str) -> Any:
+    from kamerton.errors import ModelError
+    from kamerton.files import expanded, is_path
+
+    if is_path(name) and not expanded(name).exists():
+        raise ModelError("no such folder", where=name, mend="check the path, or give a hub id, or demo")
+
     import transformers
 
     from kamerton.base.sources import first_line, resolve
-    from kamerton.errors import ModelError
 
     transformers.logging.set_verbosity_error()
     # a tokenizer's folder needs no model beside it

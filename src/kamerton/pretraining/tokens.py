@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kamerton.errors import RecipeError, TaskError
-from kamerton.files import checksum, refusals, write_text
+from kamerton.files import checksum, expanded, is_path, refusals, write_text
 from kamerton.objectives.packed_contexts import Stream
 from kamerton.objectives.texts import iter_texts, skipped_note, text_files
 from kamerton.pretraining.pieces import batches, can_be_cut
@@ -299,6 +299,10 @@ def read_tokenizer(name: str | Path) -> Any:
     """
     if str(name) == "bytes":
         return byte_tokenizer()
+    if is_path(str(name)) and not expanded(name).is_dir():
+        raise RecipeError(
+            "no such folder", where=f"tokenizer: {name}", mend="check the path, or give a hub id, or bytes"
+        )
     from transformers import AutoTokenizer
 
     try:

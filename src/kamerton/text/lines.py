@@ -30,10 +30,10 @@ HEAD = 4096
 """Bytes of a file's beginning that what it looks like is told from."""
 
 
-def _zstandard(file: Path, mode: str) -> BufferedReader:
+def _zstandard(file: Path, _mode: str) -> BufferedReader:
     from kamerton.text.corpus.opening import Zstd
 
-    return BufferedReader(Zstd(file.open(mode)), 1 << 16)
+    return BufferedReader(Zstd(file.open("rb")), 1 << 16)
 
 
 PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstandard}

@@ -10,7 +10,6 @@ from typing import Any
 from datatrove.data import Document
 
 from kamerton.errors import MissingExtra, RecipeError
-from kamerton.recipe_errors import closest
 from kamerton.text.corpus.options import Language
 from kamerton.text.corpus.step import Step, domain_of
 
@@ -24,7 +23,8 @@ class LanguageStep(Step):
         known = set(identifier().labels)
         for name in options.keep or ():
             if name not in known:
-                raise RecipeError(f"no language {name!r} is known", mend=closest(name, known))
+                # of codes of two letters the nearest one says nothing
+                raise RecipeError(f"no language {name!r} is known", mend=f"known are: {', '.join(sorted(known))}")
 
     def judge(self, doc: Document) -> str | None:
         language, probability = identify(doc.text, self.options.characters)

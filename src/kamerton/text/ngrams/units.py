@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from kamerton.errors import ModelError
+from kamerton.files import expanded, is_path
 from kamerton.text.lines import Seen, lines, no_text
 
 UNK, BOS, EOS = 0, 1, 2
@@ -134,6 +135,9 @@ class Tokens(Units):
     kind = "tokenizer"
 
     def __init__(self, folder: str) -> None:
+        if is_path(folder) and not expanded(folder).is_dir():
+            mend = "check the path, or give words, characters, bytes"
+            raise ModelError("no such folder", where=folder, mend=mend)
         from transformers import AutoTokenizer
 
         try:

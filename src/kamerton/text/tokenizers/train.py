@@ -162,7 +162,7 @@ def train(
         inner = sorted(piece for piece in made.get_vocab() if piece.startswith("##") and piece not in tokens)
     made.train_from_iterator(_texts(files, progress, seen), _trainer(kind, vocab_size, [*tokens, *inner]))
     if (least := made.get_vocab_size()) > vocab_size:  # nothing was merged: these are the letters as they are cut
-        raise _too_few(vocab_size, least - len(tokens), len(tokens), least)
+        raise _too_few(kind, vocab_size, least - len(tokens), len(tokens))
     if kind == "unigram":
         made = _with_bytes(made, len(tokens))
     if inner:
@@ -195,12 +195,14 @@ def _check(files: Sequence[Path], kind: str, vocab_size: int, special: int) -> N
         "unigram": 256 + len(seen.union(SPELLED, "▁") - {" "}) + 1,
     }.get(kind, sum(not c.isspace() for c in seen))
     if vocab_size < special + alphabet:
-        raise _too_few(vocab_size, alphabet, special, special + alphabet)
+        raise _too_few(kind, vocab_size, alphabet, special)
 
 
-def _too_few(vocab_size: int, alphabet: int, special: int, least: int) -> KamertonError:
+def _too_few(kind: str, vocab_size: int, alphabet: int, special: int) -> KamertonError:
     what = f"{vocab_size} tokens are fewer than the {alphabet} letters and {special} special tokens"
-    return KamertonError(what, where="--vocab-size", mend=f"give at least {least}, or --kind byte-bpe")
+    # whose letters are the 256 bytes
+    other = ", or --kind byte-bpe" if kind != "byte-bpe" and vocab_size >= 256 + special else ""
+    return KamertonError(what, where="--vocab-size", mend=f"give at least {alphabet + special}{other}")
 
 
 def _texts(

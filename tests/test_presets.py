@@ -272,6 +272,12 @@ def test_the_command_lists_everything_and_shows_one() -> None:
     listed = CliRunner().invoke(app, ["base", "show"], env={"COLUMNS": "160"})
     assert listed.exit_code == 0
     assert all(name in listed.output for name in (*PRESETS, *PUBLISHED))
+    # a count that is off has its reason under the table
+    under = " ".join(listed.output.split("llava-1.5-7b")[-1].split())
+    for name, about in PUBLISHED.items():
+        off = abs(account(name).parameters / about.parameters - 1)
+        assert bool(about.note) == (off > 0.01)
+        assert (f"{name}: {about.note}" in under) == bool(about.note)
     one = CliRunner().invoke(app, ["base", "show", "mixtral-8x7b"], env={"COLUMNS": "160"})
     assert "46,702,792,704" in one.output
     assert "8, 2 for each token" in one.output

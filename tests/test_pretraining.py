@@ -522,3 +522,26 @@ def test_the_command_names_file_line_and_field(texts: Path, tmp_path: Path) -> N
     done = CliRunner().invoke(app, ["pretrain", str(path), "--set", "context=16", "--output", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "bits per byte" in done.output
+    assert f"next: kamerton chat {tmp_path / 'out'}" in done.output.replace("\n", "")
+
+
+def test_the_next_step_is_one_that_the_architecture_can(texts: Path, tmp_path: Path) -> None:
+    made = {
+        name: pretrain(
+            recipe(texts, model={**SMALL, "preset": name}, budget={"steps": 1}, samples=None), output=tmp_path / name
+        )
+        for name in ("gpt", "gpt2", "bert")
+    }
+    next_ = {name: one.next_step for name, one in made.items() if one is not None}
+    assert next_["gpt2"] == f"kamerton chat {tmp_path / 'gpt2'}"
+    assert kt.load(tmp_path / "gpt2").base.info.architecture == "GPT2LMHeadModel"
+    assert next_["bert"] is None
+    with pytest.raises(KamertonError, match="through packs"):
+        kt.load(tmp_path / "gpt")
+    load, _, why = (next_["gpt"] or "").partition(", for ")
+    assert why == "no other command takes gpt"
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "gpt")
+    written = eval(load, {"transformers": transformers}).generate(
+        **words("Line", return_tensors="pt"), max_new_tokens=4
+    )
+    assert written.shape[1] == 8

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kamerton.cli.options import terminal
+from kamerton.cli.options import say, terminal
 
 app = typer.Typer(no_args_is_help=True, help="Look at architectures before they are built.")
 
@@ -58,6 +58,9 @@ def show(
             off = f"{own / about.parameters - 1:+.1%}"
             table.add_row(model, about.preset, f"{own:,}", human(about.parameters), off)
         console.print(table)
+        for model, about in PUBLISHED.items():
+            if about.note:
+                say(f"{model}: {about.note}")
         return
     given = {"vocabulary": vocabulary, "context": context, "width": width, "depth": depth, "heads": heads,
              "kv_heads": kv_heads}  # fmt: skip

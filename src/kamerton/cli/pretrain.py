@@ -47,5 +47,5 @@ def register(app: typer.Typer) -> None:
             say(f"note: {note}")
         say(f"saved: {folder}")
         say(f"page: {made.report}")
-        if made.results["objective"] in ("causal", "truncated"):
-            say(f"next: kamerton chat {folder}")
+        if made.next_step is not None:
+            say(f"next: {made.next_step}")

@@ -24,6 +24,8 @@ from kamerton.recipe_pretrain import PretrainRecipe, TrainingSpec
 from kamerton.training.loop import Settings
 
 CONTEXT = 256
+PADDED = "openai-gpt"
+"""The architecture that is trained on padded rows, because it cannot be computed through packs: no base for others."""
 
 
 @dataclass
@@ -161,7 +163,7 @@ def as_trained(hf: Any, kind: Kind) -> LanguageModel:
         from kamerton.base.masked_model import MaskedModel
 
         return MaskedModel(hf)
-    return PaddedModel(hf) if hf.config.model_type == "openai-gpt" else model_for(hf)
+    return PaddedModel(hf) if hf.config.model_type == PADDED else model_for(hf)
 
 
 _DROPOUT = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",

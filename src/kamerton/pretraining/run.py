@@ -25,7 +25,7 @@ from kamerton.comparison.store import Store
 from kamerton.files import moved_into, write_json
 from kamerton.outcome import Outcome
 from kamerton.pretraining.goals import Goal, goal_of
-from kamerton.pretraining.models import Started, settings, start
+from kamerton.pretraining.models import PADDED, Started, settings, start
 from kamerton.pretraining.page import write_page
 from kamerton.recipe_pretrain import PretrainRecipe, as_pretrain_recipe
 from kamerton.tasks.example import fingerprint
@@ -49,6 +49,17 @@ class Pretrained(Outcome):
     def metrics(self) -> dict[str, float]:
         """Of the held-out texts: bits per byte, perplexity, accuracy, BLEU, whatever the objective has."""
         return dict(self.results["metrics"])
+
+    @property
+    def next_step(self) -> str | None:
+        """What can be done with the model, for people; None where no command talks with one of its kind."""
+        if self.results["objective"] not in ("causal", "truncated"):
+            return None
+        if self.results["model"]["config"]["model_type"] == PADDED:
+            preset = self.results["model"]["preset"]
+            load = f"transformers.AutoModelForCausalLM.from_pretrained({str(self.folder)!r})"
+            return f"{load}, for no other command takes {preset}"
+        return f"kamerton chat {self.folder}"
 
 
 def pretrain(

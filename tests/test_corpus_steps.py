@@ -316,8 +316,9 @@ def test_a_test_set_of_the_hub_is_taken_from_its_local_copy(tmp_path):
     rng = random.Random(9)
     tests = {name: " ".join(document(WORDS, 20, rng)) for name in ("one", "two")}
     for name, text in tests.items():
-        write(tmp_path / f"recipes/{name}/task.yaml", HUB_TASK)
-        for split, questions in (("train", ["q 1", "q 2", "q 3"]), ("test", [text])):
+        limited = HUB_TASK.replace("task: {", "task: {limit: {test: 1}, ")  # all of a test set is looked for
+        write(tmp_path / f"recipes/{name}/task.yaml", limited)
+        for split, questions in (("train", ["q 1", "q 2", "q 3"]), ("test", ["q 4", "q 5", text])):
             examples = "".join(json.dumps({"question": q, "answer": "yes"}) + "\n" for q in questions)
             write(tmp_path / f"data/{name}-set/{split}.jsonl", examples)
     texts = {"clean": sentences(document(WORDS, 50, rng)), **tests}

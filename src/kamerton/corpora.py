@@ -79,15 +79,16 @@ def test_sets(recipe: CorpusRecipe) -> dict[str, dict[str, list[str]]]:
 
 
 def _tested(recipe: CorpusRecipe, field: FieldPath, path: Path, data: str | None) -> Task:
-    """The task of a recipe whose test set is looked for, from the hub or a local copy."""
+    """The task of a recipe whose test set is looked for, all of it, from the hub or a local copy."""
     from kamerton.recipe import load_recipe
+    from kamerton.recipe_task import LimitSpec
     from kamerton.tasks import load_task
 
     folder = None if data is None else recipe.input(data)
     if folder is not None and not folder.exists():
         mend = "give the folder that holds the task's data"
         raise recipe.error((*field, "data"), f"no such file or folder: {folder}", mend=mend)
-    spec = load_recipe(path, data=folder).task
+    spec = load_recipe(path, data=folder).task.model_copy(update={"limit": LimitSpec()})
     try:
         return load_task(spec)
     except TaskError as error:

@@ -87,17 +87,13 @@ class TargetLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        wide = logits.float()
-        if not ctx.needs_input_grad[0]:
-            return wide.gather(1, targets[:, None])[:, 0] - torch.logsumexp(wide, dim=1)
-        if wide is logits:
-            wide = wide.clone()
+        wide = logits.to(torch.float32, copy=True)
         most = wide.amax(1, keepdim=True)
         own = (wide.gather(1, targets[:, None]) - most)[:, 0]
         total = wide.sub_(most).exp_().sum(1, keepdim=True)
-        slope = wide.div_(-total)
-        slope.scatter_add_(1, targets[:, None], torch.ones_like(total))
-        ctx.save_for_backward(slope.to(logits.dtype))
+        if ctx.needs_input_grad[0]:
+            slope = wide.div_(-total).scatter_add_(1, targets[:, None], torch.ones_like(total))
+            ctx.save_for_backward(slope.to(logits.dtype))
         return own - total.log()[:, 0]
 
     @staticmethod

@@ -163,6 +163,8 @@ def test_no_answer_shares_nothing_with_an_answer_as_in_squad_2() -> None:
         get_metric("token-f1"), ["answer the phone"], [Example("0", (Message("user", "x"),), ("no answer",))]
     )
     assert plain == pytest.approx(0.5)  # which is why the text has to be named
+    with pytest.raises(TaskError, match="has no words"):
+        get_metric("token-f1:the")
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------

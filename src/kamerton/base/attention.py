@@ -372,7 +372,6 @@ def packed_attention(
     shared_k, shared_v = layout.shared[layer] if layout.shared else (None, None)  # (H_kv, P₀, D)
     front_k, front_v = shared_k, shared_v
     if p:
-        packed_k, packed_v = own_k, own_v
         own_k, own_v = own_k.transpose(0, 1), own_v.transpose(0, 1)  # (H_kv, P, D)
         front_k = own_k if shared_k is None else torch.cat([shared_k, own_k], dim=1)
         front_v = own_v if shared_v is None else torch.cat([shared_v, own_v], dim=1)
@@ -384,7 +383,9 @@ def packed_attention(
             attended = cascade.attend(front_q.transpose(0, 1)[None], *own, None, None, seen, scaling, softcap, dropout)
             out.append(attended[0].transpose(0, 1))  # (P, H, D)
         elif trained and layout.within(sliding_window) and blocked.worth([p], layout.shared_length):
-            out.append(blocked.attend(front_q, packed_k, packed_v, shared_k, shared_v, [p], scaling))
+            out.append(
+                blocked.attend(front_q, own_k.transpose(0, 1), own_v.transpose(0, 1), shared_k, shared_v, [p], scaling)
+            )
         else:
             added = layout.added("prefix", sliding_window, q.dtype)
             front_q = front_q.transpose(0, 1)[None]  # (1, H, P, D)
@@ -440,8 +441,8 @@ def packed_attention(
         if fast and front_k is not None and front_v is not None:
             own_norms = norms.transpose(1, 2).reshape(b * s, -1)
             own_norms = own_norms.index_select(0, inverse) if ragged else own_norms
-            flat = fused.join_front(q, front_k, front_v, layout.added("front", sliding_window, q.dtype), scaling,
-                                    flat, own_norms)  # fmt: skip
+            front_mask = layout.added("front", sliding_window, q.dtype)
+            flat = fused.joined(*fused.over_front(q, front_k, front_v, front_mask, scaling), flat, own_norms)
         out.append(flat)
     return (torch.cat(out) if len(out) > 1 else out[0])[None], None
 

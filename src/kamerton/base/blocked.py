@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+from kamerton.base import fused
 
 BLOCK = 64
 """Queries of a row that are taken together: what stands behind the last of them is not computed."""
@@ -70,17 +70,18 @@ class _Blocked(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, front_key: Tensor | None, front_value: Tensor | None,
         lengths: list[int], scaling: float,
     ) -> Tensor:  # fmt: skip
-        groups = query.shape[1] // key.shape[1]
         with torch.autocast("cpu", enabled=False):
             out, norms = [], []
-            for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
-                rows = (q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
-                own, norm = _flash(*(x.transpose(0, 1)[None] for x in rows), 0.0, True, attn_mask=None, scale=scaling)
+            for row in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
+                q, k, v = (x.transpose(0, 1)[None] for x in row)
+                own, norm = fused.attend(q, k, v, None, scaling)
                 out.append(own[0].transpose(0, 1))
-                norms.append(norm[0].T)
+                norms.append(norm[0].transpose(0, 1))
             attended, norm = torch.cat(out), torch.cat(norms)  # (T, H, D), (T, H)
             if front_key is not None and front_value is not None:
-                attended, norm = _behind(query, front_key, front_value, attended, norm, scaling)
+                front, front_norm = fused.over_front(query, front_key, front_value, None, scaling)
+                attended = fused.joined(front, front_norm, attended, norm)
+                norm = torch.logaddexp(norm, front_norm)
         ctx.save_for_backward(query, key, value, front_key, front_value, attended, norm)
         ctx.lengths, ctx.scaling = lengths, scaling
         return attended
@@ -108,18 +109,6 @@ class _Blocked(torch.autograd.Function):
             )
             of_own = (x.transpose(0, 1).to(key.dtype) for x in (keys.of_key, keys.of_value))
             return queries.wanted(), *of_own, *of_front, None, None
-
-
-def _behind(
-    query: Tensor, front_key: Tensor, front_value: Tensor, own: Tensor, own_norm: Tensor, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """(T, H, D) and (T, H): attention over the own rows, and its normalisers, with the front's joined to them."""
-    groups = query.shape[1] // front_key.shape[0]
-    repeated = (x.repeat_interleave(groups, 0)[None] for x in (front_key, front_value))
-    front, norm = _flash(query.transpose(0, 1)[None], *repeated, 0.0, False, attn_mask=None, scale=scaling)
-    front, norm = front[0].transpose(0, 1), norm[0].T
-    share = torch.sigmoid(own_norm - norm)[..., None].to(own.dtype)
-    return torch.lerp(front, own, share), torch.logaddexp(own_norm, norm)
 
 
 def _blocks(length: int, heads: int) -> Iterator[tuple[int, int]]:

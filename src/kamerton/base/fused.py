@@ -42,25 +42,26 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     return _flash(query, key, value, 0.0, mask is None, attn_mask=added, scale=scaling)
 
 
-def join_front(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, own: Tensor, own_norms: Tensor
-) -> Tensor:
-    """Add what packed tokens see of a front to what they see of their own rows.
+def over_front(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """What packed tokens see of a front.
 
     Args:
         query: (T, H, D), the rows' tokens without padding.
         key, value: (H_kv, P, D) of the front.
         mask: (T, P) to be added to the scores, or None.
         scaling: factor of the scores.
-        own: (T, H, D), attention over the own rows; own_norms: (T, H), its normalisers.
 
     Returns:
-        (T, H, D), attention over both.
+        (T, H, D) and its normalisers, (T, H).
     """
     added = None if mask is None else mask[None, None]
     front, norms = _flash(query.transpose(0, 1)[None], key[None], value[None], attn_mask=added, scale=scaling)
-    share = torch.sigmoid(own_norms - norms[0].transpose(0, 1))[..., None].to(own.dtype)
-    return torch.lerp(front[0].transpose(0, 1), own, share)
+    return front[0].transpose(0, 1), norms[0].transpose(0, 1)
+
+
+def joined(front: Tensor, front_norms: Tensor, own: Tensor, own_norms: Tensor) -> Tensor:
+    """(T, H, D), attention over the front and the own rows, from that over each and its (T, H) normalisers."""
+    return torch.lerp(front, own, torch.sigmoid(own_norms - front_norms)[..., None].to(own.dtype))
 
 
 def decode(

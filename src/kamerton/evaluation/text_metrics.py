@@ -116,12 +116,12 @@ def _of_answers(judge: Callable[[str, str], float]) -> Callable[[str, str, Any],
 
     def build(name: str, parameter: str, _examples: Any) -> Metric:
         none = squad_tokens(parameter)
+        if parameter and not none:
+            raise TaskError(f"{parameter!r} has no words", where="metrics", mend="write what stands for no answer")
 
         def answer_in(text: str) -> str:
             return "" if none and squad_tokens(text) == none else text
 
-        if not parameter:
-            return MeanMetric(name, best_of(judge))
         return MeanMetric(name, best_of(lambda given, wanted: judge(answer_in(given), answer_in(wanted))))
 
     return build
